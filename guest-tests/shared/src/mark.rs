@@ -1,0 +1,851 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The mark: one line of text that the guest writes to the mark disk.
+//!
+//! `wtblk/1 VERB key=value key=value ...\n`, NUL padded to a whole number of
+//! sectors, one O_DIRECT write each. Values are percent-encoded where they hold
+//! a space, a control character, `%` or a byte above 0x7e; so a shell can write
+//! marks too. Keys that a reader does not know are skipped (a newer guest may
+//! say more), a missing or malformed key that the verb needs is an error.
+//!
+//! Numbers are decimal; offsets and lengths are bytes.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+use crate::disk::MARK_MAX;
+
+/// The first word of every mark: name and schema version.
+pub const MAGIC: &str = "wtblk/1";
+
+/// One extent of a file as FIEMAP told it, all in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Offset in the file.
+    pub logical: u64,
+    /// Offset on the disk; meaningless where the flags say it is unknown.
+    pub physical: u64,
+    /// Length.
+    pub length: u64,
+    /// `FIEMAP_EXTENT_*` of `include/uapi/linux/fiemap.h`.
+    pub flags: u32,
+}
+
+impl Extent {
+    /// FIEMAP_EXTENT_UNKNOWN, _DELALLOC, or _DATA_INLINE: no place on disk (yet).
+    pub fn has_place(&self) -> bool {
+        self.flags & (0x2 | 0x4 | 0x200) == 0
+    }
+}
+
+/// Begin of a marked system call, written by the calling thread before it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CallBegin {
+    /// Number of the call, unique in this boot.
+    pub call: u64,
+    /// The test that makes the call.
+    pub test: String,
+    /// `st_dev` of the file.
+    pub dev: u64,
+    /// `st_ino` of the file.
+    pub ino: u64,
+    /// Number of the open file description, unique in this boot.
+    pub open: u64,
+    /// Offset of the call in the file, bytes.
+    pub off: u64,
+    /// Length of the call, bytes.
+    pub len: u64,
+    /// `RWF_*` flags, and what the open file adds, as names: `writethrough`, `dsync`, `direct`, `async`.
+    pub flags: Vec<String>,
+    /// i_size before the call, bytes.
+    pub isize: u64,
+    /// The file system's block size, bytes.
+    pub bsize: u64,
+    /// The call tag's number; `None` where tags are off.
+    pub tag: Option<u16>,
+    /// Pattern of the bytes: file number and version.
+    pub pattern: Option<(u32, u32)>,
+    /// The extents known before the call; `None` where FIEMAP failed.
+    pub extents: Option<Vec<Extent>>,
+}
+
+/// End of a marked system call, written by the calling thread after it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CallEnd {
+    /// The call's number.
+    pub call: u64,
+    /// Bytes written, or minus the errno.
+    pub result: i64,
+    /// i_size after the call, bytes.
+    pub isize: u64,
+    /// The extents known after the call; `None` where FIEMAP failed.
+    pub extents: Option<Vec<Extent>>,
+}
+
+/// State of a file's pages, from cachestat(2).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct PageReport {
+    /// The call whose range this is.
+    pub call: u64,
+    /// Where in the test: a word such as `after-call` or `after-probes`.
+    pub at: String,
+    /// Start of the range in the file, bytes, page aligned.
+    pub off: u64,
+    /// Length of the range, bytes.
+    pub len: u64,
+    /// Pages of the range in the page cache.
+    pub cached: u64,
+    /// Pages of the range that are dirty.
+    pub dirty: u64,
+    /// Pages of the range in writeback.
+    pub writeback: u64,
+}
+
+/// A probe: an operation that must not hang, done by a thread of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ProbeBegin {
+    /// Number of the probe, unique in this boot.
+    pub probe: u64,
+    /// The call whose aftermath is probed.
+    pub call: u64,
+    /// `fsync`, `rewrite`, `sync`, `umount`, ...
+    pub kind: String,
+    /// How long it may take, ms.
+    pub limit_ms: u64,
+}
+
+/// What a helper saw of a probe that has not ended (`/proc/self/task/TID`).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ProbeState {
+    /// The probe's number.
+    pub probe: u64,
+    /// Time since its begin, ms.
+    pub waited_ms: u64,
+    /// State letter of `/proc/.../stat`.
+    pub state: char,
+    /// Context switches so far, voluntary and not.
+    pub switches: u64,
+    /// Kernel function it waits in (`/proc/.../wchan`), may be empty.
+    pub wchan: String,
+}
+
+/// What to do with the device, now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Release what the named rule holds; `None`: release everything held.
+    /// A rule that is released holds nothing from then on, until it is armed again.
+    Release(Option<String>),
+    /// Arm a rule again: counters at zero, holds and fires afresh. `None`: all rules.
+    Arm(Option<String>),
+    /// Let a rule fire no more; what it holds stays held. `None`: all rules.
+    Disarm(Option<String>),
+    /// Complete this mark when at least so many requests are held, after 5 s at
+    /// the latest; the state page's `wait` says which it was.
+    WaitHeld(u64),
+}
+
+/// A mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// The guest's PID 1 started: numbers of calls, probes and open files start again.
+    Boot,
+    /// Facts about the guest, found out by probing. Known keys are in `docs/marks.md`.
+    Env(BTreeMap<String, String>),
+    /// A file system was mounted: what requests can be classed by. Bytes on the disk.
+    Fs {
+        /// `st_dev` of its files.
+        dev: u64,
+        /// Its type, e.g. `xfs`.
+        kind: String,
+        /// Block size.
+        bsize: u64,
+        /// Start of the log on the disk; 0 length where unknown.
+        log_start: u64,
+        /// Length of the log.
+        log_len: u64,
+    },
+    /// A test begins.
+    TestBegin {
+        /// Its name.
+        name: String,
+    },
+    /// A test ended.
+    TestEnd {
+        /// Its name.
+        name: String,
+    },
+    /// A marked call begins.
+    Begin(CallBegin),
+    /// A marked call ended.
+    End(CallEnd),
+    /// The failed block of the call was seen out of writeback: the kernel knows the error.
+    ErrorSeen {
+        /// The call.
+        call: u64,
+    },
+    /// State of pages.
+    Report(PageReport),
+    /// A probe begins.
+    ProbeBegin(ProbeBegin),
+    /// State of a probe beyond its limit.
+    ProbeState(ProbeState),
+    /// A probe ended.
+    ProbeEnd {
+        /// Its number.
+        probe: u64,
+        /// 0 or more: success; minus the errno otherwise.
+        result: i64,
+    },
+    /// Free text, for the reader of a trace.
+    Note {
+        /// The text.
+        text: String,
+    },
+    /// An order to the device.
+    Control(Control),
+}
+
+/// Why a mark was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkError {
+    /// Byte offset in the line at which it went wrong.
+    pub at: usize,
+    /// What is wrong and what was expected.
+    pub what: String,
+}
+
+impl fmt::Display for MarkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mark, byte {}: {}", self.at, self.what)
+    }
+}
+
+impl std::error::Error for MarkError {}
+
+impl Mark {
+    /// The line, without newline or padding.
+    pub fn to_line(&self) -> String {
+        let mut w = Writer::new(self.verb());
+        match self {
+            Mark::Boot => {}
+            Mark::Env(facts) => {
+                for (key, value) in facts {
+                    w.text(key, value);
+                }
+            }
+            Mark::Fs {
+                dev,
+                kind,
+                bsize,
+                log_start,
+                log_len,
+            } => {
+                w.num("dev", dev).text("kind", kind).num("bsize", bsize);
+                w.num("log_start", log_start).num("log_len", log_len);
+            }
+            Mark::TestBegin { name } | Mark::TestEnd { name } => {
+                w.text("name", name);
+            }
+            Mark::Begin(b) => {
+                w.num("call", b.call)
+                    .text("test", &b.test)
+                    .num("dev", b.dev)
+                    .num("ino", b.ino);
+                w.num("open", b.open).num("off", b.off).num("len", b.len);
+                w.text("flags", &b.flags.join(","))
+                    .num("isize", b.isize)
+                    .num("bsize", b.bsize);
+                if let Some(tag) = b.tag {
+                    w.num("tag", tag);
+                }
+                if let Some((file, version)) = b.pattern {
+                    w.text("pattern", &format!("{file}:{version}"));
+                }
+                w.extents(&b.extents);
+            }
+            Mark::End(e) => {
+                w.num("call", e.call)
+                    .num("result", e.result)
+                    .num("isize", e.isize);
+                w.extents(&e.extents);
+            }
+            Mark::ErrorSeen { call } => {
+                w.num("call", call);
+            }
+            Mark::Report(r) => {
+                w.num("call", r.call)
+                    .text("at", &r.at)
+                    .num("off", r.off)
+                    .num("len", r.len);
+                w.num("cached", r.cached)
+                    .num("dirty", r.dirty)
+                    .num("writeback", r.writeback);
+            }
+            Mark::ProbeBegin(p) => {
+                w.num("probe", p.probe)
+                    .num("call", p.call)
+                    .text("kind", &p.kind);
+                w.num("limit_ms", p.limit_ms);
+            }
+            Mark::ProbeState(p) => {
+                w.num("probe", p.probe).num("waited_ms", p.waited_ms);
+                w.text("state", &p.state.to_string())
+                    .num("switches", p.switches);
+                w.text("wchan", &p.wchan);
+            }
+            Mark::ProbeEnd { probe, result } => {
+                w.num("probe", probe).num("result", result);
+            }
+            Mark::Note { text } => {
+                w.text("text", text);
+            }
+            Mark::Control(c) => match c {
+                Control::Release(rule) | Control::Arm(rule) | Control::Disarm(rule) => {
+                    if let Some(rule) = rule {
+                        w.text("rule", rule);
+                    }
+                }
+                Control::WaitHeld(n) => {
+                    w.num("held", n);
+                }
+            },
+        }
+        w.line
+    }
+
+    /// The bytes of the O_DIRECT write: line, newline, NULs up to a multiple of
+    /// `block` bytes. `None` where the mark would be longer than [`MARK_MAX`].
+    pub fn to_block(&self, block: usize) -> Option<Vec<u8>> {
+        let mut bytes = self.to_line().into_bytes();
+        bytes.push(b'\n');
+        if bytes.len() > MARK_MAX {
+            return None;
+        }
+        bytes.resize(bytes.len().next_multiple_of(block), 0);
+        Some(bytes)
+    }
+
+    fn verb(&self) -> &'static str {
+        match self {
+            Mark::Boot => "boot",
+            Mark::Env(_) => "env",
+            Mark::Fs { .. } => "fs",
+            Mark::TestBegin { .. } => "test-begin",
+            Mark::TestEnd { .. } => "test-end",
+            Mark::Begin(_) => "begin",
+            Mark::End(_) => "end",
+            Mark::ErrorSeen { .. } => "error-seen",
+            Mark::Report(_) => "report",
+            Mark::ProbeBegin(_) => "probe-begin",
+            Mark::ProbeState(_) => "probe-state",
+            Mark::ProbeEnd { .. } => "probe-end",
+            Mark::Note { .. } => "note",
+            Mark::Control(Control::Release(_)) => "release",
+            Mark::Control(Control::Arm(_)) => "arm",
+            Mark::Control(Control::Disarm(_)) => "disarm",
+            Mark::Control(Control::WaitHeld(_)) => "wait",
+        }
+    }
+
+    /// Parses the bytes of a write to the mark area: the line up to its newline.
+    /// Whatever follows must be NULs.
+    pub fn from_block(bytes: &[u8]) -> Result<Mark, MarkError> {
+        let head = &bytes[..bytes.len().min(MARK_MAX)];
+        let Some(end) = head.iter().position(|&b| b == b'\n') else {
+            return Err(MarkError {
+                at: head.len(),
+                what: format!("no newline in the first {MARK_MAX} bytes"),
+            });
+        };
+        if let Some(i) = bytes[end + 1..].iter().position(|&b| b != 0) {
+            return Err(MarkError {
+                at: end + 1 + i,
+                what: "only NULs may follow the newline".into(),
+            });
+        }
+        let line = std::str::from_utf8(&bytes[..end]).map_err(|e| MarkError {
+            at: e.valid_up_to(),
+            what: "not UTF-8".into(),
+        })?;
+        Mark::from_line(line)
+    }
+
+    /// Parses a line without its newline.
+    pub fn from_line(line: &str) -> Result<Mark, MarkError> {
+        let mut words = words(line);
+        match words.next() {
+            Some((_, MAGIC)) => {}
+            Some((at, other)) => {
+                return Err(MarkError {
+                    at,
+                    what: format!("schema '{}', expected '{MAGIC}'", shorten(other)),
+                });
+            }
+            None => {
+                return Err(MarkError {
+                    at: 0,
+                    what: format!("empty, expected '{MAGIC} VERB ...'"),
+                });
+            }
+        }
+        let Some((verb_at, verb)) = words.next() else {
+            return Err(MarkError {
+                at: line.len(),
+                what: "no verb".into(),
+            });
+        };
+        let mut keys = Keys {
+            verb: verb.to_owned(),
+            end: line.len(),
+            map: BTreeMap::new(),
+        };
+        for (at, word) in words {
+            let Some((key, value)) = word.split_once('=') else {
+                return Err(MarkError {
+                    at,
+                    what: format!("'{}', expected key=value", shorten(word)),
+                });
+            };
+            let value = decode(value).ok_or_else(|| MarkError {
+                at,
+                what: format!("bad percent-encoding in '{key}'"),
+            })?;
+            if keys.map.insert(key.to_owned(), (at, value)).is_some() {
+                return Err(MarkError {
+                    at,
+                    what: format!("'{}' is said twice", shorten(key)),
+                });
+            }
+        }
+        Ok(match verb {
+            "boot" => Mark::Boot,
+            "env" => Mark::Env(keys.map.into_iter().map(|(k, (_, v))| (k, v)).collect()),
+            "fs" => Mark::Fs {
+                dev: keys.num("dev")?,
+                kind: keys.text("kind")?,
+                bsize: keys.num("bsize")?,
+                log_start: keys.num("log_start")?,
+                log_len: keys.num("log_len")?,
+            },
+            "test-begin" => Mark::TestBegin {
+                name: keys.text("name")?,
+            },
+            "test-end" => Mark::TestEnd {
+                name: keys.text("name")?,
+            },
+            "begin" => Mark::Begin(CallBegin {
+                call: keys.num("call")?,
+                test: keys.text("test")?,
+                dev: keys.num("dev")?,
+                ino: keys.num("ino")?,
+                open: keys.num("open")?,
+                off: keys.num("off")?,
+                len: keys.num("len")?,
+                flags: keys
+                    .text("flags")?
+                    .split(',')
+                    .filter(|f| !f.is_empty())
+                    .map(str::to_owned)
+                    .collect(),
+                isize: keys.num("isize")?,
+                bsize: keys.num("bsize")?,
+                tag: keys.opt("tag")?,
+                pattern: keys.pattern()?,
+                extents: keys.extents()?,
+            }),
+            "end" => Mark::End(CallEnd {
+                call: keys.num("call")?,
+                result: keys.num("result")?,
+                isize: keys.num("isize")?,
+                extents: keys.extents()?,
+            }),
+            "error-seen" => Mark::ErrorSeen {
+                call: keys.num("call")?,
+            },
+            "report" => Mark::Report(PageReport {
+                call: keys.num("call")?,
+                at: keys.text("at")?,
+                off: keys.num("off")?,
+                len: keys.num("len")?,
+                cached: keys.num("cached")?,
+                dirty: keys.num("dirty")?,
+                writeback: keys.num("writeback")?,
+            }),
+            "probe-begin" => Mark::ProbeBegin(ProbeBegin {
+                probe: keys.num("probe")?,
+                call: keys.num("call")?,
+                kind: keys.text("kind")?,
+                limit_ms: keys.num("limit_ms")?,
+            }),
+            "probe-state" => Mark::ProbeState(ProbeState {
+                probe: keys.num("probe")?,
+                waited_ms: keys.num("waited_ms")?,
+                state: keys.text("state")?.chars().next().unwrap_or('?'),
+                switches: keys.num("switches")?,
+                wchan: keys.text("wchan")?,
+            }),
+            "probe-end" => Mark::ProbeEnd {
+                probe: keys.num("probe")?,
+                result: keys.num("result")?,
+            },
+            "note" => Mark::Note {
+                text: keys.text("text")?,
+            },
+            "release" => Mark::Control(Control::Release(keys.opt_text("rule"))),
+            "arm" => Mark::Control(Control::Arm(keys.opt_text("rule"))),
+            "disarm" => Mark::Control(Control::Disarm(keys.opt_text("rule"))),
+            "wait" => Mark::Control(Control::WaitHeld(keys.num("held")?)),
+            other => {
+                return Err(MarkError {
+                    at: verb_at,
+                    what: format!("unknown verb '{}'", shorten(other)),
+                });
+            }
+        })
+    }
+}
+
+struct Writer {
+    line: String,
+}
+
+impl Writer {
+    fn new(verb: &str) -> Writer {
+        Writer {
+            line: format!("{MAGIC} {verb}"),
+        }
+    }
+
+    fn num(&mut self, key: &str, value: impl fmt::Display) -> &mut Self {
+        let _ = write!(self.line, " {key}={value}");
+        self
+    }
+
+    fn text(&mut self, key: &str, value: &str) -> &mut Self {
+        let _ = write!(self.line, " {key}=");
+        for b in value.bytes() {
+            if b <= b' ' || b == b'%' || b > 0x7e {
+                let _ = write!(self.line, "%{b:02x}");
+            } else {
+                self.line.push(b as char);
+            }
+        }
+        self
+    }
+
+    fn extents(&mut self, extents: &Option<Vec<Extent>>) {
+        let Some(extents) = extents else { return };
+        self.line.push_str(" ext=");
+        for (i, e) in extents.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            let _ = write!(
+                self.line,
+                "{comma}{}:{}:{}:{}",
+                e.logical, e.physical, e.length, e.flags
+            );
+        }
+    }
+}
+
+struct Keys {
+    verb: String,
+    end: usize,
+    map: BTreeMap<String, (usize, String)>,
+}
+
+impl Keys {
+    fn get(&self, key: &str) -> Result<&(usize, String), MarkError> {
+        self.map.get(key).ok_or_else(|| MarkError {
+            at: self.end,
+            what: format!("'{}' needs {key}=", self.verb),
+        })
+    }
+
+    fn text(&self, key: &str) -> Result<String, MarkError> {
+        Ok(self.get(key)?.1.clone())
+    }
+
+    fn opt_text(&self, key: &str) -> Option<String> {
+        self.map.get(key).map(|(_, v)| v.clone())
+    }
+
+    fn num<T: std::str::FromStr>(&self, key: &str) -> Result<T, MarkError> {
+        let (at, value) = self.get(key)?;
+        value.parse().map_err(|_| bad_number(*at, key, value))
+    }
+
+    fn opt<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, MarkError> {
+        match self.map.get(key) {
+            None => Ok(None),
+            Some((at, value)) => value
+                .parse()
+                .map(Some)
+                .map_err(|_| bad_number(*at, key, value)),
+        }
+    }
+
+    fn pattern(&self) -> Result<Option<(u32, u32)>, MarkError> {
+        let Some((at, value)) = self.map.get("pattern") else {
+            return Ok(None);
+        };
+        let parsed = value
+            .split_once(':')
+            .and_then(|(f, v)| Some((f.parse().ok()?, v.parse().ok()?)));
+        parsed.map(Some).ok_or_else(|| MarkError {
+            at: *at,
+            what: format!("pattern '{}', expected FILE:VERSION", shorten(value)),
+        })
+    }
+
+    fn extents(&self) -> Result<Option<Vec<Extent>>, MarkError> {
+        let Some((at, value)) = self.map.get("ext") else {
+            return Ok(None);
+        };
+        let mut list = Vec::new();
+        for part in value.split(',').filter(|p| !p.is_empty()) {
+            let extent = parse_extent(part).ok_or_else(|| MarkError {
+                at: *at,
+                what: format!(
+                    "extent '{}', expected LOGICAL:PHYSICAL:LENGTH:FLAGS in bytes",
+                    shorten(part)
+                ),
+            })?;
+            list.push(extent);
+        }
+        Ok(Some(list))
+    }
+}
+
+/// `None` also where an end would pass 2^64: no reader needs to check again.
+fn parse_extent(part: &str) -> Option<Extent> {
+    let mut fields = part.split(':');
+    let extent = Extent {
+        logical: fields.next()?.parse().ok()?,
+        physical: fields.next()?.parse().ok()?,
+        length: fields.next()?.parse().ok()?,
+        flags: fields.next()?.parse().ok()?,
+    };
+    extent.logical.checked_add(extent.length)?;
+    extent.physical.checked_add(extent.length)?;
+    fields.next().is_none().then_some(extent)
+}
+
+fn bad_number(at: usize, key: &str, value: &str) -> MarkError {
+    MarkError {
+        at,
+        what: format!("{key}='{}' is no number in range", shorten(value)),
+    }
+}
+
+fn shorten(s: &str) -> String {
+    if s.chars().count() > 40 {
+        s.chars().take(40).chain("...".chars()).collect()
+    } else {
+        s.to_owned()
+    }
+}
+
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
+    let base = line.as_ptr() as usize;
+    line.split(' ')
+        .filter(|w| !w.is_empty())
+        .map(move |w| (w.as_ptr() as usize - base, w))
+}
+
+fn decode(value: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(value.len());
+    let mut bytes = value.bytes();
+    while let Some(b) = bytes.next() {
+        if b == b'%' {
+            let hi = (bytes.next()? as char).to_digit(16)?;
+            let lo = (bytes.next()? as char).to_digit(16)?;
+            out.push((hi * 16 + lo) as u8);
+        } else {
+            out.push(b);
+        }
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Mark> {
+        let extents = Some(vec![
+            Extent {
+                logical: 0,
+                physical: 8192,
+                length: 4096,
+                flags: 0,
+            },
+            Extent {
+                logical: 4096,
+                physical: 1 << 20,
+                length: 65536,
+                flags: 0x800,
+            },
+        ]);
+        vec![
+            Mark::Boot,
+            Mark::Env(
+                [
+                    ("tags".to_owned(), "exact".to_owned()),
+                    ("why".to_owned(), "a b=c%".to_owned()),
+                ]
+                .into(),
+            ),
+            Mark::Fs {
+                dev: 1,
+                kind: "xfs".into(),
+                bsize: 4096,
+                log_start: 1 << 28,
+                log_len: 64 << 20,
+            },
+            Mark::TestBegin { name: "t".into() },
+            Mark::TestEnd { name: "t".into() },
+            Mark::Begin(CallBegin {
+                call: 7,
+                test: "error-mid-call".into(),
+                dev: 65024,
+                ino: 133,
+                open: 4,
+                off: 4095,
+                len: 70_000,
+                flags: vec!["writethrough".into(), "dsync".into()],
+                isize: 8 << 20,
+                bsize: 4096,
+                tag: Some(8183),
+                pattern: Some((7, 2)),
+                extents: extents.clone(),
+            }),
+            Mark::Begin(CallBegin {
+                call: 8,
+                test: "t".into(),
+                bsize: 4096,
+                ..Default::default()
+            }),
+            Mark::End(CallEnd {
+                call: 7,
+                result: -5,
+                isize: 1,
+                extents,
+            }),
+            Mark::End(CallEnd {
+                call: 7,
+                result: 5,
+                isize: 1,
+                extents: Some(vec![]),
+            }),
+            Mark::ErrorSeen { call: 7 },
+            Mark::Report(PageReport {
+                call: 7,
+                at: "after-call".into(),
+                len: 4096,
+                writeback: 511,
+                ..Default::default()
+            }),
+            Mark::ProbeBegin(ProbeBegin {
+                probe: 1,
+                call: 7,
+                kind: "fsync".into(),
+                limit_ms: 2000,
+            }),
+            Mark::ProbeState(ProbeState {
+                probe: 1,
+                waited_ms: 2001,
+                state: 'D',
+                switches: 3,
+                wchan: "folio_wait_bit".into(),
+            }),
+            Mark::ProbeEnd {
+                probe: 1,
+                result: -5,
+            },
+            Mark::Note {
+                text: "zwölf % of\n it".into(),
+            },
+            Mark::Control(Control::Release(None)),
+            Mark::Control(Control::Release(Some("first write".into()))),
+            Mark::Control(Control::Arm(Some("x".into()))),
+            Mark::Control(Control::Disarm(None)),
+            Mark::Control(Control::WaitHeld(1)),
+        ]
+    }
+
+    #[test]
+    fn every_mark_comes_back() {
+        for mark in samples() {
+            let block = mark.to_block(512).unwrap();
+            assert_eq!(block.len() % 512, 0);
+            assert_eq!(
+                Mark::from_block(&block).as_ref(),
+                Ok(&mark),
+                "{}",
+                mark.to_line()
+            );
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_skipped_and_missing_ones_named() {
+        assert_eq!(
+            Mark::from_line("wtblk/1 error-seen call=3 colour=red"),
+            Ok(Mark::ErrorSeen { call: 3 })
+        );
+        let e = Mark::from_line("wtblk/1 error-seen").unwrap_err();
+        assert!(e.what.contains("call="), "{e}");
+    }
+
+    #[test]
+    fn bad_marks_say_where() {
+        for (line, at, what) in [
+            ("", 0, "empty"),
+            ("wtblk/2 boot", 0, "schema"),
+            ("wtblk/1", 7, "no verb"),
+            ("wtblk/1 dance", 8, "unknown verb"),
+            ("wtblk/1 error-seen call", 19, "key=value"),
+            ("wtblk/1 error-seen call=x", 19, "no number"),
+            ("wtblk/1 error-seen call=1 call=2", 26, "twice"),
+            ("wtblk/1 note text=%4", 13, "percent"),
+            ("wtblk/1 end call=1 result=0 isize=0 ext=1:2", 36, "extent"),
+            (
+                "wtblk/1 end call=1 result=0 isize=0 ext=1:2:18446744073709551615:0",
+                36,
+                "extent",
+            ),
+        ] {
+            let e = Mark::from_line(line).unwrap_err();
+            assert_eq!(e.at, at, "{line}: {e}");
+            assert!(e.what.contains(what), "{line}: {e}");
+        }
+        assert!(
+            Mark::from_block(b"wtblk/1 boot\0\0\0")
+                .unwrap_err()
+                .what
+                .contains("newline")
+        );
+        assert!(
+            Mark::from_block(b"wtblk/1 boot\nx")
+                .unwrap_err()
+                .what
+                .contains("NULs")
+        );
+        assert!(
+            Mark::from_block(b"\xff\n")
+                .unwrap_err()
+                .what
+                .contains("UTF-8")
+        );
+    }
+
+    #[test]
+    fn a_mark_too_long_is_refused() {
+        assert_eq!(
+            Mark::Note {
+                text: "x".repeat(MARK_MAX)
+            }
+            .to_block(512),
+            None
+        );
+    }
+}

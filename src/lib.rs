@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk`: a vhost-user-blk device that judges `RWF_WRITETHROUGH`.
+//!
+//! The way of one write through the house, left to right, no way back:
+//! descriptor chain -> request -> fault decision -> store -> completion ->
+//! event -> verifier -> report. The rooms are described in
+//! `docs/architecture.md`.
+
+pub mod cli;
+pub mod device;
+pub mod fault;
+pub mod harness;
+pub mod report;
+pub mod store;
+pub mod trace;
+pub mod verify;

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where the bytes live, behind one asynchronous submit/complete trait. A store
+//! knows offsets and buffers, nothing of virtio.
+
+pub mod buf;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use buf::Buffers;
+
+/// An operation on a store; offsets and lengths in bytes.
+pub enum Op {
+    /// Fill the buffers from `offset` on.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// Where to; the length is theirs.
+        buffers: Buffers,
+    },
+    /// Store the buffers from `offset` on.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Where from; the length is theirs.
+        buffers: Buffers,
+    },
+    /// Make everything that was completed durable.
+    Flush,
+}
+
+/// What became of an operation.
+pub struct Completion {
+    /// The token given at submission.
+    pub token: u64,
+    /// Done in full, or the error. A short transfer is the store's to finish.
+    pub result: io::Result<()>,
+}
+
+/// One submitter's way into a store. Operations run concurrently and end in any order.
+pub trait StoreQueue: Send {
+    /// Takes an operation. It completes later, in [`StoreQueue::reap`], never within this call.
+    fn submit(&mut self, token: u64, op: Op);
+    /// Collects what has completed since.
+    fn reap(&mut self, into: &mut Vec<Completion>);
+    /// Becomes readable when there is something to reap (an eventfd; `reap` drains it).
+    fn event(&self) -> BorrowedFd<'_>;
+}
+
+/// A store: shared, gives each submitter a queue of its own.
+pub trait Store: Send + Sync {
+    /// Capacity in bytes, a multiple of 512.
+    fn capacity(&self) -> u64;
+    /// A new queue.
+    fn queue(&self) -> io::Result<Box<dyn StoreQueue>>;
+}
