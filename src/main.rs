@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The `wtblk` command.
+//! The `wtblk` command; see `wtblk --help` and the README.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    wtblk::cli::main()
+}

@@ -1,2 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The subcommands: parsing and printing only.
+
+pub mod kernel;
+pub mod run;
+pub mod serve;
+pub mod trace;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::report::model::status;
+
+/// A vhost-user-blk device that judges RWF_WRITETHROUGH.
+#[derive(Parser, Debug)]
+#[command(name = "wtblk", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Boot a kernel, run guest tests against the device, print the verdict as KTAP.
+    Run(run::RunArgs),
+    /// Serve a disk over vhost-user, beside your own QEMU.
+    Serve(serve::ServeArgs),
+    /// Look into a trace.
+    #[command(subcommand)]
+    Trace(TraceVerb),
+    /// Judge a stored trace by the promises.
+    Verify {
+        /// The trace file.
+        file: PathBuf,
+        /// Print JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The reference kernel and the guest's initramfs.
+    Kernel(kernel::KernelArgs),
+}
+
+#[derive(Subcommand, Debug)]
+enum TraceVerb {
+    /// Print a trace, one line per event.
+    Show {
+        /// The trace file.
+        file: PathBuf,
+    },
+}
+
+/// Parses the command line and runs; the exit status is that of `docs/architecture.md`.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // --help and --version are no errors.
+            return ExitCode::from(if error.use_stderr() { status::CANNOT } else { status::HELD });
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => args.run(),
+        Command::Serve(args) => args.run(),
+        Command::Trace(TraceVerb::Show { file }) => trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0),
+        Command::Verify { file, json } => verify::verify(&file, json, &mut std::io::stdout().lock()),
+        Command::Kernel(args) => args.run(),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(status::HELD),
+        Err(error) => {
+            eprintln!("wtblk: {error:#}");
+            ExitCode::from(status::CANNOT)
+        }
+    }
+}
+
+/// `wtblk trace show FILE | head` is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(kind))
+}

@@ -1,2 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Kernel, image, QEMU, guest run: the outside world.
+//! The outside world: kernel, initramfs, image, QEMU and the guest's run.
+
+pub mod accel;
+pub mod boot;
+pub mod catalog;
+pub mod child;
+pub mod console;
+pub mod cpio;
+pub mod guest;
+pub mod image;
+pub mod judge;
+pub mod kernel;
+pub mod paths;
+pub mod progress;
+pub mod qemu;
+pub mod run;

@@ -1,2 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! KTAP and results.json.
+//! What a run found, as KTAP for people and CI and as `results.json` for machines.
+
+pub mod ktap;
+pub mod model;
+pub mod results;

@@ -7,6 +7,7 @@
 //! written by somebody else can use it as it is.
 
 pub mod disk;
+pub mod exit;
 pub mod mark;
 pub mod pattern;
 pub mod tag;

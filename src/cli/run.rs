@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk run`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::harness::accel::Choice;
+use crate::harness::qemu::Machine;
+use crate::harness::run::{self, Options};
+
+/// Boots a kernel, runs guest tests against the device, prints the verdict as KTAP.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Scenario file for the device; repeatable. A test's own scenario is always loaded.
+    #[arg(long, value_name = "FILE")]
+    scenario: Vec<PathBuf>,
+    /// Test to run; repeatable. All of them if none is named.
+    #[arg(long, value_name = "NAME")]
+    test: Vec<String>,
+    /// Kernel image (vmlinux with PVH, or bzImage). Ours if not given, built when need be.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initramfs with our PID 1. Ours if not given, built when need be.
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// Seeded defect of the reference kernel to switch on (kernel-config/defects.toml).
+    #[arg(long, value_name = "NAME")]
+    defect: Option<String>,
+    /// With --defect: succeed exactly if the findings are those of the defect table.
+    #[arg(long, requires = "defect")]
+    expect: bool,
+    /// KVM or emulation; auto proves KVM by a boot and remembers.
+    #[arg(long, value_enum, default_value = "auto")]
+    accel: Choice,
+    /// QEMU's board.
+    #[arg(long, value_enum, default_value = "microvm")]
+    machine: Machine,
+    /// QEMU program; qemu-system-x86_64 of the PATH if not given.
+    #[arg(long, value_name = "FILE")]
+    qemu: Option<PathBuf>,
+    /// Run every test so often.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    repeat: u32,
+    /// Seed of everything random; drawn and printed if not given.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Folder for results.json, trace, console log, scenarios; a new one in the cache if not given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Value of RWF_WRITETHROUGH in the kernel at hand.
+    #[arg(long, value_name = "VALUE", default_value = "0x200", value_parser = flag_value)]
+    flag: u32,
+    /// Whether the guest tags its calls in the I/O priority.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = ["on", "off"])]
+    tags: String,
+    /// Queues of the data disk.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: u16,
+    /// Longest time of one boot in seconds; 30 and 20 for each test if not given.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    limit: Option<u64>,
+}
+
+fn flag_value(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(value) if value.is_power_of_two() => Ok(value),
+        _ => Err("expected one bit, such as 0x200".to_owned()),
+    }
+}
+
+impl RunArgs {
+    /// Runs; the exit status.
+    pub fn run(self) -> Result<u8> {
+        let command = self.command_line();
+        let options = Options {
+            scenarios: self.scenario,
+            tests: self.test,
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            defect: self.defect,
+            expect: self.expect,
+            accel: self.accel,
+            machine: self.machine,
+            qemu: self.qemu,
+            repeat: self.repeat,
+            seed: self.seed,
+            out: self.out,
+            flag: self.flag,
+            tags: self.tags == "on",
+            queues: self.queues,
+            limit: self.limit.map(Duration::from_secs),
+            command,
+        };
+        run::run(options, &mut std::io::stdout().lock())
+    }
+
+    /// The command that repeats this run, but for the seed: what was typed,
+    /// without --seed and --out.
+    fn command_line(&self) -> String {
+        let mut words = vec!["wtblk".to_owned()];
+        let mut skip = false;
+        for word in std::env::args().skip(1) {
+            if skip {
+                skip = false;
+            } else if word == "--seed" || word == "--out" {
+                skip = true;
+            } else if !word.starts_with("--seed=") && !word.starts_with("--out=") {
+                words.push(quoted(&word));
+            }
+        }
+        words.join(" ")
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(quoted("a-b/c"), "a-b/c");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn a_flag_is_one_bit() {
+        assert_eq!(flag_value("0x200"), Ok(0x200));
+        assert_eq!(flag_value("512"), Ok(0x200));
+        assert!(flag_value("3").is_err());
+        assert!(flag_value("x").is_err());
+        assert!(flag_value("0").is_err());
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! KVM or emulation. `/dev/kvm` may exist and still not boot a kernel (hosts
+//! that emulate virtualisation), so `auto` proves it with a boot and remembers.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::child;
+use super::paths;
+use super::qemu::{Machine, Qemu, Vm};
+
+/// How the guest's CPU is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// Emulated by QEMU.
+    Tcg,
+    /// The host's.
+    Kvm,
+}
+
+impl Accel {
+    /// QEMU's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Accel::Tcg => "tcg",
+            Accel::Kvm => "kvm",
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Choice {
+    /// KVM where it is proved to boot this kernel's kind, else emulation.
+    Auto,
+    /// Emulation.
+    Tcg,
+    /// KVM, or an error.
+    Kvm,
+}
+
+/// Longest time a proof may take; a KVM boot takes a second.
+const PROOF: Duration = Duration::from_secs(10);
+
+/// Resolves the choice. The proof boots `kernel` with no disk and asks the guest
+/// for its list of tests, which ends it at once with status 0.
+pub fn resolve(choice: Choice, qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<Accel> {
+    match choice {
+        Choice::Tcg => return Ok(Accel::Tcg),
+        Choice::Kvm if !usable() => bail!("--accel kvm: /dev/kvm cannot be opened"),
+        Choice::Kvm => return Ok(Accel::Kvm),
+        Choice::Auto if !usable() => return Ok(Accel::Tcg),
+        Choice::Auto => {}
+    }
+    let memory = paths::cache()?.join("accel");
+    let host = fs::read_to_string("/proc/version").unwrap_or_default();
+    let question = format!("{host}{:?} {machine:?}", qemu.version);
+    let key = paths::key([("host", question.as_bytes())]);
+    if let Ok(text) = fs::read_to_string(&memory)
+        && let Some(answer) = text.strip_prefix(&key)
+    {
+        return Ok(if answer.trim() == "kvm" { Accel::Kvm } else { Accel::Tcg });
+    }
+    let accel = if prove(qemu, machine, kernel, initramfs)? { Accel::Kvm } else { Accel::Tcg };
+    eprintln!("wtblk: /dev/kvm {}", if accel == Accel::Kvm { "boots the guest" } else { "does not boot the guest; using emulation (remembered)" });
+    paths::write_whole(&memory, format!("{key} {}\n", accel.name()).as_bytes())?;
+    Ok(accel)
+}
+
+fn usable() -> bool {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+fn prove(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<bool> {
+    let words = ["wtblk_list".to_owned()];
+    let vm = Vm { machine, accel: Accel::Kvm, kernel, initramfs, words: &words, disks: None, queues: 1, memory: 256, name: "kvm-proof".into() };
+    let mut command = vm.command(qemu);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child::spawn("QEMU", command, &[])?;
+    // isa-debug-exit turns the guest's 0 into 1.
+    let proved = child.wait(PROOF)?.is_some_and(|status| status.code() == Some(1));
+    child.kill()?;
+    Ok(proved)
+}

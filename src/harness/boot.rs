@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One boot: the device as a child, QEMU beside it, console and trace followed
+//! until the guest has ended, and both processes gone afterwards.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::accel::Accel;
+use super::child::{self, Guarded};
+use super::console::Console;
+use super::image;
+use super::qemu::{Machine, Qemu, Vm};
+use crate::trace::event::{Body, DATA_DISK, Event};
+use crate::trace::reader::TraceReader;
+use crate::verify::{Contract, Verdicts, Verifier};
+
+/// What to boot.
+pub struct Plan<'a> {
+    /// The QEMU to use.
+    pub qemu: &'a Qemu,
+    /// The board.
+    pub machine: Machine,
+    /// How the CPU is made.
+    pub accel: Accel,
+    /// The kernel image.
+    pub kernel: &'a Path,
+    /// The initramfs.
+    pub initramfs: &'a Path,
+    /// Names of the tests to run in this boot.
+    pub tests: &'a [String],
+    /// Scenario files for the device.
+    pub scenarios: &'a [PathBuf],
+    /// Queues of the data disk.
+    pub queues: u16,
+    /// Our words for the kernel command line.
+    pub words: Vec<String>,
+    /// Seed of the fault engine.
+    pub seed: u64,
+    /// Where trace, console log and image go; made anew.
+    pub dir: &'a Path,
+    /// Longest time from QEMU's start to its end.
+    pub limit: Duration,
+    /// Set when the user interrupts.
+    pub interrupted: &'a AtomicBool,
+}
+
+/// How a boot ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest ended by itself with this code of `docs/guest-tests.md`.
+    Guest(u8),
+    /// The kernel panicked: its line.
+    Panic(String),
+    /// QEMU ended otherwise: its status and last words.
+    Qemu(String),
+    /// The limit was reached; the guest was killed.
+    Limit,
+    /// The device ended before the guest: its status.
+    Device(String),
+    /// The user interrupted.
+    Interrupted,
+}
+
+/// What a boot gave.
+pub struct Outcome {
+    /// How it ended.
+    pub ended: Ended,
+    /// What the console said.
+    pub console: Console,
+    /// What the verifier found.
+    pub verdicts: Verdicts,
+    /// The console's last lines, for messages.
+    pub last_lines: Vec<String>,
+    /// Seconds from QEMU's start to its end.
+    pub seconds: f64,
+}
+
+/// How long the device may take to end after SIGTERM: its own limit for store
+/// I/O is 5 s.
+const DEVICE_END: Duration = Duration::from_secs(6);
+/// Console lines between reader thread and us; the reader waits when it is full.
+const LINES: usize = 1024;
+/// Console lines kept for messages.
+const LAST: usize = 30;
+
+/// Boots, follows to the end, judges.
+pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
+    std::fs::create_dir_all(plan.dir).with_context(|| format!("cannot make {}", plan.dir.display()))?;
+    let image = plan.dir.join("data.img");
+    let trace = plan.dir.join("trace.wtblk");
+    image::xfs(&image)?;
+    let _image = Removed(image.clone());
+    let (data_ours, data_theirs) = UnixStream::pair()?;
+    let (mark_ours, mark_theirs) = UnixStream::pair()?;
+    let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
+    let qemu_fds = (OwnedFd::from(data_theirs), OwnedFd::from(mark_theirs));
+
+    let mut device = start_device(plan, &image, &trace, &device_fds)?;
+    drop(device_fds);
+    let mut reader = open_trace(&trace, &mut device, &plan.dir.join("device.log"))?;
+
+    let vm = Vm {
+        machine: plan.machine,
+        accel: plan.accel,
+        kernel: plan.kernel,
+        initramfs: plan.initramfs,
+        words: &plan.words,
+        disks: Some((&qemu_fds.0, &qemu_fds.1)),
+        queues: plan.queues,
+        memory: 512,
+        name: plan.dir.display().to_string(),
+    };
+    let mut command = vm.command(plan.qemu);
+    let qemu_log = plan.dir.join("qemu.log");
+    command.stdout(Stdio::piped()).stderr(File::create(&qemu_log)?);
+    std::fs::write(plan.dir.join("qemu.args"), format!("{command:?}\n"))?;
+    let begun = Instant::now();
+    let mut qemu = child::spawn("QEMU", command, &[&qemu_fds.0, &qemu_fds.1])?;
+    drop(qemu_fds);
+    let stdout = qemu.inner().stdout.take().context("no pipe from QEMU")?;
+    let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
+
+    let mut follower = Follower::new();
+    let ended = follower.run(plan, &mut reader, &mut device, &mut qemu, &lines, begun, &qemu_log)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    qemu.kill()?;
+    let by_itself = device.end(DEVICE_END)?;
+    reader.set_final();
+    follower.drain(&mut reader)?;
+    let mut ended = ended;
+    if !by_itself && ended != Ended::Interrupted {
+        ended = Ended::Device(format!("did not end within {} s of SIGTERM", DEVICE_END.as_secs()));
+    }
+    follower.console.finish();
+    Ok(Outcome {
+        ended,
+        console: follower.console,
+        verdicts: follower.verifier.finish(),
+        last_lines: follower.last,
+        seconds,
+    })
+}
+
+/// A file that goes with its boot: the image is half a gigabyte, if sparse.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn start_device(plan: &Plan<'_>, image: &Path, trace: &Path, fds: &(OwnedFd, OwnedFd)) -> Result<Guarded> {
+    let program = std::env::current_exe().context("cannot tell which program this is")?;
+    let mut command = Command::new(program);
+    command.arg("serve").arg("--die-with-parent");
+    command.arg("--fd").arg(fds.0.as_raw_fd().to_string());
+    command.arg("--mark-fd").arg(fds.1.as_raw_fd().to_string());
+    command.arg("--image").arg(image).arg("--trace").arg(trace);
+    command.arg("--queues").arg(plan.queues.to_string()).arg("--seed").arg(plan.seed.to_string());
+    for scenario in plan.scenarios {
+        command.arg("--scenario").arg(scenario);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(File::create(plan.dir.join("device.log"))?);
+    child::spawn("the device", command, &[&fds.0, &fds.1])
+}
+
+/// Waits until the device has made its trace: then it is set up, or it has ended with a reason.
+fn open_trace(trace: &Path, device: &mut Guarded, log: &Path) -> Result<TraceReader> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if trace.exists()
+            && let Ok(reader) = TraceReader::open_live(trace)
+        {
+            return Ok(reader);
+        }
+        if device.wait(Duration::from_millis(2))?.is_some() {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            bail!("the device did not start: {}", said.trim());
+        }
+        if Instant::now() > deadline {
+            bail!("the device made no trace within 10 s");
+        }
+    }
+}
+
+/// Reads the console in a thread of its own, keeping all of it in the log.
+fn follow_console(from: impl Read + Send + 'static, mut log: File) -> Receiver<String> {
+    let (sender, receiver) = mpsc::sync_channel(LINES);
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            // Bounded: a guest that never ends a line must not fill our memory.
+            match reader.by_ref().take(64 * 1024).read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let _ = log.write_all(&line);
+            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+            if sender.send(text).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Follows trace and console of one boot.
+struct Follower {
+    console: Console,
+    verifier: Verifier,
+    in_flight: HashSet<u64>,
+    last: Vec<String>,
+}
+
+impl Follower {
+    fn new() -> Follower {
+        Follower {
+            console: Console::default(),
+            verifier: Verifier::new(Contract::default()),
+            in_flight: HashSet::new(),
+            last: Vec::new(),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one boot, all borrowed, used once")]
+    fn run(
+        &mut self,
+        plan: &Plan<'_>,
+        reader: &mut TraceReader,
+        device: &mut Guarded,
+        qemu: &mut Guarded,
+        lines: &Receiver<String>,
+        begun: Instant,
+        qemu_log: &Path,
+    ) -> Result<Ended> {
+        let mut open = true;
+        loop {
+            match lines.recv_timeout(Duration::from_millis(10)) {
+                Ok(line) => {
+                    // Events first: a line is judged by what was in flight when it came.
+                    self.drain(reader)?;
+                    self.line(line);
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => self.drain(reader)?,
+                Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+            if plan.interrupted.load(Ordering::Relaxed) {
+                return Ok(Ended::Interrupted);
+            }
+            if !open {
+                // The console's end is QEMU's end, give or take its exit.
+                let status = qemu.wait(Duration::from_secs(5))?;
+                return Ok(self.how(status, qemu_log));
+            }
+            if let Some(status) = device.ended()? {
+                let said = std::fs::read_to_string(plan.dir.join("device.log")).unwrap_or_default();
+                return Ok(Ended::Device(format!("{status}: {}", said.trim())));
+            }
+            if begun.elapsed() > plan.limit {
+                return Ok(Ended::Limit);
+            }
+        }
+    }
+
+    fn how(&self, status: Option<std::process::ExitStatus>, qemu_log: &Path) -> Ended {
+        if let Some(panic) = &self.console.panic {
+            return Ended::Panic(panic.clone());
+        }
+        match status.and_then(|s| s.code()) {
+            // isa-debug-exit: status 2n+1 for the guest's n. 1 is also how QEMU
+            // itself fails, so it counts only after the guest's plan was seen.
+            Some(code) if code % 2 == 1 && (code != 1 || self.console.plan.is_some()) => {
+                Ended::Guest((code / 2) as u8)
+            }
+            _ => {
+                let said = std::fs::read_to_string(qemu_log).unwrap_or_default();
+                let status = status.map_or("closed its console".to_owned(), |s| s.to_string());
+                Ended::Qemu(format!("{status} {}", said.trim()).trim().to_owned())
+            }
+        }
+    }
+
+    fn line(&mut self, line: String) {
+        self.console.line(&line, self.in_flight.len());
+        if self.last.len() == LAST {
+            self.last.remove(0);
+        }
+        self.last.push(line);
+    }
+
+    fn drain(&mut self, reader: &mut TraceReader) -> Result<()> {
+        while let Some(event) = reader.next()? {
+            self.event(&event);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event) {
+        match &event.body {
+            Body::Submit(submit) if submit.disk == DATA_DISK => {
+                self.in_flight.insert(event.seq);
+            }
+            Body::Complete(complete) => {
+                self.in_flight.remove(&complete.request);
+            }
+            _ => {}
+        }
+        self.verifier.event(event);
+    }
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The file system images that a guest starts from.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Size of the disk under test, bytes. mkfs.xfs refuses much less, and a
+/// sparse file costs what is written.
+pub const DATA_LEN: u64 = 512 << 20;
+
+/// Makes a fresh XFS image at `path`, which must not exist: no test begins on
+/// the remains of another. `-K`: no discard, a sparse file has nothing to discard.
+pub fn xfs(path: &Path) -> Result<()> {
+    let file = File::create_new(path).with_context(|| format!("cannot make the image {}", path.display()))?;
+    file.set_len(DATA_LEN).with_context(|| format!("cannot size the image {}", path.display()))?;
+    drop(file);
+    mkfs("mkfs.xfs", &["-q", "-K"], path, "xfsprogs")
+}
+
+/// The bytes of an ext4 image just big enough to mount: a guest test asks that
+/// file system for a flag that it does not know.
+pub fn small_ext4() -> Result<Vec<u8>> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("ext4.img");
+    File::create_new(&path)?.set_len(1 << 20)?;
+    mkfs("mkfs.ext4", &["-q", "-F", "-O", "^has_journal"], &path, "e2fsprogs")?;
+    Ok(std::fs::read(&path)?)
+}
+
+fn mkfs(program: &str, options: &[&str], path: &Path, package: &str) -> Result<()> {
+    // Debian keeps it where a user's PATH does not look.
+    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new("env")
+        .arg(format!("PATH={search}"))
+        .arg(program)
+        .args(options)
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {program}"))?;
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(127) => bail!("{program} is missing: install {package}, or run ci/setup"),
+        _ => bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim()),
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One test's result: the guest's own word, the kernel's log, the promises.
+
+use super::console::{ConsoleTest, Outcome};
+use crate::report::model::{Subtest, TestResult, Verdict};
+use crate::verify::render;
+use crate::verify::verdict::{self, PromiseVerdict, Verdicts};
+
+/// Puts together what is known of a test. Repetition, boot and comparison are the caller's.
+pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
+    let mut subtests = vec![guest(test), kernel_log(test)];
+    if let Some(judged) = verdicts.tests.iter().find(|t| t.test == test.name) {
+        subtests.extend(judged.promises.iter().map(promise));
+    }
+    let skipped = match &test.outcome {
+        Outcome::Skip(reason) => Some(reason.clone()),
+        _ => None,
+    };
+    TestResult {
+        name: test.name.clone(),
+        repeat: 1,
+        boot: String::new(),
+        skipped,
+        unfinished: None,
+        subtests,
+        unexpected: None,
+    }
+}
+
+fn guest(test: &ConsoleTest) -> Subtest {
+    let (verdict, reasons) = match &test.outcome {
+        Outcome::Pass => (Verdict::Held, Vec::new()),
+        Outcome::Fail => (Verdict::Broken, Vec::new()),
+        Outcome::Skip(reason) => (Verdict::NotChecked, vec![reason.clone()]),
+        Outcome::Timeout(_) => (Verdict::Broken, Vec::new()),
+    };
+    let mut text = test.diagnostics.clone();
+    if let Outcome::Timeout(why) = &test.outcome {
+        text.push(why.clone());
+    }
+    let decisions = u64::from(verdict == Verdict::Held);
+    Subtest { name: "guest".into(), verdict, decisions, reasons, text, findings: Vec::new() }
+}
+
+fn kernel_log(test: &ConsoleTest) -> Subtest {
+    let (counts, passed_over): (Vec<_>, Vec<_>) = test.kernel.iter().partition(|f| f.counts());
+    let verdict = if counts.is_empty() { Verdict::Held } else { Verdict::Broken };
+    let reasons = passed_over
+        .iter()
+        .map(|f| format!("the device had {} requests in flight: {}", f.in_flight, f.line))
+        .collect();
+    Subtest {
+        name: "kernel-log".into(),
+        verdict,
+        decisions: 1,
+        reasons,
+        text: counts.iter().map(|f| f.line.clone()).collect(),
+        findings: counts.iter().map(|f| serde_json::json!({"kind": f.kind, "line": f.line})).collect(),
+    }
+}
+
+fn promise(promise: &PromiseVerdict) -> Subtest {
+    let reasons = |map: &std::collections::BTreeMap<String, u64>| -> Vec<String> { map.keys().cloned().collect() };
+    let (verdict, reasons, text, findings) = match &promise.verdict {
+        verdict::Verdict::Held { .. } => (Verdict::Held, reasons(&promise.not_checked), Vec::new(), Vec::new()),
+        verdict::Verdict::NotChecked { reasons: why } => (Verdict::NotChecked, reasons(why), Vec::new(), Vec::new()),
+        verdict::Verdict::Broken { findings, more } => {
+            let mut text: Vec<String> = findings.iter().flat_map(render::finding).collect();
+            if *more > 0 {
+                text.push(format!("and {more} more"));
+            }
+            let json = findings.iter().filter_map(|f| serde_json::to_value(f).ok()).collect();
+            (Verdict::Broken, reasons(&promise.not_checked), text, json)
+        }
+    };
+    Subtest { name: promise.promise.clone(), verdict, decisions: promise.held, reasons, text, findings }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Progress for people: a bar on a terminal, a line now and then elsewhere (CI logs).
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Progress of one long step.
+pub struct Progress {
+    what: String,
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: u64,
+    said: Instant,
+    begun: Instant,
+}
+
+impl Progress {
+    /// Begins a step of about `total` units (an estimate is good enough).
+    pub fn new(what: &str, total: u64) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total);
+            let style = ProgressStyle::with_template("{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            bar.set_prefix(what.to_owned());
+            bar
+        });
+        if bar.is_none() {
+            eprintln!("wtblk: {what} ...");
+        }
+        let now = Instant::now();
+        Progress { what: what.to_owned(), bar, total, done: 0, said: now, begun: now }
+    }
+
+    /// One unit more.
+    pub fn step(&mut self, message: &str) {
+        self.done += 1;
+        if self.done > self.total {
+            self.total = self.done;
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(self.total);
+                bar.set_position(self.done);
+                bar.set_message(message.to_owned());
+            }
+            None if self.said.elapsed() > Duration::from_secs(15) => {
+                self.said = Instant::now();
+                let percent = self.done * 100 / self.total.max(1);
+                eprintln!("wtblk: {} ... {percent} % after {} s", self.what, self.begun.elapsed().as_secs());
+            }
+            None => {}
+        }
+    }
+
+    /// The step is over.
+    pub fn end(self, how: &str) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        eprintln!("wtblk: {}: {how} ({:.1} s)", self.what, self.begun.elapsed().as_secs_f64());
+    }
+}

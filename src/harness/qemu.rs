@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! QEMU: which one, and its command line for our guest.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::accel::Accel;
+
+/// A QEMU program that was asked for its version.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// The program.
+    pub program: PathBuf,
+    /// Its version, e.g. (10, 0).
+    pub version: (u32, u32),
+}
+
+/// The oldest QEMU whose microvm and vhost-user-blk we know to work.
+const OLDEST: (u32, u32) = (7, 2);
+
+impl Qemu {
+    /// The given program, or `qemu-system-x86_64` of the PATH.
+    pub fn find(program: Option<&Path>) -> Result<Qemu> {
+        let program = program.unwrap_or(Path::new("qemu-system-x86_64")).to_path_buf();
+        let output = Command::new(&program).arg("--version").stdin(Stdio::null()).output().with_context(|| {
+            format!("cannot run {}: install qemu-system-x86 (ci/setup does) or name one with --qemu", program.display())
+        })?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let version = parse_version(&text)
+            .with_context(|| format!("{} --version says nothing of a QEMU version", program.display()))?;
+        if version < OLDEST {
+            bail!(
+                "{} is version {}.{}; {}.{} or newer is needed",
+                program.display(),
+                version.0,
+                version.1,
+                OLDEST.0,
+                OLDEST.1
+            );
+        }
+        Ok(Qemu { program, version })
+    }
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let rest = &text[text.find("version ")? + "version ".len()..];
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Machine {
+    /// virtio-mmio, no PCI: the fastest boot.
+    Microvm,
+    /// i440FX with virtio-pci: for kernels without VIRTIO_MMIO_CMDLINE_DEVICES.
+    Pc,
+}
+
+/// A guest to be.
+pub struct Vm<'a> {
+    /// The board.
+    pub machine: Machine,
+    /// How the CPU is made.
+    pub accel: Accel,
+    /// vmlinux (PVH) or bzImage.
+    pub kernel: &'a Path,
+    /// The initramfs.
+    pub initramfs: &'a Path,
+    /// Our words for the kernel command line, after the console's.
+    pub words: &'a [String],
+    /// Connected socket to the data disk, and one to the mark disk.
+    pub disks: Option<(&'a OwnedFd, &'a OwnedFd)>,
+    /// Queues of the data disk.
+    pub queues: u16,
+    /// Guest memory, MiB.
+    pub memory: u32,
+    /// A name for the process list.
+    pub name: String,
+}
+
+impl Vm<'_> {
+    /// The command, standard output being the console. No sockets by path: the
+    /// connections are handed over, so that nothing stale can lie in the way.
+    pub fn command(&self, qemu: &Qemu) -> Command {
+        let mut command = Command::new(&qemu.program);
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        // A comma would end QEMU's option.
+        command.arg("-name").arg(format!("wtblk:{}", self.name.replace(',', ",,")));
+        let machine = match self.machine {
+            // acpi=on prints nothing with our kernels; see docs/guest-tests.md.
+            Machine::Microvm => "microvm,acpi=off,memory-backend=mem",
+            Machine::Pc => "pc,memory-backend=mem",
+        };
+        command.args(["-M", machine, "-accel", self.accel.name(), "-smp", "1"]);
+        command.arg("-m").arg(format!("{}M", self.memory));
+        command.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory));
+        if self.accel == Accel::Kvm {
+            command.args(["-cpu", "host"]);
+        }
+        if self.machine == Machine::Microvm {
+            command.args(["-global", "virtio-mmio.force-legacy=false"]);
+        }
+        let device = match self.machine {
+            Machine::Microvm => "vhost-user-blk",
+            Machine::Pc => "vhost-user-blk-pci",
+        };
+        if let Some((data, mark)) = self.disks {
+            for (id, fd, queues) in [("data", data, self.queues), ("mark", mark, 1)] {
+                command.arg("-chardev").arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
+                command.arg("-device").arg(format!("{device},chardev={id},num-queues={queues}"));
+            }
+        }
+        command.args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        let mut line = "console=ttyS0 panic=-1 reboot=t printk.devkmsg=on".to_owned();
+        for word in self.words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        command.arg("-append").arg(line);
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 7.2.15"), Some((7, 2)));
+        assert_eq!(parse_version("hello"), None);
+    }
+
+    #[test]
+    fn a_missing_qemu_is_one_clear_sentence() {
+        let error = Qemu::find(Some(Path::new("/nonexistent/qemu"))).unwrap_err();
+        let text = format!("{error}");
+        assert!(text.contains("/nonexistent/qemu") && text.contains("--qemu"), "{text}");
+    }
+}

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk run`: tests into boots, boots into results.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+
+use super::accel::{self, Choice};
+use super::boot::{self, Ended, Plan};
+use super::catalog::{self, Defect};
+use super::console::{ConsoleTest, Outcome};
+use super::guest;
+use super::judge;
+use super::kernel;
+use super::paths;
+use super::qemu::{Machine, Qemu};
+use crate::fault::scenario::Scenario;
+use crate::report::ktap;
+use crate::report::model::{TestResult, status, status_of};
+use crate::report::results::{BootSummary, Results, SCHEMA};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Scenario files beside the tests' own.
+    pub scenarios: Vec<PathBuf>,
+    /// Tests; empty: all of them.
+    pub tests: Vec<String>,
+    /// A kernel image; `None`: ours, built if need be.
+    pub kernel: Option<PathBuf>,
+    /// An initramfs; `None`: ours, built if need be.
+    pub initramfs: Option<PathBuf>,
+    /// A defect of the reference kernel to switch on.
+    pub defect: Option<String>,
+    /// Compare with the defect table instead of asking for silence.
+    pub expect: bool,
+    /// KVM or emulation.
+    pub accel: Choice,
+    /// The board.
+    pub machine: Machine,
+    /// The QEMU program.
+    pub qemu: Option<PathBuf>,
+    /// How often each test is run.
+    pub repeat: u32,
+    /// The seed; `None`: one is drawn and printed.
+    pub seed: Option<u64>,
+    /// Where results go; `None`: a new folder in the cache.
+    pub out: Option<PathBuf>,
+    /// Value of the flag.
+    pub flag: u32,
+    /// Whether calls are tagged.
+    pub tags: bool,
+    /// Queues of the data disk.
+    pub queues: u16,
+    /// Longest time of one boot; `None`: by the number of tests.
+    pub limit: Option<Duration>,
+    /// The command line that repeats the run, without seed and out.
+    pub command: String,
+}
+
+/// Runs of the cache that are kept when a new one is made there.
+const KEEP_RUNS: usize = 20;
+/// Seconds that a boot may take before and after its tests, and per test.
+/// Generous: a limit that a loaded machine reaches is a false alarm.
+const BOOT_LIMIT: u64 = 30;
+const TEST_LIMIT: u64 = 20;
+
+/// Everything that is the same for all boots of a run.
+struct Run {
+    options: Options,
+    qemu: Qemu,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    accel: accel::Accel,
+    seed: u64,
+    out: PathBuf,
+    defect: Option<Defect>,
+    scenarios: Vec<PathBuf>,
+    interrupted: Arc<AtomicBool>,
+    boots: Vec<BootSummary>,
+}
+
+/// Runs the tests, prints KTAP to `print`, writes the results; the exit status.
+pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let mut run = Run::prepare(options, interrupted)?;
+    let tests = run.chosen_tests()?;
+    let repeat = run.options.repeat;
+    let mut results: Vec<TestResult> = Vec::new();
+    ktap::begin(print, tests.len() * repeat as usize)?;
+    for round in 1..=repeat {
+        let mut left: VecDeque<String> = tests.iter().cloned().collect();
+        while !left.is_empty() && !run.interrupted.load(Ordering::Relaxed) {
+            let scenarios = run.scenarios_for(left.make_contiguous())?;
+            for result in run.one_boot(round, &mut left, &scenarios)? {
+                ktap::test(print, results.len() + 1, &result, repeat)?;
+                results.push(result);
+            }
+        }
+    }
+    let status = if run.interrupted.load(Ordering::Relaxed) { status::INTERRUPTED } else { status_of(&results) };
+    run.finish(&results, status, print)?;
+    Ok(status)
+}
+
+impl Run {
+    fn prepare(options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
+        // What is cheap to refuse is refused before anything is built.
+        let qemu = Qemu::find(options.qemu.as_deref())?;
+        let scenarios = checked_scenarios(&options.scenarios)?;
+        let defect = options.defect.as_deref().map(known_defect).transpose()?;
+        if options.expect && defect.is_none() {
+            bail!("--expect compares with the defect table: it needs --defect");
+        }
+        let kernel = match &options.kernel {
+            Some(kernel) if !kernel.is_file() => bail!("--kernel {}: no such file", kernel.display()),
+            Some(kernel) => kernel.clone(),
+            None => kernel::build()?.vmlinux(),
+        };
+        let initramfs = match &options.initramfs {
+            Some(file) if !file.is_file() => bail!("--initramfs {}: no such file", file.display()),
+            Some(file) => file.clone(),
+            None => guest::initramfs()?,
+        };
+        let accel = accel::resolve(options.accel, &qemu, options.machine, &kernel, &initramfs)?;
+        let seed = options.seed.unwrap_or_else(draw_seed);
+        let out = out_dir(options.out.as_deref())?;
+        Ok(Run {
+            options,
+            qemu,
+            kernel,
+            initramfs,
+            accel,
+            seed,
+            out,
+            defect,
+            scenarios,
+            interrupted,
+            boots: Vec::new(),
+        })
+    }
+
+    fn chosen_tests(&self) -> Result<Vec<String>> {
+        let known = catalog::tests(&self.initramfs)?;
+        let names: Vec<String> = known.into_iter().map(|t| t.name).collect();
+        let wanted = match (&self.options.tests, &self.defect) {
+            (tests, _) if !tests.is_empty() => tests.clone(),
+            // The tests that the table speaks of; all others say nothing of this defect.
+            (_, Some(defect)) if self.options.expect => defect.test.iter().map(|t| t.name.clone()).collect(),
+            _ => return Ok(names),
+        };
+        for name in &wanted {
+            if !names.contains(name) {
+                bail!("there is no test '{name}'; the tests are: {}", names.join(", "));
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The user's scenarios, then those of the tests at hand. Tests that share a
+    /// boot share the device; each one's rules are armed only between its marks.
+    fn scenarios_for(&self, tests: &[String]) -> Result<Vec<PathBuf>> {
+        let mut scenarios = self.scenarios.clone();
+        for test in tests {
+            if let Some(path) = catalog::scenario_of(test)?
+                && !scenarios.contains(&path)
+            {
+                scenarios.push(path);
+            }
+        }
+        Ok(scenarios)
+    }
+
+    /// Boots for as many of the tests left as the guest lives for, and takes
+    /// those that ended (or ended the guest) off the list.
+    fn one_boot(&mut self, round: u32, left: &mut VecDeque<String>, scenarios: &[PathBuf]) -> Result<Vec<TestResult>> {
+        let name = format!("boot-{}", self.boots.len() + 1);
+        let dir = self.out.join(&name);
+        let tests: Vec<String> = left.iter().cloned().collect();
+        let limit = self.options.limit.unwrap_or(Duration::from_secs(BOOT_LIMIT + TEST_LIMIT * tests.len() as u64));
+        let outcome = boot::boot(&Plan {
+            qemu: &self.qemu,
+            machine: self.options.machine,
+            accel: self.accel,
+            kernel: &self.kernel,
+            initramfs: &self.initramfs,
+            tests: &tests,
+            scenarios,
+            queues: self.options.queues,
+            words: self.words(&tests),
+            seed: self.seed.wrapping_add(u64::from(round - 1)),
+            dir: &dir,
+            limit,
+            interrupted: &self.interrupted,
+        })?;
+        self.boots.push(BootSummary {
+            dir: name.clone(),
+            ended: in_words(&outcome.ended),
+            seconds: (outcome.seconds * 1000.0).round() / 1000.0,
+        });
+        let mut console = outcome.console;
+        let before_plan = console.plan.is_none();
+        // The guest died in the test after the last one that it reported.
+        let unfinished = match &outcome.ended {
+            Ended::Interrupted => return Ok(Vec::new()),
+            Ended::Guest(_) if console.tests.len() == tests.len() => None,
+            Ended::Guest(_) if matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_))) => None,
+            how => Some(in_words(how)),
+        };
+        if before_plan || console.bail_out.is_some() {
+            let why = console.bail_out.unwrap_or_else(|| in_words(&outcome.ended));
+            bail!(
+                "the guest did not come up: {why}\nthe last lines of its console ({}):\n{}",
+                dir.join("console.log").display(),
+                outcome.last_lines.join("\n")
+            );
+        }
+        if let Some(how) = &unfinished
+            && let Some(next) = tests.get(console.tests.len())
+        {
+            console.end_test(next.clone(), Outcome::Timeout(how.clone()));
+        }
+        let mut results = Vec::new();
+        for test in &console.tests {
+            // Only tests that were asked for, in their order: the console is the guest's word.
+            if left.front() != Some(&test.name) {
+                bail!("the guest reported '{}' where '{}' was due", test.name, left.front().map_or("nothing", |n| n));
+            }
+            left.pop_front();
+            let died = test.name == console.tests.last().map_or("", |t| t.name.as_str());
+            let mut result = judge::test(test, &outcome.verdicts);
+            result.repeat = round;
+            result.boot = name.clone();
+            result.unfinished = unfinished.clone().filter(|_| died);
+            result.unexpected = self.compare(test, &result);
+            results.push(result);
+        }
+        Ok(results)
+    }
+
+    /// With `--expect`: the differences to the defect table.
+    fn compare(&self, test: &ConsoleTest, result: &TestResult) -> Option<Vec<String>> {
+        if !self.options.expect {
+            return None;
+        }
+        let table = self.defect.as_ref()?.test.iter().find(|t| t.name == test.name);
+        let broken = result.broken();
+        Some(match table {
+            Some(expectation) => expectation.differences(&broken),
+            None => broken.iter().map(|name| format!("{name} is broken and the table names no such test")).collect(),
+        })
+    }
+
+    fn words(&self, tests: &[String]) -> Vec<String> {
+        let mut words = vec![
+            format!("wtblk_tests={}", tests.join(",")),
+            format!("wtblk_flag={:#x}", self.options.flag),
+            format!("wtblk_tags={}", if self.options.tags { "on" } else { "off" }),
+            format!("wtblk_seed={}", self.seed),
+        ];
+        if let Some(defect) = &self.defect {
+            words.push(format!("wtblk_defect={}", defect.name));
+            words.push(format!("iomap.wt_defect={}", defect.name));
+        }
+        words
+    }
+
+    fn finish(&self, results: &[TestResult], status: u8, print: &mut impl Write) -> Result<()> {
+        let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
+        let mut environment = std::collections::BTreeMap::new();
+        environment.insert("kernel", self.kernel.display().to_string());
+        environment.insert("initramfs", self.initramfs.display().to_string());
+        environment.insert("qemu", format!("{}.{}", self.qemu.version.0, self.qemu.version.1));
+        environment.insert("accel", self.accel.name().to_owned());
+        environment.insert("machine", format!("{:?}", self.options.machine).to_lowercase());
+        environment.insert("host", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned());
+        let document = Results {
+            schema: SCHEMA,
+            wtblk: env!("CARGO_PKG_VERSION"),
+            status,
+            repeat_with: repeat_with.clone(),
+            seed: self.seed,
+            environment,
+            defect: self.defect.as_ref().map(|d| d.name.clone()),
+            scenarios: self.kept_scenarios()?,
+            boots: self.boots.clone(),
+            tests: results.to_vec(),
+        };
+        let json = serde_json::to_vec_pretty(&document)?;
+        paths::write_whole(&self.out.join("results.json"), &json)?;
+        paths::write_whole(&self.out.join("repeat"), format!("{repeat_with}\n").as_bytes())?;
+        writeln!(print, "# results: {}", self.out.join("results.json").display())?;
+        writeln!(print, "# repeat with: {repeat_with}")?;
+        Ok(())
+    }
+
+    /// Copies the scenario files into the run's folder; a number keeps names apart.
+    fn kept_scenarios(&self) -> Result<Vec<String>> {
+        let names: Vec<String> = self.chosen_tests()?;
+        let mut kept = Vec::new();
+        for (i, path) in self.scenarios_for(&names)?.iter().enumerate() {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = format!("scenario-{}-{file}", i + 1);
+            fs::copy(path, self.out.join(&name)).with_context(|| format!("cannot keep {}", path.display()))?;
+            kept.push(name);
+        }
+        Ok(kept)
+    }
+}
+
+/// Reads the user's scenarios once here, so that a typo is told before a boot.
+fn checked_scenarios(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut parsed = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read the scenario {}", file.display()))?;
+        parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
+    }
+    if parsed.len() > 1 {
+        Scenario::merge(parsed)?;
+    }
+    Ok(files.to_vec())
+}
+
+fn known_defect(name: &str) -> Result<Defect> {
+    let defects = catalog::defects()?;
+    let names: Vec<String> = defects.iter().map(|d| d.name.clone()).collect();
+    defects
+        .into_iter()
+        .find(|d| d.name == name)
+        .with_context(|| format!("there is no defect '{name}'; the defects are: {}", names.join(", ")))
+}
+
+fn in_words(ended: &Ended) -> String {
+    match ended {
+        Ended::Guest(0) => "the guest ended: all its tests passed".to_owned(),
+        Ended::Guest(1) => "the guest ended: some of its tests failed".to_owned(),
+        Ended::Guest(2) => "the guest could not run its tests".to_owned(),
+        Ended::Guest(3) => "the guest ended: a test hung".to_owned(),
+        Ended::Guest(code) => format!("the guest ended with code {code}"),
+        Ended::Panic(line) => format!("the guest kernel panicked: {line}"),
+        Ended::Qemu(how) => format!("QEMU ended: {how}"),
+        Ended::Limit => "the guest reached its time limit and was killed".to_owned(),
+        Ended::Device(how) => format!("the device ended before the guest: {how}"),
+        Ended::Interrupted => "interrupted".to_owned(),
+    }
+}
+
+fn draw_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Short enough to be typed.
+    (now.as_nanos() as u64 ^ u64::from(std::process::id())) % 1_000_000
+}
+
+/// The folder for results: given (must not hold a run already), or a new one in the cache.
+fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = given {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make --out {}", dir.display()))?;
+        if dir.join("results.json").exists() || dir.join("boot-1").exists() {
+            bail!("--out {}: there is a run in it already; name a new folder", dir.display());
+        }
+        return dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()));
+    }
+    let runs = paths::cache()?.join("runs");
+    fs::create_dir_all(&runs)?;
+    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?.filter_map(|e| Some(e.ok()?.path())).collect();
+    old.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
+    let surplus = old.len().saturating_sub(KEEP_RUNS - 1);
+    for dir in &old[..surplus] {
+        // Only finished runs: another wtblk may be busy in its own.
+        if dir.join("results.json").exists() {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let dir = runs.join(format!("{}-{}", now.as_millis(), std::process::id()));
+    fs::create_dir_all(&dir)?;
+    Ok(dir)
+}

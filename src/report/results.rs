@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `results.json`: the same as the KTAP, for machines. `docs/results.md`
+//! documents the fields; a change of meaning raises the number in `schema`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::model::TestResult;
+
+/// Name and version of the format.
+pub const SCHEMA: &str = "wtblk-results/1";
+
+/// The whole run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// Version of wtblk.
+    pub wtblk: &'static str,
+    /// The command's exit status.
+    pub status: u8,
+    /// The command line that repeats this run.
+    pub repeat_with: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// What it ran on: kernel, QEMU, accelerator, board, host kernel.
+    pub environment: BTreeMap<&'static str, String>,
+    /// The defect that was switched on.
+    pub defect: Option<String>,
+    /// Scenario files, as copied into the run's folder.
+    pub scenarios: Vec<String>,
+    /// Each boot: folder, how it ended, seconds.
+    pub boots: Vec<BootSummary>,
+    /// Each test of each repetition.
+    pub tests: Vec<TestResult>,
+}
+
+/// One boot of the run.
+#[derive(Clone, Debug, Serialize)]
+pub struct BootSummary {
+    /// Its folder within the run's folder: trace, console, logs, QEMU's arguments.
+    pub dir: String,
+    /// How it ended, in words.
+    pub ended: String,
+    /// Seconds from QEMU's start to its end.
+    pub seconds: f64,
+}

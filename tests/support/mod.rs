@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Running `wtblk run` from a test, and reading what it left.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// The program under test.
+pub fn wtblk() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wtblk"));
+    command.stdin(Stdio::null());
+    command
+}
+
+/// A run that ended.
+pub struct Run {
+    /// Exit status.
+    pub status: i32,
+    /// Standard output: KTAP.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// results.json; null where there is none.
+    pub results: Value,
+    /// The run's folder, kept while this lives.
+    pub dir: tempfile::TempDir,
+}
+
+/// `wtblk run --out TEMPORARY ARGS`, to its end. Emulated, so that a test means the same everywhere.
+pub fn run(args: &[&str]) -> Run {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut command = wtblk();
+    command.args(["run", "--accel", "tcg", "--out"]).arg(dir.path()).args(args);
+    let output = command.output().expect("wtblk starts");
+    ended(output, dir)
+}
+
+/// The same from an [`Output`].
+pub fn ended(output: Output, dir: tempfile::TempDir) -> Run {
+    let results = std::fs::read(dir.path().join("results.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or(Value::Null);
+    Run {
+        status: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        results,
+        dir,
+    }
+}
+
+impl Run {
+    /// Everything said, for a failed assertion.
+    pub fn said(&self) -> String {
+        format!("status {}\n--- stdout\n{}\n--- stderr\n{}", self.status, self.stdout, self.stderr)
+    }
+
+    /// (test, subtest, verdict, reasons) of every subtest.
+    pub fn verdicts(&self) -> Vec<(String, String, String, Vec<String>)> {
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let mut list = Vec::new();
+        for test in self.results["tests"].as_array().into_iter().flatten() {
+            for sub in test["subtests"].as_array().into_iter().flatten() {
+                let reasons = sub["reasons"].as_array().into_iter().flatten().map(text).collect();
+                list.push((text(&test["name"]), text(&sub["name"]), text(&sub["verdict"]), reasons));
+            }
+        }
+        list
+    }
+
+    /// The verdict of one subtest.
+    pub fn verdict(&self, test: &str, subtest: &str) -> String {
+        let all = self.verdicts();
+        let found = all.into_iter().find(|(t, s, ..)| t == test && s == subtest);
+        found.unwrap_or_else(|| panic!("no subtest {test}/{subtest}: {}", self.said())).2
+    }
+}
+
+/// Where `wtblk` keeps things; also where the built kernel and guest lie.
+pub fn built(what: &str) -> PathBuf {
+    let output = wtblk().args(["kernel", what]).output().expect("wtblk starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
