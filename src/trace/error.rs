@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What can be wrong with a trace file.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::format::{MAJOR, MINOR};
+
+/// What is wrong with a trace file. Every message names the path.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// The file could not be made.
+    #[error("cannot create trace {path}: {source}", path = path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no room for its first chunk.
+    #[error("cannot create trace {path}: no room for the {need} bytes it allocates in advance: {source}", path = path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes it wanted.
+        need: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file could not be opened.
+    #[error("cannot open trace {path}: {source}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file could not be read.
+    #[error("cannot read trace {path} at byte {at}: {source}", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        at: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else.
+    #[error("{path} is no wtblk trace: {what}", path = path.display())]
+    NotATrace {
+        /// The file.
+        path: PathBuf,
+        /// What gave it away.
+        what: String,
+    },
+    /// It was written by a newer program.
+    #[error("trace {path} has format {major}.{minor}, this wtblk reads up to {MAJOR}.x (it writes {MAJOR}.{MINOR}): use a newer wtblk", path = path.display())]
+    NewerMajor {
+        /// The file.
+        path: PathBuf,
+        /// Its major version.
+        major: u16,
+        /// Its minor version.
+        minor: u16,
+    },
+    /// A record is damaged.
+    #[error("trace {path} is damaged at record {record}: {what}", path = path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The record's number.
+        record: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+}

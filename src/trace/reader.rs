@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Reads a trace, finished or growing, strictly by number.
+//!
+//! Whatever the file says is hostile. It is read with `pread`, not mapped: a
+//! file that is cut short meanwhile must not kill its reader. A record seen half
+//! (its commit word before its facts) fails its checksum and is read again.
+
+use std::collections::TryReserveError;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::error::TraceError;
+use super::event::{Body, Event, Gap};
+use super::format::{
+    HEADER_BYTES, MAX_TEXT, RECORD_BYTES, RECORD_WORDS, commit_word, head, record_offset, text_sum,
+};
+use super::header::{BadHeader, Header};
+use super::record::{Decoded, TEXT_SUM, decode, text_place};
+use super::writer::data_path;
+
+/// Records read at a time.
+const BLOCK_RECORDS: usize = 1024;
+/// How often a record with a wrong checksum is read again before it counts as damaged.
+const TRIES: usize = 4;
+
+type Record = [u64; RECORD_WORDS];
+
+/// A trace being read.
+#[derive(Debug)]
+pub struct TraceReader {
+    path: PathBuf,
+    data_path: PathBuf,
+    index: File,
+    data: File,
+    header: Header,
+    /// Nothing will be committed any more.
+    is_final: bool,
+    /// All was read, and `is_final`.
+    ended: bool,
+    seq: u64,
+    time_ns: u64,
+    skipped: u64,
+    block: Block,
+}
+
+/// A run of records as they were when read.
+#[derive(Debug, Default)]
+struct Block {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl TraceReader {
+    /// Opens a trace that nobody writes any more: closed, or its writer is dead.
+    /// Numbers that were taken and never committed become gaps.
+    pub fn open(path: &Path) -> Result<TraceReader, TraceError> {
+        TraceReader::with_mode(path, true)
+    }
+
+    /// Opens a trace that may still grow. The reader waits at a number that was
+    /// taken and not committed yet, until the file is closed or
+    /// [`TraceReader::set_final`] says that its writer is dead.
+    pub fn open_live(path: &Path) -> Result<TraceReader, TraceError> {
+        TraceReader::with_mode(path, false)
+    }
+
+    fn with_mode(path: &Path, is_final: bool) -> Result<TraceReader, TraceError> {
+        let data_path = data_path(path);
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| TraceError::Open {
+                path: path.to_owned(),
+                source,
+            })
+        };
+        let (index, data) = (open(path)?, open(&data_path)?);
+        let header = Header::parse(&read_header(&index, path)?).map_err(|b| refuse(path, b))?;
+        header
+            .check_data(&read_header(&data, &data_path)?)
+            .map_err(|b| refuse(&data_path, b))?;
+        Ok(TraceReader {
+            path: path.to_owned(),
+            data_path,
+            index,
+            data,
+            header,
+            is_final,
+            ended: false,
+            seq: 0,
+            time_ns: 0,
+            skipped: 0,
+            block: Block::default(),
+        })
+    }
+
+    /// The next event in the order of the numbers. `None`: nothing more for
+    /// now, or for ever where the trace is final. After an error the reader
+    /// stays where it is: the next call gives the same error.
+    #[allow(clippy::should_implement_trait)] // An iterator that ended would not be asked again; this one is.
+    pub fn next(&mut self) -> Result<Option<Event>, TraceError> {
+        while !self.ended {
+            let seq = self.seq;
+            let mut record = self.committed(seq)?;
+            if record.is_none() {
+                // Looked at in this order: what stood before the closing, or
+                // before a gap was noted, is seen by the second look.
+                self.refresh_header()?;
+                self.block = Block::default();
+                record = self.committed(seq)?;
+            }
+            if let Some(record) = record {
+                if let Some(event) = self.event(seq, &record)? {
+                    return Ok(Some(event));
+                }
+                continue;
+            }
+            // Of a lost chunk only what was given out is missing.
+            let given_out = match self.header.closed {
+                true => self.header.end,
+                false => u64::MAX,
+            };
+            if let Some((end, errno)) = self.header.gap_at(seq).filter(|_| seq < given_out) {
+                let end = end.min(given_out);
+                let why = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(0));
+                return Ok(Some(self.gap(end, format!("no room for the trace: {why}"))));
+            }
+            if !self.is_final && !self.header.closed {
+                return Ok(None);
+            }
+            match self.hole_end(seq)? {
+                // Committed this very moment, although nobody should write any more.
+                Some(end) if end == seq => {}
+                Some(end) => {
+                    let why = "taken but never written: its writer was killed or closed too early";
+                    return Ok(Some(self.gap(end, why.into())));
+                }
+                None => self.ended = true,
+            }
+        }
+        Ok(None)
+    }
+
+    /// From now on nothing more is expected: the writer is dead.
+    pub fn set_final(&mut self) {
+        self.is_final = true;
+    }
+
+    /// Whether the file was closed in order, as of the last call of
+    /// [`TraceReader::next`]. Where that call gave `None`, all of it was read.
+    pub fn closed(&self) -> bool {
+        self.header.closed
+    }
+
+    /// Wall clock at the begin of the trace, ns since 1970.
+    pub fn began_wall_ns(&self) -> u64 {
+        self.header.wall_ns
+    }
+
+    /// Records of kinds that only a newer wtblk knows, passed over so far.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// The number that comes next.
+    pub fn position(&self) -> u64 {
+        self.seq
+    }
+
+    fn gap(&mut self, end: u64, why: String) -> Event {
+        let seq = self.seq;
+        self.seq = end;
+        Event {
+            seq,
+            time_ns: self.time_ns,
+            body: Body::Gap(Gap {
+                missing: end - seq,
+                why,
+            }),
+        }
+    }
+
+    /// The record as an event; `None` for a kind that is skipped.
+    fn event(&mut self, seq: u64, record: &Record) -> Result<Option<Event>, TraceError> {
+        let text = self.text(seq, record)?;
+        let kind = record[0] as u8;
+        let body = match decode(kind, record, text) {
+            Decoded::Body(body) => body,
+            Decoded::Unknown => {
+                self.skipped += 1;
+                self.seq = self.after(seq, 1)?;
+                return Ok(None);
+            }
+        };
+        let count = match &body {
+            Body::Gap(gap) => gap.missing.max(1),
+            _ => 1,
+        };
+        self.seq = self.after(seq, count)?;
+        self.time_ns = record[1];
+        Ok(Some(Event {
+            seq,
+            time_ns: record[1],
+            body,
+        }))
+    }
+
+    fn after(&self, seq: u64, count: u64) -> Result<u64, TraceError> {
+        seq.checked_add(count)
+            .ok_or_else(|| self.corrupt(seq, "its gap passes the last number there is"))
+    }
+
+    /// The record, if it is committed. Its checksum is right.
+    fn committed(&mut self, seq: u64) -> Result<Option<Record>, TraceError> {
+        for _ in 0..TRIES {
+            let record = match self.block.record(seq) {
+                Some(record) if record[0] != 0 => record,
+                _ => {
+                    self.load(seq)?;
+                    match self.block.record(seq) {
+                        Some(record) if record[0] != 0 => record,
+                        _ => return Ok(None),
+                    }
+                }
+            };
+            if record[0] == commit_word(seq, record[0] as u8, &record[1..]) {
+                return Ok(Some(record));
+            }
+            self.block = Block::default();
+        }
+        Err(self.corrupt(seq, "its checksum is wrong"))
+    }
+
+    /// Reads the block of records from `seq` on.
+    fn load(&mut self, seq: u64) -> Result<(), TraceError> {
+        self.block.first = seq;
+        let Some(at) = record_offset(seq) else {
+            self.block.bytes.clear();
+            return Ok(());
+        };
+        let mut bytes = std::mem::take(&mut self.block.bytes);
+        let read = read_up_to(
+            &self.index,
+            at,
+            BLOCK_RECORDS * RECORD_BYTES as usize,
+            &mut bytes,
+        );
+        self.block.bytes = bytes;
+        read.map_err(|source| TraceError::Read {
+            path: self.path.clone(),
+            at,
+            source,
+        })
+    }
+
+    /// Where the hole at `seq` ends: at the next committed record, at the next
+    /// gap, or at the end of a closed trace; `None`: there is nothing after it.
+    fn hole_end(&mut self, seq: u64) -> Result<Option<u64>, TraceError> {
+        let gap = self.header.next_gap(seq);
+        let mut at = seq;
+        let next_record = loop {
+            self.load(at)?;
+            let records = self.block.len();
+            let found = (at..at.saturating_add(records))
+                .find(|&s| self.block.record(s).is_some_and(|r| r[0] != 0));
+            if found.is_some() || records == 0 || gap.is_some_and(|g| at >= g) {
+                break found;
+            }
+            at = at.saturating_add(records);
+        };
+        let end = Some(self.header.end).filter(|&end| self.header.closed && end > seq);
+        Ok([next_record, gap, end].into_iter().flatten().min())
+    }
+
+    fn refresh_header(&mut self) -> Result<(), TraceError> {
+        let bytes = read_header(&self.index, &self.path)?;
+        let header = Header::parse(&bytes).map_err(|b| refuse(&self.path, b))?;
+        if header.id != self.header.id {
+            return Err(refuse(
+                &self.path,
+                BadHeader::Not("it was overwritten by another trace".into()),
+            ));
+        }
+        self.header = header;
+        Ok(())
+    }
+
+    fn text(&self, seq: u64, record: &Record) -> Result<String, TraceError> {
+        let (at, len) = text_place(record[2]);
+        if len == 0 {
+            return Ok(String::new());
+        }
+        if len > MAX_TEXT {
+            return Err(self.corrupt(seq, format!("its text of {len} bytes is over the limit")));
+        }
+        let mut bytes = Vec::new();
+        read_up_to(&self.data, at, len, &mut bytes).map_err(|source| TraceError::Read {
+            path: self.data_path.clone(),
+            at,
+            source,
+        })?;
+        if bytes.len() != len || text_sum(&bytes) != record[TEXT_SUM] {
+            return Err(self.corrupt(
+                seq,
+                format!("its text (byte {at} of the data file) is not there"),
+            ));
+        }
+        String::from_utf8(bytes).map_err(|_| self.corrupt(seq, "its text is not UTF-8"))
+    }
+
+    fn corrupt(&self, record: u64, what: impl Into<String>) -> TraceError {
+        TraceError::Corrupt {
+            path: self.path.clone(),
+            record,
+            what: what.into(),
+        }
+    }
+}
+
+impl Block {
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64 / RECORD_BYTES
+    }
+
+    fn record(&self, seq: u64) -> Option<Record> {
+        let i = usize::try_from(seq.checked_sub(self.first)?).ok()?;
+        let from = i.checked_mul(RECORD_BYTES as usize)?;
+        let bytes = self
+            .bytes
+            .get(from..from.checked_add(RECORD_BYTES as usize)?)?;
+        let mut record = [0; RECORD_WORDS];
+        for (word, part) in record.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = part.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        }
+        Some(record)
+    }
+}
+
+fn refuse(path: &Path, bad: BadHeader) -> TraceError {
+    let path = path.to_owned();
+    match bad {
+        BadHeader::Not(what) => TraceError::NotATrace { path, what },
+        BadHeader::Newer(major, minor) => TraceError::NewerMajor { path, major, minor },
+    }
+}
+
+/// The header, or the part of it that is in use.
+fn read_header(file: &File, path: &Path) -> Result<Vec<u8>, TraceError> {
+    let failed = |source| TraceError::Read {
+        path: path.to_owned(),
+        at: 0,
+        source,
+    };
+    let mut bytes = Vec::new();
+    read_up_to(file, 0, head::GAP_TABLE * 8, &mut bytes).map_err(failed)?;
+    let gaps = bytes
+        .get(head::GAPS * 8..)
+        .and_then(|b| b.first_chunk())
+        .map_or(0, |b| u64::from_le_bytes(*b));
+    if gaps > 0 {
+        read_up_to(file, 0, HEADER_BYTES as usize, &mut bytes).map_err(failed)?;
+    }
+    Ok(bytes)
+}
+
+/// Reads `len` bytes, or fewer where the file ends.
+fn read_up_to(file: &File, at: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    into.clear();
+    into.try_reserve_exact(len)
+        .map_err(|_: TryReserveError| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    into.resize(len, 0);
+    let mut done = 0;
+    while done < len {
+        // Beyond i64 there is no file; pread would say EINVAL.
+        let Some(from) = at
+            .checked_add(done as u64)
+            .filter(|&a| i64::try_from(a).is_ok())
+        else {
+            break;
+        };
+        match file.read_at(&mut into[done..], from) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    into.truncate(done);
+    Ok(())
+}

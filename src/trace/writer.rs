@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Writes a trace. Shared by all queues; what they share on the way of a request
+//! is one `fetch_add`. Never waits for a reader, never fails: what finds no room
+//! becomes a gap that the reader shows.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::chunks::{Chunk, Chunks};
+use super::error::TraceError;
+use super::event::Body;
+use super::format::{
+    CHUNK_BYTES, CHUNK_RECORDS, HEADER_BYTES, MAX_CHUNKS, RECORD_WORDS, commit_word, mix, text_sum,
+    text_words,
+};
+use super::header::HeaderWriter;
+use super::record::{FACTS, TEXT_SUM, cut, encode, lost_text, text_ref};
+use super::words::Words;
+
+/// The errno of a gap that our own limit made.
+const EFBIG: u64 = libc::EFBIG as u64;
+
+/// How long a full disk is left in peace before the next text tries again.
+const RETRY_NS: u64 = 100_000_000;
+
+/// A trace being written. `Send` and `Sync`; share it as an `Arc`.
+#[derive(Debug)]
+pub struct TraceWriter {
+    next: AtomicU64,
+    began: Instant,
+    files: Option<Files>,
+}
+
+#[derive(Debug)]
+struct Files {
+    header: HeaderWriter,
+    index: Chunks,
+    data: Chunks,
+    /// Next free byte after the header of PATH.data, a multiple of 8.
+    data_next: AtomicU64,
+    /// Not before this time is a chunk of texts tried again.
+    data_retry_ns: AtomicU64,
+    closed: AtomicBool,
+    /// The index has all the chunks it may have.
+    full: AtomicBool,
+}
+
+/// `data_next` of a closed trace.
+const NO_MORE: u64 = u64::MAX;
+
+impl TraceWriter {
+    /// Makes PATH and PATH.data, in place of whatever trace was there, with
+    /// room for the first events. They appear under their names only when
+    /// they are complete, so a reader that finds PATH can open it.
+    pub fn create(path: &Path) -> Result<TraceWriter, TraceError> {
+        let failed = |source| TraceError::Create {
+            path: path.to_owned(),
+            source,
+        };
+        let data_path = data_path(path);
+        for name in [path, &data_path] {
+            // The new file takes the name of the old: never that of a device or directory.
+            if fs::metadata(name).is_ok_and(|m| !m.is_file()) {
+                return Err(failed(io::Error::other("it exists and is no regular file")));
+            }
+        }
+        let index = Fresh::create(path).map_err(failed)?;
+        let data = Fresh::create(&data_path).map_err(failed)?;
+        let files = Files::begin(&index.file, &data.file).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
+                    path: path.to_owned(),
+                    need: 2 * (HEADER_BYTES + CHUNK_BYTES),
+                    source,
+                },
+                _ => failed(source),
+            }
+        })?;
+        data.publish().map_err(failed)?;
+        index.publish().map_err(failed)?;
+        Ok(TraceWriter {
+            next: AtomicU64::new(0),
+            began: Instant::now(),
+            files: Some(files),
+        })
+    }
+
+    /// A trace that gives numbers and keeps nothing.
+    pub fn null() -> TraceWriter {
+        TraceWriter {
+            next: AtomicU64::new(0),
+            began: Instant::now(),
+            files: None,
+        }
+    }
+
+    /// Takes the next number. It must be committed: until then a live reader waits at it.
+    pub fn reserve(&self) -> u64 {
+        // AcqRel: see `close`.
+        self.next.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Writes the event with a number from [`TraceWriter::reserve`], once.
+    pub fn commit(&self, seq: u64, body: &Body) {
+        if let Some(files) = &self.files {
+            files.commit(seq, self.now_ns(), body);
+        }
+    }
+
+    /// Takes a number and writes the event with it.
+    pub fn record(&self, body: &Body) -> u64 {
+        let seq = self.reserve();
+        self.commit(seq, body);
+        seq
+    }
+
+    /// Monotonic time since the trace began.
+    pub fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Marks the file as closed in order and gives back the room that was not
+    /// used. Call it when the threads that write are done: an event that is
+    /// committed later is lost.
+    pub fn close(&self) {
+        let Some(files) = &self.files else { return };
+        let mut index = files.index.lock();
+        let mut data = files.data.lock();
+        if files.closed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        index.stopped = true;
+        data.stopped = true;
+        // Whoever takes a number after this read-modify-write synchronises with it
+        // and so sees `closed`; whoever took one before writes below `end`. Either
+        // way nobody touches what is cut off. The same holds for texts.
+        let end = self.next.fetch_add(0, Ordering::AcqRel);
+        let used = files.data_next.swap(NO_MORE, Ordering::AcqRel);
+        files.header.close(end);
+        files
+            .index
+            .cut(&index, end.saturating_mul(RECORD_WORDS as u64 * 8));
+        files.data.cut(&data, used);
+    }
+}
+
+/// PATH.data.
+pub(super) fn data_path(path: &Path) -> PathBuf {
+    with_suffix(path, ".data")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}
+
+/// A file that has not got its name yet; removed when it never gets it.
+struct Fresh {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Fresh {
+    fn create(path: &Path) -> io::Result<Fresh> {
+        let temporary = with_suffix(path, ".new");
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&temporary)?;
+        Ok(Fresh {
+            file,
+            temporary,
+            path: path.to_owned(),
+            published: false,
+        })
+    }
+
+    fn publish(mut self) -> io::Result<()> {
+        fs::rename(&self.temporary, &self.path)?;
+        self.published = true;
+        Ok(())
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+impl Files {
+    /// Allocates headers and first chunks.
+    fn begin(index_file: &File, data_file: &File) -> io::Result<Files> {
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+        let id = mix(wall, u64::from(std::process::id()));
+        let index_header = Words::allocate(index_file, 0, HEADER_BYTES as usize)?;
+        let data_header = Words::allocate(data_file, 0, HEADER_BYTES as usize)?;
+        HeaderWriter::begin_data(&data_header, id);
+        let files = Files {
+            header: HeaderWriter::begin(index_header, id, wall),
+            index: Chunks::new(index_file.try_clone()?),
+            data: Chunks::new(data_file.try_clone()?),
+            data_next: AtomicU64::new(0),
+            data_retry_ns: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+        };
+        files.index.make(&files.index.lock(), 0)?;
+        files.data.make(&files.data.lock(), 0)?;
+        Ok(files)
+    }
+
+    fn commit(&self, seq: u64, time_ns: u64, body: &Body) {
+        if self.closed.load(Ordering::SeqCst) {
+            return;
+        }
+        let (chunk, slot) = (seq / CHUNK_RECORDS, seq % CHUNK_RECORDS);
+        let Some(words) = self.index_chunk(chunk) else {
+            return;
+        };
+        let at = slot as usize * RECORD_WORDS;
+        let record = &words[at..at + RECORD_WORDS];
+
+        let (mut kind, mut facts, text) = encode(body);
+        let (mut place, mut sum) = (0, 0);
+        if !text.is_empty() {
+            let text = cut(text);
+            match self.keep_text(text.as_bytes(), time_ns) {
+                Some(kept) => (place, sum) = (kept, text_sum(text.as_bytes())),
+                None => (kind, facts) = lost_text(),
+            }
+        }
+        let mut rest = [time_ns, place, 0, 0, 0, 0, sum];
+        rest[FACTS - 1..TEXT_SUM - 1].copy_from_slice(&facts);
+        for (word, value) in record[1..].iter().zip(rest) {
+            word.store(value.to_le(), Ordering::Relaxed);
+        }
+        // Release: who sees the commit word sees the record and its text.
+        record[0].store(commit_word(seq, kind, &rest).to_le(), Ordering::Release);
+
+        // The next chunk is there before anybody needs it; a second try for a disk
+        // that was full at the first.
+        if slot == CHUNK_RECORDS / 2 || slot == CHUNK_RECORDS / 4 * 3 {
+            self.index.make_ahead(chunk + 1);
+        }
+    }
+
+    /// The chunk, made now where it must be; `None` where its events are lost.
+    fn index_chunk(&self, chunk: u64) -> Option<&[AtomicU64]> {
+        match self.index.get(chunk) {
+            Chunk::Ready(words) => return Some(words),
+            Chunk::Lost => return None,
+            Chunk::Missing if chunk >= MAX_CHUNKS as u64 => {
+                if !self.full.swap(true, Ordering::Relaxed) {
+                    let mut lock = self.index.lock();
+                    let first = MAX_CHUNKS as u64 * CHUNK_RECORDS;
+                    self.header.note_gap(first, u64::MAX - first, EFBIG);
+                    lock.stopped = true;
+                }
+                return None;
+            }
+            Chunk::Missing => {}
+        }
+        let mut lock = self.index.lock();
+        if matches!(self.index.get(chunk), Chunk::Missing)
+            && let Err(error) = self.index.make(&lock, chunk)
+        {
+            if self.closed.load(Ordering::SeqCst) {
+                return None;
+            }
+            let errno = error.raw_os_error().unwrap_or(0);
+            let noted = self.header.note_gap(
+                chunk * CHUNK_RECORDS,
+                CHUNK_RECORDS,
+                u64::from(errno.unsigned_abs()),
+            );
+            self.index.give_up(&lock, chunk);
+            if !noted {
+                // No more room to say what is missing: everything from here on is.
+                lock.stopped = true;
+            }
+        }
+        match self.index.get(chunk) {
+            Chunk::Ready(words) => Some(words),
+            Chunk::Lost | Chunk::Missing => None,
+        }
+    }
+
+    /// Writes a text (not empty, at most MAX_TEXT bytes) and gives its place.
+    fn keep_text(&self, text: &[u8], now_ns: u64) -> Option<u64> {
+        let need = (text.len() as u64).next_multiple_of(8);
+        let mut start = 0;
+        self.data_next
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |next| {
+                if next == NO_MORE {
+                    return None;
+                }
+                // A text never crosses chunks: the next one may be missing.
+                start = if next % CHUNK_BYTES + need > CHUNK_BYTES {
+                    next.next_multiple_of(CHUNK_BYTES)
+                } else {
+                    next
+                };
+                Some(start + need)
+            })
+            .ok()?;
+        let (chunk, from) = (start / CHUNK_BYTES, start % CHUNK_BYTES);
+        let words = self.data_chunk(chunk, now_ns)?;
+        for (word, value) in words[(from / 8) as usize..].iter().zip(text_words(text)) {
+            word.store(value.to_le(), Ordering::Relaxed);
+        }
+        // The record's release store publishes these too; the fence only says so here.
+        fence(Ordering::Release);
+        let half = CHUNK_BYTES / 2;
+        if from < half && from + need >= half {
+            self.data.make_ahead(chunk + 1);
+        }
+        Some(text_ref(HEADER_BYTES + start, text.len()))
+    }
+
+    /// Unlike an index chunk, one of texts is never given up: what finds no room
+    /// is lost text by text.
+    fn data_chunk(&self, chunk: u64, now_ns: u64) -> Option<&[AtomicU64]> {
+        match self.data.get(chunk) {
+            Chunk::Ready(words) => return Some(words),
+            Chunk::Lost => return None,
+            Chunk::Missing if now_ns < self.data_retry_ns.load(Ordering::Relaxed) => return None,
+            Chunk::Missing => {}
+        }
+        let lock = self.data.lock();
+        if matches!(self.data.get(chunk), Chunk::Missing) && self.data.make(&lock, chunk).is_err() {
+            self.data_retry_ns
+                .store(now_ns.saturating_add(RETRY_NS), Ordering::Relaxed);
+            return None;
+        }
+        match self.data.get(chunk) {
+            Chunk::Ready(words) => Some(words),
+            Chunk::Lost | Chunk::Missing => None,
+        }
+    }
+}
