@@ -2,6 +2,7 @@
 //! The subcommands: parsing and printing only.
 
 pub mod kernel;
+mod qemu_args;
 pub mod run;
 pub mod serve;
 pub mod trace;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::report::model::status;
 
@@ -18,6 +20,9 @@ use crate::report::model::status;
 #[derive(Parser, Debug)]
 #[command(name = "wtblk", version, about)]
 struct Cli {
+    /// What to tell on standard error: error, warn, info, debug, trace.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    log: String,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,9 +67,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { status::CANNOT } else { status::HELD });
         }
     };
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("wtblk: --log {}: {error}", cli.log);
+            return ExitCode::from(status::CANNOT);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Run(args) => args.run(),
-        Command::Serve(args) => args.run(),
+        Command::Serve(args) => serve::run(&args).map(|()| status::HELD),
         Command::Trace(TraceVerb::Show { file }) => trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0),
         Command::Verify { file, json } => verify::verify(&file, json, &mut std::io::stdout().lock()),
         Command::Kernel(args) => args.run(),

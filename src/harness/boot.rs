@@ -21,8 +21,10 @@ use super::console::Console;
 use super::image;
 use super::qemu::{Machine, Qemu, Vm};
 use crate::trace::event::{Body, DATA_DISK, Event};
-use crate::trace::reader::TraceReader;
-use crate::verify::{Contract, Verdicts, Verifier};
+use crate::trace::TraceReader;
+use crate::verify::Verifier;
+use crate::verify::contract::Contract;
+use crate::verify::verdict::Verdicts;
 
 /// What to boot.
 pub struct Plan<'a> {

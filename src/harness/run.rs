@@ -150,8 +150,7 @@ impl Run {
     }
 
     fn chosen_tests(&self) -> Result<Vec<String>> {
-        let known = catalog::tests(&self.initramfs)?;
-        let names: Vec<String> = known.into_iter().map(|t| t.name).collect();
+        let names = catalog::tests(&self.initramfs)?;
         let wanted = match (&self.options.tests, &self.defect) {
             (tests, _) if !tests.is_empty() => tests.clone(),
             // The tests that the table speaks of; all others say nothing of this defect.
