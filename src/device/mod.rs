@@ -1,2 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The vhost-user-blk device. The only room that knows vhost and virtio.
+//!
+//! A front end's control messages arrive in `transport` and become orders to
+//! the queue workers; a worker walks its ring and hands requests to what
+//! stands behind it, the disk under test or the mark disk. `docs/device.md`
+//! tells the threads, the numbering and what happens at a stop.
+
+mod chain;
+mod command;
+mod config;
+mod connection;
+mod data_queue;
+mod disk;
+mod hub;
+mod mark_queue;
+mod memory;
+mod request;
+mod ring;
+mod serve;
+mod settings;
+mod socket;
+mod transport;
+mod worker;
+
+pub use serve::serve;
+pub use settings::{Backing, ServeConfig, Settings};
+pub use socket::Address;

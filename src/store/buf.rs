@@ -1,5 +1,116 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Buffers of an operation: somebody else's memory, kept alive while in flight.
+//!
+//! The memory is the guest's: it may change at any moment, so it is never seen
+//! as a Rust slice. A store hands the iovecs to the host kernel and touches
+//! nothing itself.
 
-/// See the module.
-pub struct Buffers;
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// A list of memory ranges and what keeps them mapped.
+pub struct Buffers {
+    iovecs: Vec<libc::iovec>,
+    len: u64,
+    /// Dropped last of all: the map that the ranges belong to.
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointers are never dereferenced by Rust code, only given to system
+// calls that accept memory changing under them, and `_keep` (Send + Sync) keeps
+// the ranges mapped for as long as the value lives, on whichever thread.
+unsafe impl Send for Buffers {}
+// SAFETY: as above; a shared reference only hands out copies of the pointers.
+unsafe impl Sync for Buffers {}
+
+impl Buffers {
+    /// Buffers over `ranges`.
+    ///
+    /// # Safety
+    /// Each range must stay mapped, readable and writable, for as long as `keep` lives, and
+    /// no Rust reference to it may exist meanwhile.
+    pub unsafe fn new(ranges: Vec<(*mut u8, usize)>, keep: Arc<dyn Any + Send + Sync>) -> Buffers {
+        let len = ranges.iter().map(|&(_, n)| n as u64).sum();
+        let iovecs = ranges
+            .into_iter()
+            .map(|(base, n)| libc::iovec {
+                iov_base: base.cast(),
+                iov_len: n,
+            })
+            .collect();
+        Buffers {
+            iovecs,
+            len,
+            _keep: keep,
+        }
+    }
+
+    /// Bytes in all.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing to transfer.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The ranges, for `preadv(2)`, `pwritev(2)` and their like.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.iovecs
+    }
+}
+
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} ranges", self.len, self.iovecs.len())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Memory of its own for a test; read back with [`Owned::bytes`].
+    pub(crate) struct Owned(Mutex<Vec<u8>>);
+
+    impl Owned {
+        pub(crate) fn new(bytes: Vec<u8>) -> Arc<Owned> {
+            Arc::new(Owned(Mutex::new(bytes)))
+        }
+
+        /// Buffers over the memory, cut into pieces of the given lengths (the last piece takes the rest).
+        pub(crate) fn buffers(self: &Arc<Owned>, cuts: &[usize]) -> Buffers {
+            let mut inner = self.0.lock().unwrap();
+            let (base, total) = (inner.as_mut_ptr(), inner.len());
+            let mut at = 0;
+            let mut ranges = Vec::new();
+            for &n in cuts.iter().chain([&total]) {
+                let n = n.min(total - at);
+                if n > 0 {
+                    ranges.push((base.wrapping_add(at), n));
+                    at += n;
+                }
+            }
+            // SAFETY: the vector is never resized and lives in the Arc.
+            unsafe { Buffers::new(ranges, self.clone()) }
+        }
+
+        pub(crate) fn bytes(&self) -> Vec<u8> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    #[test]
+    fn lengths_add_up_and_the_keeper_lives() {
+        let memory = Owned::new(vec![1; 1000]);
+        let buffers = memory.buffers(&[1, 512]);
+        assert_eq!(buffers.len(), 1000);
+        assert_eq!(buffers.iovecs().len(), 3);
+        assert_eq!(Arc::strong_count(&memory), 2);
+        drop(buffers);
+        assert_eq!(Arc::strong_count(&memory), 1);
+    }
+}

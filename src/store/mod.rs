@@ -3,13 +3,22 @@
 //! knows offsets and buffers, nothing of virtio.
 
 pub mod buf;
+mod done;
+pub mod file;
+pub mod memory;
+#[cfg(test)]
+mod tests;
+mod transfer;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use buf::Buffers;
+pub use file::{FileStore, ImageOptions};
+pub use memory::MemoryStore;
 
 /// An operation on a store; offsets and lengths in bytes.
+#[derive(Debug)]
 pub enum Op {
     /// Fill the buffers from `offset` on.
     Read {
@@ -30,6 +39,7 @@ pub enum Op {
 }
 
 /// What became of an operation.
+#[derive(Debug)]
 pub struct Completion {
     /// The token given at submission.
     pub token: u64,

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The QEMU arguments that go with a device: what `--print-qemu-args` prints.
+
+use std::path::Path;
+
+/// The disks to attach.
+pub(super) struct Disks<'a> {
+    /// Absolute path of the socket of the disk under test.
+    pub socket: &'a Path,
+    /// That of the mark disk.
+    pub mark_socket: Option<&'a Path>,
+    /// Queues of the disk under test.
+    pub queues: u16,
+}
+
+/// Guest memory in the printed lines; the reader puts in what is wanted.
+const MEMORY: &str = "512M";
+
+/// Both machines, as text to be copied.
+pub(super) fn text(disks: &Disks<'_>) -> String {
+    let memory = format!("-object memory-backend-memfd,id=mem,size={MEMORY},share=on");
+    let pc = [
+        format!("-M pc,memory-backend=mem -m {MEMORY}"),
+        memory.clone(),
+        devices(disks, "vhost-user-blk-pci"),
+    ];
+    let microvm = [
+        format!("-M microvm,acpi=off,memory-backend=mem -m {MEMORY}"),
+        memory,
+        "-global virtio-mmio.force-legacy=false".to_owned(),
+        devices(disks, "vhost-user-blk"),
+    ];
+    format!(
+        "# pc\n{}\n# microvm\n{}\n",
+        pc.join(" \\\n"),
+        microvm.join(" \\\n")
+    )
+}
+
+fn devices(disks: &Disks<'_>, driver: &str) -> String {
+    let one = |id: &str, socket: &Path, queues: u16| {
+        // QEMU's option syntax doubles a comma; the quotes are for the shell.
+        let path = socket.display().to_string().replace(',', ",,");
+        let chardev = quote(&format!("socket,id={id},path={path}"));
+        // QEMU's own default is a queue per CPU: more than the device may have.
+        format!("-chardev {chardev} \\\n-device {driver},chardev={id},num-queues={queues}")
+    };
+    let mut parts = vec![one("wtblk-data", disks.socket, disks.queues)];
+    parts.extend(disks.mark_socket.map(|s| one("wtblk-mark", s, 1)));
+    parts.join(" \\\n")
+}
+
+/// For a POSIX shell, quoted only where it must be.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/=,._-+:@".contains(c);
+    if word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_a_front_end_needs_is_there() {
+        let text = text(&Disks {
+            socket: Path::new("/tmp/a,b c"),
+            mark_socket: Some(Path::new("/tmp/m")),
+            queues: 4,
+        });
+        assert_eq!(text.matches("share=on").count(), 2);
+        assert!(text.contains("'socket,id=wtblk-data,path=/tmp/a,,b c'"));
+        assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4"));
+        assert!(text.contains("vhost-user-blk,chardev=wtblk-mark,num-queues=1"));
+        assert!(text.contains("force-legacy=false"));
+    }
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk serve`: the device alone.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
+use super::qemu_args::{self, Disks};
+use crate::device::{Address, Backing, ServeConfig, Settings, serve};
+
+/// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Socket to make for the front end of the disk under test
+    #[arg(
+        long,
+        alias = "socket-path",
+        value_name = "PATH",
+        conflicts_with = "fd"
+    )]
+    socket: Option<PathBuf>,
+    /// Inherited socket instead, listening or connected
+    #[arg(long, value_name = "N")]
+    fd: Option<RawFd>,
+    /// Socket to make for the front end of the mark disk
+    #[arg(long, value_name = "PATH", conflicts_with = "mark_fd")]
+    mark_socket: Option<PathBuf>,
+    /// Inherited socket instead, listening or connected
+    #[arg(long, value_name = "N")]
+    mark_fd: Option<RawFd>,
+    /// Raw image file
+    #[arg(
+        long,
+        alias = "blk-file",
+        value_name = "FILE",
+        conflicts_with = "memory"
+    )]
+    image: Option<PathBuf>,
+    /// Create the image with this size where it does not exist (4096, 512M, 1GiB)
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "image")]
+    size: Option<u64>,
+    /// A disk in memory of this size instead
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Scenario file; several are merged
+    #[arg(long, value_name = "FILE")]
+    scenario: Vec<PathBuf>,
+    /// Record every event in this file
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Number of queues
+    #[arg(long, value_name = "N")]
+    queues: Option<u16>,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// Seed of the scenario's random choices
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print the QEMU arguments that go with the other options, and end
+    #[arg(long)]
+    print_qemu_args: bool,
+    /// Print what this back end can do, as JSON, and end
+    #[arg(long)]
+    print_capabilities: bool,
+    /// End when the process that started this one does
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    if args.print_capabilities {
+        let features = ["read-only", "blk-file"];
+        println!(
+            "{}",
+            serde_json::json!({"type": "block", "features": features})
+        );
+        return Ok(());
+    }
+    if args.die_with_parent {
+        follow_parent()?;
+    }
+    let config = config(args)?;
+    if args.print_qemu_args {
+        print!("{}", qemu_args(&config)?);
+        return Ok(());
+    }
+    serve(config)
+}
+
+fn config(args: &ServeArgs) -> Result<ServeConfig> {
+    let Some(socket) = address(&args.socket, args.fd) else {
+        bail!("where does the front end connect? Give --socket PATH or --fd N");
+    };
+    let mark_socket = address(&args.mark_socket, args.mark_fd);
+    if mark_socket.as_ref() == Some(&socket) {
+        bail!("the disk and the mark disk need a socket each");
+    }
+    let backing = match (&args.image, args.memory) {
+        (Some(image), _) => Backing::Image(image.clone(), args.size),
+        (None, Some(size)) => Backing::Memory(size),
+        (None, None) => bail!("where do the bytes live? Give --image FILE or --memory SIZE"),
+    };
+    Ok(ServeConfig {
+        socket,
+        mark_socket,
+        backing,
+        scenarios: args.scenario.clone(),
+        trace: args.trace.clone(),
+        queues: args.queues,
+        read_only: args.read_only,
+        seed: args.seed,
+    })
+}
+
+fn address(path: &Option<PathBuf>, fd: Option<RawFd>) -> Option<Address> {
+    let path = path.clone().map(Address::Path);
+    path.or(fd.map(Address::Fd))
+}
+
+fn qemu_args(config: &ServeConfig) -> Result<String> {
+    let settings = Settings::of(config)?;
+    let absolute = |address: &Address| match address {
+        Address::Path(path) => {
+            std::path::absolute(path).with_context(|| format!("{}", path.display()))
+        }
+        Address::Fd(_) => bail!("QEMU needs a path to connect to: give --socket, not --fd"),
+    };
+    let socket = absolute(&config.socket)?;
+    let mark_socket = config.mark_socket.as_ref().map(absolute).transpose()?;
+    Ok(qemu_args::text(&Disks {
+        socket: &socket,
+        mark_socket: mark_socket.as_deref().map(Path::new),
+        queues: settings.queues,
+    }))
+}
+
+/// The kernel sends SIGTERM when the parent (its thread that started us) ends.
+fn follow_parent() -> io::Result<()> {
+    let parent = getppid();
+    set_pdeathsig(Signal::SIGTERM)?;
+    // It may have ended before the kernel was told.
+    if getppid() != parent || parent.as_raw() == 1 {
+        return Err(io::Error::other("--die-with-parent: the parent is gone"));
+    }
+    Ok(())
+}
+
+/// A size: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), always powers of 1024.
+fn size(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is no size, expected bytes or 64K, 512M, 1GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let shift = match unit {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|&n| n > 0)
+        .ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("4096", 4096),
+            ("64K", 65536),
+            ("1GiB", 1 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for text in ["", "0", "K", "1.5G", "1kb", "-1", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

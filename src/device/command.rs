@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Orders to a queue worker, each answered by a channel of its own and waited
+//! for with a limit: nobody hangs because a worker does.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::memory::GuestMap;
+use super::ring::RingPlace;
+
+/// How long a stop waits for I/O that the host kernel holds.
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the answer to any other order may take.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Everything a ring needs to start.
+pub(super) struct Start {
+    pub map: Arc<GuestMap>,
+    pub place: RingPlace,
+    pub size: u16,
+    pub base: u16,
+    pub event_idx: bool,
+    pub enabled: bool,
+    pub epoch: u32,
+    pub kick: Option<File>,
+    pub call: Option<File>,
+    pub err: Option<File>,
+}
+
+/// How a ring stood when it stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stopped {
+    /// Next avail position: where the next start goes on.
+    pub base: u16,
+    /// Requests released by the stop.
+    pub released: u64,
+}
+
+/// An order.
+pub(super) enum Command {
+    /// Serve this ring from now on.
+    Start(Box<Start>, SyncSender<()>),
+    /// Finish what is in flight and touch guest memory no more. `None`: there was no ring.
+    Stop(SyncSender<Option<Stopped>>),
+    /// Take requests, or take none for now.
+    Enable(bool, SyncSender<()>),
+    /// Another fd to notify through.
+    Call(Option<File>, SyncSender<()>),
+    /// Regions were added or removed.
+    Memory(Arc<GuestMap>, SyncSender<()>),
+    /// Take everything that the avail ring shows now.
+    Sync(SyncSender<()>),
+    /// Let go what the rule (`None`: any rule) holds; tells how many.
+    Release(Option<String>, SyncSender<u64>),
+    /// End the thread.
+    Shutdown,
+}
+
+/// A worker that did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("queue {queue} does not answer")]
+pub(super) struct NoAnswer {
+    pub queue: u16,
+}
+
+/// An order that is under way.
+pub(super) struct Pending<T> {
+    queue: u16,
+    answer: Receiver<T>,
+}
+
+impl<T> Pending<T> {
+    /// Waits for the answer.
+    pub fn wait(self, until: Instant) -> Result<T, NoAnswer> {
+        let left = until.saturating_duration_since(Instant::now());
+        let queue = self.queue;
+        self.answer
+            .recv_timeout(left)
+            .map_err(|_| NoAnswer { queue })
+    }
+}
+
+/// The way to a worker.
+pub(super) struct WorkerHandle {
+    queue: u16,
+    orders: Sender<Command>,
+    wake: Arc<EventFd>,
+}
+
+impl WorkerHandle {
+    pub fn new(queue: u16, orders: Sender<Command>) -> io::Result<WorkerHandle> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(WorkerHandle {
+            queue,
+            orders,
+            wake: Arc::new(EventFd::from_flags(flags)?),
+        })
+    }
+
+    /// Readable when there are orders; the worker drains it.
+    pub fn wake(&self) -> Arc<EventFd> {
+        self.wake.clone()
+    }
+
+    /// Gives an order; the answer is waited for later.
+    pub fn post<T>(&self, order: impl FnOnce(SyncSender<T>) -> Command) -> Pending<T> {
+        let (tell, answer) = sync_channel(1);
+        // A worker that is gone drops the order, and with it `tell`: the wait ends at once.
+        let _ = self.orders.send(order(tell));
+        let _ = self.wake.write(1);
+        Pending {
+            queue: self.queue,
+            answer,
+        }
+    }
+
+    /// Gives an order and waits.
+    pub fn call<T>(
+        &self,
+        limit: Duration,
+        order: impl FnOnce(SyncSender<T>) -> Command,
+    ) -> Result<T, NoAnswer> {
+        self.post(order).wait(Instant::now() + limit)
+    }
+
+    /// Ends the worker.
+    pub fn shutdown(&self) {
+        let _ = self.orders.send(Command::Shutdown);
+        let _ = self.wake.write(1);
+    }
+}

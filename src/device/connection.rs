@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One thread per disk that serves its connections, one after the other: a
+//! front end may go and the next one come.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use super::disk::Disk;
+use super::socket::{Socket, accept};
+use super::transport::Handler;
+use crate::trace::event::DeviceKind;
+
+/// Ends a [`serve`] thread from another one.
+pub(super) struct Stopper {
+    stopping: AtomicBool,
+    /// Readable when it is time to end.
+    wake: EventFd,
+    /// The connection that is being served.
+    current: Mutex<Option<UnixStream>>,
+}
+
+impl Stopper {
+    pub fn new() -> io::Result<Arc<Stopper>> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Arc::new(Stopper {
+            stopping: AtomicBool::new(false),
+            wake: EventFd::from_flags(flags)?,
+            current: Mutex::new(None),
+        }))
+    }
+
+    /// The thread finishes what is in flight and ends.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let _ = self.wake.write(1);
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &*current {
+            // Only our side hears of it: the front end keeps its connection until its requests
+            // are completed.
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn set_current(&self, stream: Option<UnixStream>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (true, Some(stream)) = (self.stopping(), &stream) {
+            let _ = stream.shutdown(Shutdown::Read);
+        }
+        *current = stream;
+    }
+}
+
+/// Starts the thread. It ends when stopped, or when the peer of a connected socket has gone;
+/// `ended` is written then.
+pub(super) fn serve(
+    disk: Arc<Disk>,
+    socket: Socket,
+    stopper: Arc<Stopper>,
+    ended: Arc<EventFd>,
+) -> io::Result<JoinHandle<()>> {
+    let name = format!("{}-conn", disk.name);
+    thread::Builder::new().name(name).spawn(move || {
+        match socket {
+            Socket::Connected(stream) => connection(&disk, stream, &stopper),
+            Socket::Listening(..) => listen(&disk, &socket, &stopper),
+        }
+        let _ = ended.write(1);
+    })
+}
+
+fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Stopper) {
+    let Socket::Listening(listener, _) = socket else {
+        return;
+    };
+    while !stopper.stopping() {
+        let mut fds = [
+            PollFd::new(stopper.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return tracing::error!(%error, "poll"),
+        }
+        if fds[1].any() != Some(true) {
+            continue;
+        }
+        match accept(listener) {
+            Ok(Some(stream)) => connection(disk, stream, stopper),
+            Ok(None) => {}
+            Err(error) => {
+                // Out of fds, most likely: the front end waits in the backlog meanwhile.
+                tracing::error!(%error, disk = disk.name, "cannot accept a connection");
+                let _ = poll(&mut fds[..1], PollTimeout::from(200u8));
+            }
+        }
+    }
+}
+
+/// Serves one connection to its end.
+fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
+    let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
+    let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
+    event(DeviceKind::Connected, number, "");
+    tracing::info!(disk = disk.name, "front end {number} connected");
+    match stream.try_clone() {
+        Ok(clone) => stopper.set_current(Some(clone)),
+        Err(error) => return tracing::error!(%error, "cannot serve the connection"),
+    }
+    let handler = Arc::new(Mutex::new(Handler::new(disk.clone())));
+    let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
+    let why = loop {
+        match requests.handle_request() {
+            Ok(()) => {}
+            // Our own shutdown looks like the peer's.
+            Err(Error::Disconnected) if stopper.stopping() => break "stopping".to_owned(),
+            Err(Error::Disconnected) => break "disconnected".to_owned(),
+            Err(Error::SocketBroken(e)) => break format!("disconnected: {e}"),
+            Err(error) => break format!("bad message: {error}"),
+        }
+    };
+    if why.starts_with("bad") {
+        tracing::warn!(disk = disk.name, "front end {number}: {why}");
+    }
+    // The requests in flight are finished before the socket is closed.
+    let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
+    rings.stop_all();
+    event(DeviceKind::Disconnected, number, &why);
+    tracing::info!(disk = disk.name, "front end {number} gone: {why}");
+    stopper.set_current(None);
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The queue of the mark disk: a write to its first 64 KiB is a mark, a read
+//! from 1 MiB on tells the state. Because the guest waits for the write, a
+//! mark is ordered against the data requests without any clock.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress};
+use wtblk_shared::disk::{MARK_AREA, MARK_DISK_LEN, MARK_SERIAL, SECTOR, STATE_LEN, STATE_OFFSET};
+use wtblk_shared::mark::{Control, Mark};
+
+use super::command::{ANSWER_LIMIT, Command, WorkerHandle};
+use super::data_queue::{id, scatter};
+use super::hub::Hub;
+use super::request::Parsed;
+use super::worker::{Done, QueueDevice, Taken};
+use crate::trace::event::{Body, DATA_DISK, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
+
+/// How long a `wait` keeps its mark: short of what the kernel takes for a hung task.
+const WAIT_LIMIT: Duration = Duration::from_secs(5);
+/// Most waits at once; the next ones are answered "not yet" at once.
+const WAITS: usize = 64;
+
+/// A mark that waits for held requests.
+struct Wait {
+    token: u64,
+    held: u64,
+    until: Instant,
+}
+
+/// See the module.
+pub(super) struct MarkQueue {
+    hub: Arc<Hub>,
+    data: Arc<Vec<WorkerHandle>>,
+    waits: Vec<Wait>,
+    over: Vec<Done>,
+    /// Number of the last mark.
+    last: u64,
+    /// What the last wait that ended came to.
+    wait: &'static str,
+}
+
+impl MarkQueue {
+    /// `data`: the workers of the disk under test, for the barrier.
+    pub fn new(hub: Arc<Hub>, data: Arc<Vec<WorkerHandle>>) -> MarkQueue {
+        MarkQueue {
+            hub,
+            data,
+            waits: Vec::new(),
+            over: Vec::new(),
+            last: 0,
+            wait: "none",
+        }
+    }
+
+    fn event(&self, kind: DeviceKind, a: u64, b: u64, text: &str) {
+        self.hub.event(MARK_DISK, 0, kind, a, b, text);
+    }
+
+    fn finish(&mut self, token: u64, status: Status, written: u32) {
+        self.over.push(Done {
+            token,
+            status,
+            written,
+            abandon: false,
+        });
+    }
+
+    fn refuse(&mut self, token: u64, why: &str) {
+        tracing::warn!("mark refused: {why}");
+        self.event(DeviceKind::BadMark, 0, 0, why);
+        self.finish(token, Status::IOERR, 0);
+    }
+
+    fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) {
+        match parsed.op {
+            Op::Write => match read_mark(taken, parsed) {
+                Ok((mark, event)) => self.mark(token, mark, event),
+                Err(why) => self.refuse(token, &why),
+            },
+            Op::Read => match self.read(taken, parsed) {
+                Some(written) => self.finish(token, Status::OK, written),
+                None => self.finish(token, Status::IOERR, 0),
+            },
+            Op::GetId => match scatter(&taken.map, &parsed.data, &id(MARK_SERIAL)) {
+                Some(written) => self.finish(token, Status::OK, written),
+                None => self.finish(token, Status::IOERR, 0),
+            },
+            Op::Flush => self.finish(token, Status::OK, 0),
+            Op::Discard | Op::WriteZeroes | Op::Other => self.finish(token, Status::UNSUPP, 0),
+        }
+    }
+
+    fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent) {
+        self.barrier();
+        self.hub.mark(&mark);
+        self.last = self.hub.trace.record(&Body::Mark(event));
+        match mark {
+            Mark::Control(Control::Release(rule)) => {
+                self.release_held(rule.as_deref());
+                self.finish(token, Status::OK, 0);
+            }
+            Mark::Control(Control::WaitHeld(held)) => {
+                let limit = if self.waits.len() < WAITS {
+                    WAIT_LIMIT
+                } else {
+                    Duration::ZERO
+                };
+                let until = Instant::now() + limit;
+                self.waits.push(Wait { token, held, until });
+            }
+            _ => self.finish(token, Status::OK, 0),
+        }
+    }
+
+    /// Whatever the guest made available before it wrote the mark is taken, and so numbered,
+    /// before the mark is: each data queue is asked to take what its ring shows now.
+    fn barrier(&self) {
+        let until = Instant::now() + ANSWER_LIMIT;
+        let asked: Vec<_> = self.data.iter().map(|w| w.post(Command::Sync)).collect();
+        for pending in asked {
+            if let Err(error) = pending.wait(until) {
+                self.event(DeviceKind::Limit, 0, 0, &format!("mark barrier: {error}"));
+            }
+        }
+    }
+
+    fn release_held(&self, rule: Option<&str>) {
+        let until = Instant::now() + ANSWER_LIMIT;
+        let ask = |w: &WorkerHandle| w.post(|tell| Command::Release(rule.map(Into::into), tell));
+        let asked: Vec<_> = self.data.iter().map(ask).collect();
+        let mut count = 0;
+        for pending in asked {
+            match pending.wait(until) {
+                Ok(n) => count += n,
+                Err(error) => self.event(DeviceKind::Limit, 0, 0, &format!("release: {error}")),
+            }
+        }
+        let rule = rule.unwrap_or("*");
+        self.hub
+            .event(DATA_DISK, 0, DeviceKind::Release, count, 0, rule);
+    }
+
+    /// Ends the waits that have what they wait for, or whose time is over.
+    fn end_waits(&mut self, all: bool) -> u64 {
+        let held = self.hub.held();
+        let now = Instant::now();
+        let waits = std::mem::take(&mut self.waits);
+        let before = waits.len();
+        for wait in waits {
+            let reached = held >= wait.held;
+            if !(reached || all || now >= wait.until) {
+                self.waits.push(wait);
+                continue;
+            }
+            self.wait = if reached { "ok" } else { "not-yet" };
+            let text = format!("held>={}", wait.held);
+            self.event(DeviceKind::Wait, u64::from(reached), held, &text);
+            self.finish(wait.token, Status::OK, 0);
+        }
+        (before - self.waits.len()) as u64
+    }
+
+    /// Zeros, and the state page.
+    fn read(&self, taken: &Taken, parsed: &Parsed) -> Option<u32> {
+        let offset = in_disk(parsed)?;
+        let mut bytes = vec![0u8; parsed.bytes as usize];
+        let page = self.state_page();
+        for (at, byte) in (STATE_OFFSET..).zip(page) {
+            let index = at.checked_sub(offset).and_then(|i| usize::try_from(i).ok());
+            if let Some(to) = index.and_then(|i| bytes.get_mut(i)) {
+                *to = byte;
+            }
+        }
+        scatter(&taken.map, &parsed.data, &bytes)
+    }
+
+    fn state_page(&self) -> Vec<u8> {
+        let (held, in_flight) = (self.hub.held(), self.hub.in_flight());
+        let (seq, wait, rules) = (self.last, self.wait, self.hub.rules());
+        let text = format!(
+            "wtblk/1 state seq={seq} held={held} inflight={in_flight} wait={wait} rules={rules}"
+        );
+        let mut page = text.into_bytes();
+        page.truncate(STATE_LEN - 1);
+        page.push(b'\n');
+        page
+    }
+}
+
+/// Byte offset of a request that lies inside the disk (which also bounds its length).
+fn in_disk(parsed: &Parsed) -> Option<u64> {
+    let offset = parsed.sector.checked_mul(SECTOR)?;
+    let end = offset.checked_add(u64::from(parsed.bytes))?;
+    let whole = u64::from(parsed.bytes) % SECTOR == 0;
+    (whole && end <= MARK_DISK_LEN).then_some(offset)
+}
+
+fn read_mark(taken: &Taken, parsed: &Parsed) -> Result<(Mark, MarkEvent), String> {
+    let offset = in_disk(parsed).ok_or("a write beyond the disk")?;
+    let end = offset + u64::from(parsed.bytes);
+    if end > MARK_AREA {
+        return Err(format!(
+            "a write to bytes {offset}..{end}, marks go to the first {MARK_AREA}"
+        ));
+    }
+    let mut bytes = vec![0u8; parsed.bytes as usize];
+    let mut at = 0;
+    for segment in &parsed.data {
+        let part = &mut bytes[at..at + segment.len as usize];
+        let read = taken
+            .map
+            .memory()
+            .read_slice(part, GuestAddress(segment.addr));
+        read.map_err(|e| e.to_string())?;
+        at += segment.len as usize;
+    }
+    let mark = Mark::from_block(&bytes).map_err(|e| e.to_string())?;
+    let line = bytes.split(|&b| b == b'\n').next().unwrap_or_default();
+    let ordered = is_ordered(offset, bytes.len(), line.len());
+    let line = String::from_utf8_lossy(line).into_owned();
+    Ok((mark, MarkEvent { line, ordered }))
+}
+
+/// A mark that the guest waited for is one write at the start of the disk, padded to the next
+/// sector. The page cache writes whole pages, whenever it likes: more padding than that.
+fn is_ordered(offset: u64, written: usize, line: usize) -> bool {
+    offset == 0 && written == (line + 1).next_multiple_of(SECTOR as usize)
+}
+
+impl QueueDevice for MarkQueue {
+    fn take(&mut self, token: u64, taken: Taken) {
+        match &taken.parsed {
+            Ok(parsed) => self.serve(token, &taken, parsed),
+            Err(malformed) => {
+                let head = u64::from(taken.head);
+                self.event(DeviceKind::BadChain, head, 0, &malformed.what);
+                self.finish(token, Status::IOERR, 0);
+            }
+        }
+    }
+
+    fn poll(&mut self, done: &mut Vec<Done>) {
+        let _ = self.hub.changed().read();
+        self.end_waits(false);
+        done.append(&mut self.over);
+    }
+
+    fn event(&self) -> BorrowedFd<'_> {
+        self.hub.changed().as_fd()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if !self.over.is_empty() {
+            return Some(Instant::now());
+        }
+        self.waits.iter().map(|w| w.until).min()
+    }
+
+    fn release(&mut self, _rule: Option<&str>) -> u64 {
+        0
+    }
+
+    fn stop(&mut self) -> u64 {
+        self.end_waits(true)
+    }
+
+    fn publishing(&mut self) -> Option<u64> {
+        None
+    }
+
+    fn published(&mut self, _: Option<u64>, _: &Done, _: u16, _: bool) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_ordered;
+
+    #[test]
+    fn the_page_cache_is_told_from_a_direct_write() {
+        assert!(is_ordered(0, 512, 20));
+        assert!(is_ordered(0, 512, 511));
+        assert!(is_ordered(0, 1024, 512));
+        assert!(is_ordered(0, 4096, 4000));
+        assert!(!is_ordered(0, 4096, 20));
+        assert!(!is_ordered(512, 512, 20));
+    }
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The life of `wtblk serve`: sockets, disks and threads set up, a signal
+//! waited for, everything brought to an orderly end.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde_json::json;
+use wtblk_shared::disk::{DATA_SERIAL, MARK_DISK_LEN, MARK_SERIAL, SECTOR};
+
+use super::command::STOP_LIMIT;
+use super::config::Geometry;
+use super::connection::{self, Stopper};
+use super::data_queue::{DataQueue, DiskState};
+use super::disk::{self, Disk, Threads, join_until};
+use super::hub::Hub;
+use super::mark_queue::MarkQueue;
+use super::settings::{ServeConfig, Settings};
+use super::socket::Socket;
+use crate::fault::engine::Engine;
+use crate::store::Store;
+use crate::trace::TraceWriter;
+use crate::trace::event::{DATA_DISK, DeviceKind, MARK_DISK};
+
+/// Beyond [`STOP_LIMIT`]: for threads to end.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// Serves until SIGINT, SIGTERM or, for a connected socket, until its peer has gone.
+pub fn serve(config: ServeConfig) -> Result<()> {
+    // First of all: a signal during set-up must find its sockets removed again, too.
+    let signals = signal_pipe().context("cannot catch signals")?;
+    let settings = Settings::of(&config)?;
+    let store = settings.store()?;
+    let socket = Socket::open(&config.socket)?;
+    let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
+    let trace = Arc::new(match &config.trace {
+        Some(path) => TraceWriter::create(path)?,
+        None => TraceWriter::null(),
+    });
+    let engine = Engine::new(&settings.scenario, config.seed);
+    let rules = engine.counters().len() as u64;
+    let hub = Arc::new(Hub::new(trace.clone(), engine)?);
+    let begin = describe(&settings, &*store, mark_socket.is_some());
+    hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
+    if !config.scenarios.is_empty() {
+        let text = &settings.scenario_text;
+        hub.event(DATA_DISK, 0, DeviceKind::Scenario, rules, config.seed, text);
+    }
+
+    let ended = Arc::new(EventFd::from_flags(
+        EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
+    )?);
+    let mut running = vec![data_disk(&hub, &settings, &*store, socket, &ended)?];
+    if let Some(socket) = mark_socket {
+        let workers = running[0].disk.workers.clone();
+        running.push(mark_disk(&hub, workers, socket)?);
+    }
+    let why = wait(&signals, &ended)?;
+    tracing::info!("ending: {why}");
+    hub.event(DATA_DISK, 0, DeviceKind::End, 0, 0, why);
+    end(running);
+    trace.close();
+    Ok(())
+}
+
+/// A disk with its threads.
+struct Running {
+    disk: Arc<Disk>,
+    workers: Threads,
+    connection: JoinHandle<()>,
+    stopper: Arc<Stopper>,
+}
+
+fn run(
+    disk: Arc<Disk>,
+    workers: Threads,
+    socket: Socket,
+    ended: Arc<EventFd>,
+) -> io::Result<Running> {
+    let stopper = Stopper::new()?;
+    let connection = connection::serve(disk.clone(), socket, stopper.clone(), ended)?;
+    Ok(Running {
+        disk,
+        workers,
+        connection,
+        stopper,
+    })
+}
+
+fn data_disk(
+    hub: &Arc<Hub>,
+    settings: &Settings,
+    store: &dyn Store,
+    socket: Socket,
+    ended: &Arc<EventFd>,
+) -> Result<Running> {
+    let state = Arc::new(DiskState {
+        capacity: store.capacity(),
+        read_only: settings.read_only,
+        writeback: AtomicBool::new(settings.write_cache),
+        abandon_on_stop: settings.abandon_on_stop,
+    });
+    let (workers, idle) = disk::handles(settings.queues)?;
+    let disk = Arc::new(Disk {
+        number: DATA_DISK,
+        name: "data",
+        hub: hub.clone(),
+        geometry: Geometry {
+            sectors: store.capacity() / SECTOR,
+            block: settings.block,
+            queues: settings.queues,
+            read_only: settings.read_only,
+            cache: true,
+        },
+        state: Some(state.clone()),
+        start_writeback: settings.write_cache,
+        workers,
+        epochs: AtomicU32::new(0),
+        connections: AtomicU64::new(0),
+    });
+    let threads = disk.run(idle, |queue| {
+        let store = store.queue()?;
+        Ok(DataQueue::new(hub.clone(), state.clone(), queue, store))
+    })?;
+    Ok(run(disk, threads, socket, ended.clone())?)
+}
+
+fn mark_disk(
+    hub: &Arc<Hub>,
+    data: Arc<Vec<super::command::WorkerHandle>>,
+    socket: Socket,
+) -> Result<Running> {
+    let (workers, idle) = disk::handles(1)?;
+    let disk = Arc::new(Disk {
+        number: MARK_DISK,
+        name: "mark",
+        hub: hub.clone(),
+        geometry: Geometry {
+            sectors: MARK_DISK_LEN / SECTOR,
+            block: 512,
+            queues: 1,
+            read_only: false,
+            cache: false,
+        },
+        state: None,
+        start_writeback: false,
+        workers,
+        epochs: AtomicU32::new(0),
+        connections: AtomicU64::new(0),
+    });
+    let threads = disk.run(idle, |_| Ok(MarkQueue::new(hub.clone(), data.clone())))?;
+    // Only the end of the disk under test ends the process.
+    let nobody = Arc::new(EventFd::new()?);
+    Ok(run(disk, threads, socket, nobody)?)
+}
+
+/// First the connections, which complete what is in flight; then the workers.
+fn end(running: Vec<Running>) {
+    let until = Instant::now() + STOP_LIMIT + MARGIN;
+    for each in &running {
+        each.stopper.stop();
+    }
+    let mut disks = Vec::new();
+    for each in running {
+        join_until(vec![each.connection], until);
+        disks.push((each.disk, each.workers));
+    }
+    for (disk, workers) in disks {
+        disk.end(workers, MARGIN);
+    }
+}
+
+/// The text of the Begin event.
+fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
+    let what = json!({
+        "wtblk": env!("CARGO_PKG_VERSION"),
+        "capacity_sectors": store.capacity() / SECTOR,
+        "logical_block": settings.block,
+        "queues": settings.queues,
+        "read_only": settings.read_only,
+        "write_cache": settings.write_cache,
+        "on_stop": if settings.abandon_on_stop { "abandon" } else { "complete" },
+        "serial": DATA_SERIAL,
+        "mark_serial": marks.then_some(MARK_SERIAL),
+    });
+    what.to_string()
+}
+
+/// Readable after SIGINT or SIGTERM.
+fn signal_pipe() -> io::Result<UnixStream> {
+    let (ours, handlers) = UnixStream::pair()?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
+    }
+    Ok(ours)
+}
+
+/// Waits for the end; says what it was.
+fn wait(signals: &UnixStream, ended: &EventFd) -> Result<&'static str> {
+    loop {
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("cannot wait for a signal"),
+        }
+        if fds[0].any() == Some(true) {
+            return Ok("signal");
+        }
+        if fds[1].any() == Some(true) {
+            return Ok("the front end has gone");
+        }
+    }
+}

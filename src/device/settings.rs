@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is to be served: options beat the scenario, that beats defaults; what
+//! contradicts itself is refused.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+use super::socket::Address;
+use crate::fault::scenario::{OnStop, Scenario};
+use crate::store::{FileStore, ImageOptions, MemoryStore, Store};
+
+/// Most queues: the index of SET_VRING_KICK has eight bits.
+const MAX_QUEUES: u16 = 256;
+
+/// Where the bytes of the disk live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// A raw image file; with a size it is created where it does not exist.
+    Image(PathBuf, Option<u64>),
+    /// Memory of this many bytes.
+    Memory(u64),
+}
+
+/// Everything that `wtblk serve` is told.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    /// Where the front end of the disk under test connects.
+    pub socket: Address,
+    /// Where that of the mark disk does; `None`: there is no mark disk.
+    pub mark_socket: Option<Address>,
+    /// Where the bytes live.
+    pub backing: Backing,
+    /// Scenario files, merged in this order.
+    pub scenarios: Vec<PathBuf>,
+    /// Where the events go; `None`: nowhere.
+    pub trace: Option<PathBuf>,
+    /// Number of queues.
+    pub queues: Option<u16>,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// Seed of the rules.
+    pub seed: u64,
+}
+
+/// What a configuration comes to, its scenario included.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Number of queues.
+    pub queues: u16,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// The writeback byte at start.
+    pub write_cache: bool,
+    /// Logical block in bytes.
+    pub block: u32,
+    /// Held requests are abandoned when their ring stops.
+    pub abandon_on_stop: bool,
+    /// Where the bytes live, the scenario's size applied.
+    pub backing: Backing,
+    /// The merged scenario.
+    pub scenario: Scenario,
+    /// The text of the scenario files.
+    pub scenario_text: String,
+}
+
+impl Settings {
+    /// Reads the scenario files and settles everything.
+    pub fn of(config: &ServeConfig) -> Result<Settings> {
+        let (mut parsed, mut scenario_text) = (Vec::new(), String::new());
+        for path in &config.scenarios {
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("cannot read scenario {}", path.display()))?;
+            parsed.push(Scenario::parse(path, &text)?);
+            scenario_text.push_str(&text);
+        }
+        let scenario = Scenario::merge(parsed)?;
+        let device = &scenario.device;
+        let queues = config.queues.or(device.queues).unwrap_or(1);
+        if queues == 0 || queues > MAX_QUEUES {
+            bail!("{queues} queues, expected 1 to {MAX_QUEUES}");
+        }
+        let block = device.logical_block.unwrap_or(512);
+        let backing = match &config.backing {
+            Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size)),
+            memory => memory.clone(),
+        };
+        if let Backing::Memory(size) = backing
+            && (size == 0 || size % u64::from(block) != 0)
+        {
+            bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}");
+        }
+        Ok(Settings {
+            queues,
+            read_only: config.read_only || device.read_only.unwrap_or(false),
+            write_cache: device.write_cache.unwrap_or(true),
+            block,
+            abandon_on_stop: device.on_stop == Some(OnStop::Abandon),
+            backing,
+            scenario_text,
+            scenario,
+        })
+    }
+
+    /// Opens where the bytes live.
+    pub(super) fn store(&self) -> Result<Arc<dyn Store>> {
+        Ok(match &self.backing {
+            Backing::Image(path, size) => {
+                let options = ImageOptions {
+                    create: *size,
+                    read_only: self.read_only,
+                    block: self.block,
+                };
+                Arc::new(FileStore::open(path, &options)?)
+            }
+            Backing::Memory(size) => Arc::new(
+                MemoryStore::new(*size)
+                    .with_context(|| format!("cannot make a disk of {size} bytes in memory"))?,
+            ),
+        })
+    }
+}

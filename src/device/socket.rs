@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The Unix sockets that front ends connect to: made 0600 in place, a stale
+//! one replaced only if nobody answers on it, removed at the end if still ours.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{getsockopt, sockopt};
+
+/// Where a front end comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A socket to be made at this path.
+    Path(PathBuf),
+    /// An inherited socket, listening or connected.
+    Fd(RawFd),
+}
+
+/// A socket that is open.
+pub(super) enum Socket {
+    /// With the file that goes when the socket does.
+    Listening(UnixListener, #[allow(dead_code)] Option<Placed>),
+    Connected(UnixStream),
+}
+
+/// A socket file of ours; removed with the value.
+pub(super) struct Placed {
+    path: PathBuf,
+    /// Device and inode: somebody may have put another in its place.
+    identity: (u64, u64),
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path).map(|m| (m.dev(), m.ino()));
+        if ours.is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Socket {
+    pub fn open(address: &Address) -> Result<Socket> {
+        match address {
+            Address::Path(path) => bind(path),
+            Address::Fd(fd) => inherit(*fd),
+        }
+    }
+
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Listening(listener, _) => listener.as_fd(),
+            Socket::Connected(stream) => stream.as_fd(),
+        }
+    }
+}
+
+fn bind(path: &Path) -> Result<Socket> {
+    let shown = path.display();
+    if let Ok(found) = fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            bail!("{shown} exists and is no socket");
+        }
+        if UnixStream::connect(path).is_ok() {
+            bail!("somebody answers on socket {shown}");
+        }
+        fs::remove_file(path).with_context(|| format!("cannot replace stale socket {shown}"))?;
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot make socket {shown}"))?;
+    let found = fs::symlink_metadata(path)?;
+    let placed = Placed {
+        path: path.to_owned(),
+        identity: (found.dev(), found.ino()),
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot restrict socket {shown}"))?;
+    Ok(Socket::Listening(listener, Some(placed)))
+}
+
+fn inherit(fd: RawFd) -> Result<Socket> {
+    if fd <= 2 {
+        bail!("fd {fd} is standard input, output or error, not a socket");
+    }
+    // SAFETY: the number is only looked up; the borrow ends before the fd is owned.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let listening = getsockopt(&borrowed, sockopt::AcceptConn)
+        .map_err(|e| anyhow::anyhow!("fd {fd} is not an open socket: {e}"))?;
+    fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    // SAFETY: the fd is open (just checked) and was given to us by whoever started us;
+    // nothing else in this process uses the number.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(if listening {
+        Socket::Listening(UnixListener::from(owned), None)
+    } else {
+        Socket::Connected(UnixStream::from(owned))
+    })
+}
+
+/// Accepts, with a stream that blocks whatever the listener does.
+pub(super) fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => {
+            stream.set_nonblocking(false)?;
+            tracing::debug!(fd = stream.as_raw_fd(), "connected");
+            Ok(Some(stream))
+        }
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    fn error(result: Result<Socket>) -> String {
+        result.err().map(|e| format!("{e:#}")).unwrap_or_default()
+    }
+
+    #[test]
+    fn stale_sockets_are_replaced_live_ones_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let socket = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(error(bind(&path)).contains("answers"));
+        drop(socket);
+        assert!(!path.exists());
+        fs::write(&path, "x").unwrap();
+        assert!(error(bind(&path)).contains("no socket"));
+    }
+
+    #[test]
+    fn a_socket_of_somebody_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let socket = bind(&path).unwrap();
+        fs::rename(&path, dir.path().join("t")).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        drop(socket);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn inherited_fds() {
+        let (a, _b) = UnixStream::pair().unwrap();
+        assert!(matches!(inherit(a.into_raw_fd()), Ok(Socket::Connected(_))));
+        assert!(error(inherit(1)).contains("standard"));
+        assert!(error(inherit(9999)).contains("not an open socket"));
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A disk in memory: a memfd, so that it is sparse, and read and written by
+//! system calls, so that a machine without memory left is an error of one
+//! request and no SIGBUS.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::done::Done;
+use super::transfer::{Way, transfer};
+use super::{Completion, Op, Store, StoreQueue};
+
+/// See the module.
+pub struct MemoryStore {
+    file: Arc<File>,
+    capacity: u64,
+}
+
+impl MemoryStore {
+    /// A disk of `capacity` bytes (a multiple of 512), all zeros.
+    pub fn new(capacity: u64) -> io::Result<MemoryStore> {
+        let file = File::from(memfd_create(c"wtblk-memory", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(capacity)?;
+        Ok(MemoryStore {
+            file: Arc::new(file),
+            capacity,
+        })
+    }
+}
+
+impl Store for MemoryStore {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
+        Ok(Box::new(MemoryQueue {
+            file: self.file.clone(),
+            done: Done::new()?,
+        }))
+    }
+}
+
+/// Does the work at submission (a copy never waits), tells it at the next reap.
+struct MemoryQueue {
+    file: Arc<File>,
+    done: Done,
+}
+
+impl StoreQueue for MemoryQueue {
+    fn submit(&mut self, token: u64, op: Op) {
+        let file = self.file.as_fd();
+        let result = match &op {
+            Op::Read { offset, buffers } => transfer(file, Way::In, *offset, buffers),
+            Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
+            Op::Flush => Ok(()),
+        };
+        drop(op);
+        self.done.push(Completion { token, result });
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
+        self.done.reap(into);
+    }
+
+    fn event(&self) -> BorrowedFd<'_> {
+        self.done.event()
+    }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One whole transfer between a file and buffers: long lists are cut to what
+//! the kernel takes at once, short transfers are finished, signals retried.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::Buffers;
+
+/// Most iovecs that one system call takes (`UIO_MAXIOV`, linux/uio.h).
+const IOV_MAX: usize = 1024;
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// File to buffers.
+    In,
+    /// Buffers to file.
+    Out,
+}
+
+/// Transfers all of `buffers` from or to `offset` of the file.
+pub(super) fn transfer(
+    file: BorrowedFd<'_>,
+    way: Way,
+    offset: u64,
+    buffers: &Buffers,
+) -> io::Result<()> {
+    let mut rest: Vec<libc::iovec> = buffers.iovecs().to_vec();
+    let mut first = 0;
+    let mut offset = offset;
+    while first < rest.len() {
+        let count = (rest.len() - first).min(IOV_MAX);
+        let at =
+            libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        let list = &rest[first..first + count];
+        // SAFETY: `list` is valid for `count` entries (at most IOV_MAX, so it fits c_int); the
+        // ranges stay mapped while `buffers` lives (its contract), and the kernel checks them.
+        let n = unsafe {
+            match way {
+                Way::In => libc::preadv(file.as_raw_fd(), list.as_ptr(), count as libc::c_int, at),
+                Way::Out => {
+                    libc::pwritev(file.as_raw_fd(), list.as_ptr(), count as libc::c_int, at)
+                }
+            }
+        };
+        let Ok(done) = usize::try_from(n) else {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        };
+        if done == 0 {
+            // Reading: the file has shrunk below the capacity that was announced.
+            return Err(match way {
+                Way::In => io::ErrorKind::UnexpectedEof.into(),
+                Way::Out => io::ErrorKind::WriteZero.into(),
+            });
+        }
+        offset += done as u64;
+        first = advance(&mut rest, first, done);
+    }
+    Ok(())
+}
+
+/// Takes `done` bytes off the front of the list; the index of the first range left.
+fn advance(rest: &mut [libc::iovec], mut first: usize, mut done: usize) -> usize {
+    while let Some(range) = rest.get_mut(first) {
+        if done < range.iov_len {
+            range.iov_base = range.iov_base.cast::<u8>().wrapping_add(done).cast();
+            range.iov_len -= done;
+            break;
+        }
+        done -= range.iov_len;
+        first += 1;
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::buf::tests::Owned;
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn long_lists_and_odd_cuts_arrive_whole() {
+        let file = tempfile::tempfile().unwrap();
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+        let from = Owned::new(data.clone());
+        transfer(file.as_fd(), Way::Out, 512, &from.buffers(&[3; 5000])).unwrap();
+        let to = Owned::new(vec![0; data.len()]);
+        transfer(file.as_fd(), Way::In, 512, &to.buffers(&[7; 3000])).unwrap();
+        assert!(to.bytes() == data);
+    }
+
+    #[test]
+    fn the_end_of_the_file_is_an_error_not_a_loop() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1000).unwrap();
+        let to = Owned::new(vec![0; 4096]);
+        let e = transfer(file.as_fd(), Way::In, 0, &to.buffers(&[])).unwrap_err();
+        assert_eq!(e.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn advancing_splits_and_skips() {
+        let mut list = [10usize, 20, 30].map(|n| libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: n,
+        });
+        assert_eq!(advance(&mut list, 0, 10), 1);
+        assert_eq!(advance(&mut list, 1, 25), 2);
+        assert_eq!(list[2].iov_len, 25);
+        assert_eq!(advance(&mut list, 2, 25), 3);
+    }
+}
