@@ -20,7 +20,7 @@ use super::judge;
 use super::kernel;
 use super::paths;
 use super::qemu::{Machine, Qemu};
-use crate::fault::scenario::Scenario;
+use crate::fault::Scenario;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
 use crate::report::results::{BootSummary, Results, SCHEMA};
