@@ -3,3 +3,4 @@
 
 mod qemu_args;
 pub mod serve;
+pub mod trace;
