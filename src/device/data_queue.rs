@@ -109,8 +109,8 @@ impl DataQueue {
             pending.planned = decision.status.filter(|s| !s.is_ok());
         }
         if decision.hold {
+            self.hub.hold(&decision.name);
             self.held.insert(token, decision.name);
-            self.hub.add_held(1);
         }
         decision.hold
     }
@@ -180,7 +180,9 @@ impl DataQueue {
 
     fn let_go(&mut self, tokens: Vec<u64>, abandon: bool) -> u64 {
         for &token in &tokens {
-            self.held.remove(&token);
+            if let Some(rule) = self.held.remove(&token) {
+                self.hub.let_go(&rule);
+            }
             if abandon {
                 let planned = self.pending.get(&token).and_then(|p| p.planned);
                 self.over.push(Done {
@@ -192,9 +194,6 @@ impl DataQueue {
             } else {
                 self.begin(token);
             }
-        }
-        if !tokens.is_empty() {
-            self.hub.add_held(-(tokens.len() as i64));
         }
         tokens.len() as u64
     }

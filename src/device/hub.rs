@@ -2,6 +2,7 @@
 //! What the disks of one process share: the order of events, the rules, and
 //! the counts that the state page tells.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use wtblk_shared::mark::Mark;
 
-use crate::fault::engine::Engine;
+use crate::fault::Engine;
 use crate::fault::request::{Decision, Request};
 use crate::trace::TraceWriter;
 use crate::trace::event::{Body, DeviceEvent, DeviceKind};
@@ -19,7 +20,8 @@ pub(super) struct Hub {
     pub trace: Arc<TraceWriter>,
     /// `None` where there are no rules: the data path then takes no lock.
     engine: Option<Mutex<Engine>>,
-    held: AtomicU64,
+    /// By rule; locked only where something is held.
+    held: Mutex<BTreeMap<String, u64>>,
     in_flight: AtomicU64,
     /// Readable when the number of held requests has changed: a mark may wait for it.
     changed: EventFd,
@@ -31,7 +33,7 @@ impl Hub {
         Ok(Hub {
             trace,
             engine: (!engine.is_empty()).then(|| Mutex::new(engine)),
-            held: AtomicU64::new(0),
+            held: Mutex::default(),
             in_flight: AtomicU64::new(0),
             changed: EventFd::from_flags(flags)?,
         })
@@ -52,13 +54,27 @@ impl Hub {
         }
     }
 
-    /// `NAME:fired:held,...` for the state page.
+    /// Whether a rule has this name.
+    pub fn knows(&self, rule: &str) -> bool {
+        self.engine.as_ref().is_some_and(|engine| {
+            let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+            engine.knows(rule)
+        })
+    }
+
+    /// `NAME:fired:held,...` for the state page; spaces in a name become `%20`.
     pub fn rules(&self) -> String {
         let Some(engine) = &self.engine else {
             return String::new();
         };
         let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-        rule_list(&engine)
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = engine.rules().iter().map(|state| {
+            let name = &state.rule.name;
+            let held = held.get(name).copied().unwrap_or(0);
+            format!("{}:{}:{held}", name.replace(' ', "%20"), state.fired)
+        });
+        rules.collect::<Vec<_>>().join(",")
     }
 
     /// Records an event of a disk.
@@ -73,11 +89,20 @@ impl Hub {
         }))
     }
 
-    /// Counts requests as held (or, negative, as no longer held).
-    pub fn add_held(&self, n: i64) {
-        self.held.fetch_add(n as u64, Ordering::SeqCst);
+    /// A rule holds one request more.
+    pub fn hold(&self, rule: &str) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        *held.entry(rule.to_owned()).or_default() += 1;
         // Fails only when the counter is full, and then it is readable anyway.
         let _ = self.changed.write(1);
+    }
+
+    /// A rule holds one request less.
+    pub fn let_go(&self, rule: &str) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(rule) {
+            *count = count.saturating_sub(1);
+        }
     }
 
     /// Counts requests as taken (or, negative, as completed).
@@ -85,8 +110,10 @@ impl Hub {
         self.in_flight.fetch_add(n as u64, Ordering::SeqCst);
     }
 
+    /// Requests held, by whatever rule.
     pub fn held(&self) -> u64 {
-        self.held.load(Ordering::SeqCst)
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.values().sum()
     }
 
     /// Taken and not completed; held requests count.
@@ -94,16 +121,8 @@ impl Hub {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// The event behind [`Hub::add_held`]; its reader drains it.
+    /// The event behind [`Hub::hold`]; its reader drains it.
     pub fn changed(&self) -> &EventFd {
         &self.changed
     }
-}
-
-fn rule_list(engine: &Engine) -> String {
-    let rules = engine.counters();
-    let rules = rules
-        .iter()
-        .map(|r| format!("{}:{}:{}", r.name, r.fired, r.held));
-    rules.collect::<Vec<_>>().join(",")
 }

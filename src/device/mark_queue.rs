@@ -77,7 +77,10 @@ impl MarkQueue {
     fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) {
         match parsed.op {
             Op::Write => match read_mark(taken, parsed) {
-                Ok((mark, event)) => self.mark(token, mark, event),
+                Ok((mark, event)) => match self.unknown_rule(&mark) {
+                    None => self.mark(token, mark, event),
+                    Some(rule) => self.refuse(token, &format!("no rule is named '{rule}'")),
+                },
                 Err(why) => self.refuse(token, &why),
             },
             Op::Read => match self.read(taken, parsed) {
@@ -91,6 +94,17 @@ impl MarkQueue {
             Op::Flush => self.finish(token, Status::OK, 0),
             Op::Discard | Op::WriteZeroes | Op::Other => self.finish(token, Status::UNSUPP, 0),
         }
+    }
+
+    /// The rule that an order names, where there is none of that name.
+    fn unknown_rule<'a>(&self, mark: &'a Mark) -> Option<&'a str> {
+        let Mark::Control(
+            Control::Release(Some(rule)) | Control::Arm(Some(rule)) | Control::Disarm(Some(rule)),
+        ) = mark
+        else {
+            return None;
+        };
+        (!self.hub.knows(rule)).then_some(rule)
     }
 
     fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent) {

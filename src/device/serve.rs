@@ -26,7 +26,7 @@ use super::hub::Hub;
 use super::mark_queue::MarkQueue;
 use super::settings::{ServeConfig, Settings};
 use super::socket::Socket;
-use crate::fault::engine::Engine;
+use crate::fault::Engine;
 use crate::store::Store;
 use crate::trace::TraceWriter;
 use crate::trace::event::{DATA_DISK, DeviceKind, MARK_DISK};
@@ -47,13 +47,20 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         None => TraceWriter::null(),
     });
     let engine = Engine::new(&settings.scenario, config.seed);
-    let rules = engine.counters().len() as u64;
+    let rules = settings.scenario.rules.len() as u64;
     let hub = Arc::new(Hub::new(trace.clone(), engine)?);
     let begin = describe(&settings, &*store, mark_socket.is_some());
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
-        let text = &settings.scenario_text;
-        hub.event(DATA_DISK, 0, DeviceKind::Scenario, rules, config.seed, text);
+        let text = settings.scenario.to_text();
+        hub.event(
+            DATA_DISK,
+            0,
+            DeviceKind::Scenario,
+            rules,
+            config.seed,
+            &text,
+        );
     }
 
     let ended = Arc::new(EventFd::from_flags(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 
 use super::socket::Address;
-use crate::fault::scenario::{OnStop, Scenario};
+use crate::fault::{OnStop, Scenario};
 use crate::store::{FileStore, ImageOptions, MemoryStore, Store};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
@@ -62,29 +62,26 @@ pub struct Settings {
     pub backing: Backing,
     /// The merged scenario.
     pub scenario: Scenario,
-    /// The text of the scenario files.
-    pub scenario_text: String,
 }
 
 impl Settings {
     /// Reads the scenario files and settles everything.
     pub fn of(config: &ServeConfig) -> Result<Settings> {
-        let (mut parsed, mut scenario_text) = (Vec::new(), String::new());
+        let mut parsed = Vec::new();
         for path in &config.scenarios {
             let text = fs::read_to_string(path)
                 .with_context(|| format!("cannot read scenario {}", path.display()))?;
-            parsed.push(Scenario::parse(path, &text)?);
-            scenario_text.push_str(&text);
+            parsed.push(Scenario::parse(&path.display().to_string(), &text)?);
         }
         let scenario = Scenario::merge(parsed)?;
         let device = &scenario.device;
-        let queues = config.queues.or(device.queues).unwrap_or(1);
+        let queues = config.queues.or(device.queues()).unwrap_or(1);
         if queues == 0 || queues > MAX_QUEUES {
             bail!("{queues} queues, expected 1 to {MAX_QUEUES}");
         }
-        let block = device.logical_block.unwrap_or(512);
+        let block = device.logical_block().unwrap_or(512);
         let backing = match &config.backing {
-            Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size)),
+            Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size())),
             memory => memory.clone(),
         };
         if let Backing::Memory(size) = backing
@@ -94,12 +91,11 @@ impl Settings {
         }
         Ok(Settings {
             queues,
-            read_only: config.read_only || device.read_only.unwrap_or(false),
-            write_cache: device.write_cache.unwrap_or(true),
+            read_only: config.read_only || device.read_only().unwrap_or(false),
+            write_cache: device.write_cache().unwrap_or(true),
             block,
-            abandon_on_stop: device.on_stop == Some(OnStop::Abandon),
+            abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
             backing,
-            scenario_text,
             scenario,
         })
     }
