@@ -1,2 +1,41 @@
-//! PID 1
-fn main() {}
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk-guest`: PID 1 of the test guest. `docs/guest-tests.md` says what it
+//! does, what it takes and what it gives.
+
+mod boot;
+mod call;
+mod cases;
+mod cmdline;
+mod console;
+mod discover;
+mod disks;
+mod fiemap;
+mod finish;
+mod marks;
+mod pages;
+mod probe;
+mod runner;
+mod subject;
+mod sys;
+mod task;
+mod test;
+mod world;
+mod xfs;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        finish::install_panic_hook();
+        boot::run()
+    }
+    // Outside a guest: names only, so that a harness can know them without a boot.
+    if std::env::args().nth(1).as_deref() == Some("--list") {
+        for case in cases::ALL {
+            println!("{}", case.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("wtblk-guest is the init of a test guest; outside one it only knows --list");
+    ExitCode::from(2)
+}

@@ -64,7 +64,11 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let _ = error.print();
             // --help and --version are no errors.
-            return ExitCode::from(if error.use_stderr() { status::CANNOT } else { status::HELD });
+            return ExitCode::from(if error.use_stderr() {
+                status::CANNOT
+            } else {
+                status::HELD
+            });
         }
     };
     let filter = match EnvFilter::try_new(&cli.log) {
@@ -74,12 +78,19 @@ pub fn main() -> ExitCode {
             return ExitCode::from(status::CANNOT);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Serve(args) => serve::run(&args).map(|()| status::HELD),
-        Command::Trace(TraceVerb::Show { file }) => trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0),
-        Command::Verify { file, json } => verify::verify(&file, json, &mut std::io::stdout().lock()),
+        Command::Trace(TraceVerb::Show { file }) => {
+            trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0)
+        }
+        Command::Verify { file, json } => {
+            verify::verify(&file, json, &mut std::io::stdout().lock())
+        }
         Command::Kernel(args) => args.run(),
     };
     match result {
@@ -95,5 +106,7 @@ pub fn main() -> ExitCode {
 /// `wtblk trace show FILE | head` is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let kind = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(kind))
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(kind))
 }

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use wtblk_shared::exit;
 
 use super::child;
 use super::paths;
@@ -48,7 +49,13 @@ const PROOF: Duration = Duration::from_secs(10);
 
 /// Resolves the choice. The proof boots `kernel` with no disk and asks the guest
 /// for its list of tests, which ends it at once with status 0.
-pub fn resolve(choice: Choice, qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<Accel> {
+pub fn resolve(
+    choice: Choice,
+    qemu: &Qemu,
+    machine: Machine,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<Accel> {
     match choice {
         Choice::Tcg => return Ok(Accel::Tcg),
         Choice::Kvm if !usable() => bail!("--accel kvm: /dev/kvm cannot be opened"),
@@ -63,26 +70,55 @@ pub fn resolve(choice: Choice, qemu: &Qemu, machine: Machine, kernel: &Path, ini
     if let Ok(text) = fs::read_to_string(&memory)
         && let Some(answer) = text.strip_prefix(&key)
     {
-        return Ok(if answer.trim() == "kvm" { Accel::Kvm } else { Accel::Tcg });
+        return Ok(if answer.trim() == "kvm" {
+            Accel::Kvm
+        } else {
+            Accel::Tcg
+        });
     }
-    let accel = if prove(qemu, machine, kernel, initramfs)? { Accel::Kvm } else { Accel::Tcg };
-    eprintln!("wtblk: /dev/kvm {}", if accel == Accel::Kvm { "boots the guest" } else { "does not boot the guest; using emulation (remembered)" });
+    let accel = if prove(qemu, machine, kernel, initramfs)? {
+        Accel::Kvm
+    } else {
+        Accel::Tcg
+    };
+    eprintln!(
+        "wtblk: /dev/kvm {}",
+        if accel == Accel::Kvm {
+            "boots the guest"
+        } else {
+            "does not boot the guest; using emulation (remembered)"
+        }
+    );
     paths::write_whole(&memory, format!("{key} {}\n", accel.name()).as_bytes())?;
     Ok(accel)
 }
 
 fn usable() -> bool {
-    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
 }
 
 fn prove(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<bool> {
     let words = ["wtblk_list".to_owned()];
-    let vm = Vm { machine, accel: Accel::Kvm, kernel, initramfs, words: &words, disks: None, queues: 1, memory: 256, name: "kvm-proof".into() };
+    let vm = Vm {
+        machine,
+        accel: Accel::Kvm,
+        kernel,
+        initramfs,
+        words: &words,
+        disks: None,
+        queues: 1,
+        memory: 256,
+        name: "kvm-proof".into(),
+    };
     let mut command = vm.command(qemu);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = child::spawn("QEMU", command, &[])?;
-    // isa-debug-exit turns the guest's 0 into 1.
-    let proved = child.wait(PROOF)?.is_some_and(|status| status.code() == Some(1));
+    let ended = child.wait(PROOF)?.and_then(|status| status.code());
+    let proved = ended.and_then(exit::from_qemu_status) == Some(exit::OK);
     child.kill()?;
     Ok(proved)
 }

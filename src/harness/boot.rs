@@ -14,14 +14,15 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use wtblk_shared::exit;
 
 use super::accel::Accel;
 use super::child::{self, Guarded};
 use super::console::Console;
 use super::image;
 use super::qemu::{Machine, Qemu, Vm};
-use crate::trace::event::{Body, DATA_DISK, Event};
 use crate::trace::TraceReader;
+use crate::trace::event::{Body, DATA_DISK, Event};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
 use crate::verify::verdict::Verdicts;
@@ -59,7 +60,7 @@ pub struct Plan<'a> {
 /// How a boot ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// The guest ended by itself with this code of `docs/guest-tests.md`.
+    /// The guest ended by itself with this code of [`wtblk_shared::exit`].
     Guest(u8),
     /// The kernel panicked: its line.
     Panic(String),
@@ -97,7 +98,8 @@ const LAST: usize = 30;
 
 /// Boots, follows to the end, judges.
 pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
-    std::fs::create_dir_all(plan.dir).with_context(|| format!("cannot make {}", plan.dir.display()))?;
+    std::fs::create_dir_all(plan.dir)
+        .with_context(|| format!("cannot make {}", plan.dir.display()))?;
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join("trace.wtblk");
     image::xfs(&image)?;
@@ -124,7 +126,9 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     };
     let mut command = vm.command(plan.qemu);
     let qemu_log = plan.dir.join("qemu.log");
-    command.stdout(Stdio::piped()).stderr(File::create(&qemu_log)?);
+    command
+        .stdout(Stdio::piped())
+        .stderr(File::create(&qemu_log)?);
     std::fs::write(plan.dir.join("qemu.args"), format!("{command:?}\n"))?;
     let begun = Instant::now();
     let mut qemu = child::spawn("QEMU", command, &[&qemu_fds.0, &qemu_fds.1])?;
@@ -133,7 +137,15 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
 
     let mut follower = Follower::new();
-    let ended = follower.run(plan, &mut reader, &mut device, &mut qemu, &lines, begun, &qemu_log)?;
+    let ended = follower.run(
+        plan,
+        &mut reader,
+        &mut device,
+        &mut qemu,
+        &lines,
+        begun,
+        &qemu_log,
+    )?;
     let seconds = begun.elapsed().as_secs_f64();
     qemu.kill()?;
     let by_itself = device.end(DEVICE_END)?;
@@ -141,7 +153,10 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     follower.drain(&mut reader)?;
     let mut ended = ended;
     if !by_itself && ended != Ended::Interrupted {
-        ended = Ended::Device(format!("did not end within {} s of SIGTERM", DEVICE_END.as_secs()));
+        ended = Ended::Device(format!(
+            "did not end within {} s of SIGTERM",
+            DEVICE_END.as_secs()
+        ));
     }
     follower.console.finish();
     Ok(Outcome {
@@ -162,14 +177,23 @@ impl Drop for Removed {
     }
 }
 
-fn start_device(plan: &Plan<'_>, image: &Path, trace: &Path, fds: &(OwnedFd, OwnedFd)) -> Result<Guarded> {
+fn start_device(
+    plan: &Plan<'_>,
+    image: &Path,
+    trace: &Path,
+    fds: &(OwnedFd, OwnedFd),
+) -> Result<Guarded> {
     let program = std::env::current_exe().context("cannot tell which program this is")?;
     let mut command = Command::new(program);
     command.arg("serve").arg("--die-with-parent");
     command.arg("--fd").arg(fds.0.as_raw_fd().to_string());
     command.arg("--mark-fd").arg(fds.1.as_raw_fd().to_string());
     command.arg("--image").arg(image).arg("--trace").arg(trace);
-    command.arg("--queues").arg(plan.queues.to_string()).arg("--seed").arg(plan.seed.to_string());
+    command
+        .arg("--queues")
+        .arg(plan.queues.to_string())
+        .arg("--seed")
+        .arg(plan.seed.to_string());
     for scenario in plan.scenarios {
         command.arg("--scenario").arg(scenario);
     }
@@ -211,7 +235,9 @@ fn follow_console(from: impl Read + Send + 'static, mut log: File) -> Receiver<S
                 Ok(_) => {}
             }
             let _ = log.write_all(&line);
-            let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
+            let text = String::from_utf8_lossy(&line)
+                .trim_end_matches(['\n', '\r'])
+                .to_owned();
             if sender.send(text).is_err() {
                 return;
             }
@@ -238,7 +264,10 @@ impl Follower {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one boot, all borrowed, used once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one boot, all borrowed, used once"
+    )]
     fn run(
         &mut self,
         plan: &Plan<'_>,
@@ -283,13 +312,12 @@ impl Follower {
         if let Some(panic) = &self.console.panic {
             return Ended::Panic(panic.clone());
         }
-        match status.and_then(|s| s.code()) {
-            // isa-debug-exit: status 2n+1 for the guest's n. 1 is also how QEMU
-            // itself fails, so it counts only after the guest's plan was seen.
-            Some(code) if code % 2 == 1 && (code != 1 || self.console.plan.is_some()) => {
-                Ended::Guest((code / 2) as u8)
-            }
-            _ => {
+        match status
+            .and_then(|s| s.code())
+            .and_then(exit::from_qemu_status)
+        {
+            Some(code) => Ended::Guest(code),
+            None => {
                 let said = std::fs::read_to_string(qemu_log).unwrap_or_default();
                 let status = status.map_or("closed its console".to_owned(), |s| s.to_string());
                 Ended::Qemu(format!("{status} {}", said.trim()).trim().to_owned())

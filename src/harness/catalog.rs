@@ -32,8 +32,10 @@ pub fn tests(initramfs: &Path) -> Result<Vec<String>> {
 }
 
 fn ask(initramfs: &Path) -> Result<String> {
-    let bytes = std::fs::read(initramfs).with_context(|| format!("cannot read {}", initramfs.display()))?;
-    let init = cpio::find(&bytes, "init").with_context(|| format!("{} holds no /init", initramfs.display()))?;
+    let bytes =
+        std::fs::read(initramfs).with_context(|| format!("cannot read {}", initramfs.display()))?;
+    let init = cpio::find(&bytes, "init")
+        .with_context(|| format!("{} holds no /init", initramfs.display()))?;
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("init");
     std::fs::write(&path, init)?;
@@ -42,16 +44,26 @@ fn ask(initramfs: &Path) -> Result<String> {
         .arg("--list")
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot run the /init of {} to list its tests", initramfs.display()))?;
+        .with_context(|| {
+            format!(
+                "cannot run the /init of {} to list its tests",
+                initramfs.display()
+            )
+        })?;
     if !output.status.success() {
-        bail!("the /init of {} does not list its tests", initramfs.display());
+        bail!(
+            "the /init of {} does not list its tests",
+            initramfs.display()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The scenario that belongs to a test, if it has one.
 pub fn scenario_of(test: &str) -> Result<Option<PathBuf>> {
-    let path = paths::root()?.join("guest-tests/scenarios").join(format!("{test}.toml"));
+    let path = paths::root()?
+        .join("guest-tests/scenarios")
+        .join(format!("{test}.toml"));
     Ok(path.is_file().then_some(path))
 }
 
@@ -85,7 +97,9 @@ impl Expectation {
     /// Compares with the subtests that broke; the differences in words, none if as expected.
     pub fn differences(&self, broken: &[String]) -> Vec<String> {
         let missing = self.must.iter().filter(|name| !broken.contains(name));
-        let extra = broken.iter().filter(|name| !self.must.contains(name) && !self.may.contains(name));
+        let extra = broken
+            .iter()
+            .filter(|name| !self.must.contains(name) && !self.may.contains(name));
         missing
             .map(|name| format!("{name} should be broken and is not"))
             .chain(extra.map(|name| format!("{name} is broken and should not be")))
@@ -102,7 +116,8 @@ struct DefectFile {
 /// The table of defects, `kernel-config/defects.toml`.
 pub fn defects() -> Result<Vec<Defect>> {
     let path = paths::root()?.join("kernel-config/defects.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let file: DefectFile = toml::from_str(&text).with_context(|| path.display().to_string())?;
     Ok(file.defect)
 }
@@ -116,16 +131,34 @@ mod tests {
         let defects = defects().unwrap();
         assert!(!defects.is_empty());
         for defect in defects {
-            assert!(defect.test.iter().any(|t| !t.must.is_empty()), "{} is found by nothing", defect.name);
+            assert!(
+                defect.test.iter().any(|t| !t.must.is_empty()),
+                "{} is found by nothing",
+                defect.name
+            );
         }
     }
 
     #[test]
     fn differences_are_told_both_ways() {
-        let expectation = Expectation { name: "t".into(), must: vec!["a".into()], may: vec!["b".into()] };
-        assert!(expectation.differences(&["a".into(), "b".into()]).is_empty());
+        let expectation = Expectation {
+            name: "t".into(),
+            must: vec!["a".into()],
+            may: vec!["b".into()],
+        };
+        assert!(
+            expectation
+                .differences(&["a".into(), "b".into()])
+                .is_empty()
+        );
         assert!(expectation.differences(&["a".into()]).is_empty());
-        assert_eq!(expectation.differences(&["b".into()]), ["a should be broken and is not"]);
-        assert_eq!(expectation.differences(&["a".into(), "c".into()]), ["c is broken and should not be"]);
+        assert_eq!(
+            expectation.differences(&["b".into()]),
+            ["a should be broken and is not"]
+        );
+        assert_eq!(
+            expectation.differences(&["a".into(), "c".into()]),
+            ["c is broken and should not be"]
+        );
     }
 }

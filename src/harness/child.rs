@@ -47,8 +47,14 @@ pub fn spawn(name: &'static str, mut command: Command, pass: &[&OwnedFd]) -> Res
     // SAFETY: `prepare` calls nothing but the async-signal-safe functions above.
     unsafe { command.pre_exec(prepare) };
     let program = command.get_program().to_string_lossy().into_owned();
-    let child = command.spawn().with_context(|| format!("cannot start {name} ({program})"))?;
-    Ok(Guarded { name, child, status: None })
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start {name} ({program})"))?;
+    Ok(Guarded {
+        name,
+        child,
+        status: None,
+    })
 }
 
 impl Guarded {
@@ -65,7 +71,10 @@ impl Guarded {
     /// Its exit status, if it has ended.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
-            self.status = self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))?;
+            self.status = self
+                .child
+                .try_wait()
+                .with_context(|| format!("cannot wait for {}", self.name))?;
         }
         Ok(self.status)
     }
@@ -109,7 +118,9 @@ impl Guarded {
     /// Kills it at once and reaps it.
     pub fn kill(&mut self) -> Result<()> {
         if self.ended()?.is_none() {
-            self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+            self.child
+                .kill()
+                .with_context(|| format!("cannot kill {}", self.name))?;
             self.status = Some(self.child.wait()?);
         }
         Ok(())
@@ -139,7 +150,9 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = spawn("nobody", Command::new("/nonexistent/program"), &[]).err().unwrap();
+        let error = spawn("nobody", Command::new("/nonexistent/program"), &[])
+            .err()
+            .unwrap();
         assert!(format!("{error:#}").contains("/nonexistent/program"));
     }
 

@@ -106,7 +106,11 @@ impl Console {
                 self.panic = Some(said.to_owned());
             }
             if self.kernel.len() < KEEP {
-                self.kernel.push(KernelFinding { line: line.to_owned(), kind, in_flight });
+                self.kernel.push(KernelFinding {
+                    line: line.to_owned(),
+                    kind,
+                    in_flight,
+                });
             }
         }
     }
@@ -143,7 +147,12 @@ impl Console {
     pub fn end_test(&mut self, name: String, outcome: Outcome) {
         let diagnostics = std::mem::take(&mut self.diagnostics);
         let kernel = std::mem::take(&mut self.kernel);
-        self.tests.push(ConsoleTest { name, outcome, diagnostics, kernel });
+        self.tests.push(ConsoleTest {
+            name,
+            outcome,
+            diagnostics,
+            kernel,
+        });
     }
 
     /// Kernel findings after the last test (at umount, say): they belong to it.
@@ -157,7 +166,9 @@ impl Console {
 
 /// The line without the time that printk puts before lines written to /dev/kmsg.
 fn said_by_guest(line: &str) -> &str {
-    let Some(rest) = line.strip_prefix('[') else { return line };
+    let Some(rest) = line.strip_prefix('[') else {
+        return line;
+    };
     match rest.split_once("] ") {
         Some((time, said)) if time.trim().parse::<f64>().is_ok() => said,
         _ => line,
@@ -218,13 +229,19 @@ mod tests {
     #[test]
     fn a_panic_is_seen_and_a_hung_task_needs_an_idle_device() {
         let mut console = Console::default();
-        console.line("[   21.0] INFO: task wtblk-guest:77 blocked for more than 20 seconds.", 1);
+        console.line(
+            "[   21.0] INFO: task wtblk-guest:77 blocked for more than 20 seconds.",
+            1,
+        );
         console.line("[   22.0] Kernel panic - not syncing: x", 0);
         console.end_test("t".into(), Outcome::Timeout(String::new()));
         let kernel = &console.tests[0].kernel;
         assert!(!kernel[0].counts());
         assert!(kernel[1].counts());
-        assert_eq!(console.panic.as_deref(), Some("Kernel panic - not syncing: x"));
+        assert_eq!(
+            console.panic.as_deref(),
+            Some("Kernel panic - not syncing: x")
+        );
     }
 
     #[test]

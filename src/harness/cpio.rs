@@ -19,7 +19,15 @@ pub fn archive(entries: &[Entry<'_>]) -> Vec<u8> {
     for (inode, entry) in (1u32..).zip(entries) {
         member(&mut out, inode, entry);
     }
-    member(&mut out, 0, &Entry { name: "TRAILER!!!", mode: 0, data: &[] });
+    member(
+        &mut out,
+        0,
+        &Entry {
+            name: "TRAILER!!!",
+            mode: 0,
+            data: &[],
+        },
+    );
     out.resize(out.len().next_multiple_of(512), 0);
     out
 }
@@ -38,7 +46,9 @@ pub fn find<'a>(archive: &'a [u8], name: &str) -> Option<&'a [u8]> {
         };
         let (size, name_len) = (field(6)?, field(11)?);
         let name_at = at + 110;
-        let found = archive.get(name_at..name_at.checked_add(name_len)?)?.strip_suffix(&[0])?;
+        let found = archive
+            .get(name_at..name_at.checked_add(name_len)?)?
+            .strip_suffix(&[0])?;
         let data_at = name_at.checked_add(name_len)?.next_multiple_of(4);
         let data = archive.get(data_at..data_at.checked_add(size)?)?;
         if found == name.as_bytes() {
@@ -87,8 +97,16 @@ mod tests {
     #[test]
     fn cpio_unpacks_what_we_pack() {
         let files = [
-            Entry { name: "init", mode: 0o100755, data: b"hello" },
-            Entry { name: "a-longer-name", mode: 0o100644, data: &[7; 1000] },
+            Entry {
+                name: "init",
+                mode: 0o100755,
+                data: b"hello",
+            },
+            Entry {
+                name: "a-longer-name",
+                mode: 0o100644,
+                data: &[7; 1000],
+            },
         ];
         let packed = archive(&files);
         let dir = tempfile::tempdir().unwrap();
@@ -101,7 +119,10 @@ mod tests {
         child.stdin.take().unwrap().write_all(&packed).unwrap();
         assert!(child.wait().unwrap().success());
         for file in &files {
-            assert_eq!(std::fs::read(dir.path().join(file.name)).unwrap(), file.data);
+            assert_eq!(
+                std::fs::read(dir.path().join(file.name)).unwrap(),
+                file.data
+            );
             assert_eq!(find(&packed, file.name), Some(file.data));
         }
         assert_eq!(find(&packed, "nothing"), None);

@@ -22,10 +22,17 @@ pub fn initramfs() -> Result<PathBuf> {
     let mut parts = paths::tree(&root.join("guest-tests"))?;
     parts.retain(|(name, _)| name.ends_with(".rs") || name.ends_with("Cargo.toml"));
     for name in ["Cargo.toml", "Cargo.lock"] {
-        parts.push((format!("/{name}"), fs::read(root.join(name)).unwrap_or_default()));
+        parts.push((
+            format!("/{name}"),
+            fs::read(root.join(name)).unwrap_or_default(),
+        ));
     }
     parts.push(("recipe".into(), RECIPE.into()));
-    let key = paths::key(parts.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+    let key = paths::key(
+        parts
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice())),
+    );
     let cache = paths::cache()?.join("guest");
     let path = cache.join(&key).join("initramfs.cpio");
     if path.is_file() {
@@ -39,24 +46,47 @@ pub fn initramfs() -> Result<PathBuf> {
     let target = cache.join("target");
     eprintln!("wtblk: building the guest tests ...");
     let output = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "wtblk-guest", "--target", TARGET, "--target-dir"])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "wtblk-guest",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target)
         .current_dir(&root)
         // A variable of its own target, so that build scripts stay dynamic.
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        .env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        )
         .env_remove("RUSTFLAGS")
         .stdin(Stdio::null())
         .output()
         .context("cannot run cargo: the guest tests are built with it")?;
     if !output.status.success() {
-        bail!("the guest tests did not build:\n{}", String::from_utf8_lossy(&output.stderr));
+        bail!(
+            "the guest tests did not build:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     let init = target.join(TARGET).join("release/wtblk-guest");
     let init = fs::read(&init).with_context(|| format!("the build left no {}", init.display()))?;
     let ext4 = image::small_ext4()?;
     let files = [
-        Entry { name: "init", mode: 0o100755, data: &init },
-        Entry { name: "ext4.img", mode: 0o100644, data: &ext4 },
+        Entry {
+            name: "init",
+            mode: 0o100755,
+            data: &init,
+        },
+        Entry {
+            name: "ext4.img",
+            mode: 0o100644,
+            data: &ext4,
+        },
     ];
     paths::write_whole(&path, &archive(&files))?;
     Ok(path)

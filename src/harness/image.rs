@@ -14,8 +14,10 @@ pub const DATA_LEN: u64 = 512 << 20;
 /// Makes a fresh XFS image at `path`, which must not exist: no test begins on
 /// the remains of another. `-K`: no discard, a sparse file has nothing to discard.
 pub fn xfs(path: &Path) -> Result<()> {
-    let file = File::create_new(path).with_context(|| format!("cannot make the image {}", path.display()))?;
-    file.set_len(DATA_LEN).with_context(|| format!("cannot size the image {}", path.display()))?;
+    let file = File::create_new(path)
+        .with_context(|| format!("cannot make the image {}", path.display()))?;
+    file.set_len(DATA_LEN)
+        .with_context(|| format!("cannot size the image {}", path.display()))?;
     drop(file);
     mkfs("mkfs.xfs", &["-q", "-K"], path, "xfsprogs")
 }
@@ -26,13 +28,21 @@ pub fn small_ext4() -> Result<Vec<u8>> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("ext4.img");
     File::create_new(&path)?.set_len(1 << 20)?;
-    mkfs("mkfs.ext4", &["-q", "-F", "-O", "^has_journal"], &path, "e2fsprogs")?;
+    mkfs(
+        "mkfs.ext4",
+        &["-q", "-F", "-O", "^has_journal"],
+        &path,
+        "e2fsprogs",
+    )?;
     Ok(std::fs::read(&path)?)
 }
 
 fn mkfs(program: &str, options: &[&str], path: &Path, package: &str) -> Result<()> {
     // Debian keeps it where a user's PATH does not look.
-    let search = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let search = format!(
+        "{}:/usr/sbin:/sbin",
+        std::env::var("PATH").unwrap_or_default()
+    );
     let output = Command::new("env")
         .arg(format!("PATH={search}"))
         .arg(program)
@@ -44,6 +54,9 @@ fn mkfs(program: &str, options: &[&str], path: &Path, package: &str) -> Result<(
     match output.status.code() {
         Some(0) => Ok(()),
         Some(127) => bail!("{program} is missing: install {package}, or run ci/setup"),
-        _ => bail!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim()),
+        _ => bail!(
+            "{program} failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ),
     }
 }

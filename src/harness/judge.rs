@@ -6,6 +6,9 @@ use crate::report::model::{Subtest, TestResult, Verdict};
 use crate::verify::render;
 use crate::verify::verdict::{self, PromiseVerdict, Verdicts};
 
+/// Findings of one promise in one test that are printed; all are in results.json.
+const SHOWN: usize = 3;
+
 /// Puts together what is known of a test. Repetition, boot and comparison are the caller's.
 pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
     let mut subtests = vec![guest(test), kernel_log(test)];
@@ -39,15 +42,31 @@ fn guest(test: &ConsoleTest) -> Subtest {
         text.push(why.clone());
     }
     let decisions = u64::from(verdict == Verdict::Held);
-    Subtest { name: "guest".into(), verdict, decisions, reasons, text, findings: Vec::new() }
+    Subtest {
+        name: "guest".into(),
+        verdict,
+        decisions,
+        reasons,
+        text,
+        findings: Vec::new(),
+    }
 }
 
 fn kernel_log(test: &ConsoleTest) -> Subtest {
     let (counts, passed_over): (Vec<_>, Vec<_>) = test.kernel.iter().partition(|f| f.counts());
-    let verdict = if counts.is_empty() { Verdict::Held } else { Verdict::Broken };
+    let verdict = if counts.is_empty() {
+        Verdict::Held
+    } else {
+        Verdict::Broken
+    };
     let reasons = passed_over
         .iter()
-        .map(|f| format!("the device had {} requests in flight: {}", f.in_flight, f.line))
+        .map(|f| {
+            format!(
+                "the device had {} requests in flight: {}",
+                f.in_flight, f.line
+            )
+        })
         .collect();
     Subtest {
         name: "kernel-log".into(),
@@ -55,23 +74,52 @@ fn kernel_log(test: &ConsoleTest) -> Subtest {
         decisions: 1,
         reasons,
         text: counts.iter().map(|f| f.line.clone()).collect(),
-        findings: counts.iter().map(|f| serde_json::json!({"kind": f.kind, "line": f.line})).collect(),
+        findings: counts
+            .iter()
+            .map(|f| serde_json::json!({"kind": f.kind, "line": f.line}))
+            .collect(),
     }
 }
 
 fn promise(promise: &PromiseVerdict) -> Subtest {
-    let reasons = |map: &std::collections::BTreeMap<String, u64>| -> Vec<String> { map.keys().cloned().collect() };
+    let reasons = |map: &std::collections::BTreeMap<String, u64>| -> Vec<String> {
+        map.keys().cloned().collect()
+    };
     let (verdict, reasons, text, findings) = match &promise.verdict {
-        verdict::Verdict::Held { .. } => (Verdict::Held, reasons(&promise.not_checked), Vec::new(), Vec::new()),
-        verdict::Verdict::NotChecked { reasons: why } => (Verdict::NotChecked, reasons(why), Vec::new(), Vec::new()),
+        verdict::Verdict::Held { .. } => (
+            Verdict::Held,
+            reasons(&promise.not_checked),
+            Vec::new(),
+            Vec::new(),
+        ),
+        verdict::Verdict::NotChecked { reasons: why } => {
+            (Verdict::NotChecked, reasons(why), Vec::new(), Vec::new())
+        }
         verdict::Verdict::Broken { findings, more } => {
-            let mut text: Vec<String> = findings.iter().flat_map(render::finding).collect();
-            if *more > 0 {
-                text.push(format!("and {more} more"));
+            let mut text: Vec<String> = findings
+                .iter()
+                .take(SHOWN)
+                .flat_map(render::finding)
+                .collect();
+            let further = findings.len().saturating_sub(SHOWN) as u64 + more;
+            if further > 0 {
+                text.push(format!(
+                    "and {further} more findings of this promise (results.json)"
+                ));
             }
-            let json = findings.iter().filter_map(|f| serde_json::to_value(f).ok()).collect();
+            let json = findings
+                .iter()
+                .filter_map(|f| serde_json::to_value(f).ok())
+                .collect();
             (Verdict::Broken, reasons(&promise.not_checked), text, json)
         }
     };
-    Subtest { name: promise.promise.clone(), verdict, decisions: promise.held, reasons, text, findings }
+    Subtest {
+        name: promise.promise.clone(),
+        verdict,
+        decisions: promise.held,
+        reasons,
+        text,
+        findings,
+    }
 }

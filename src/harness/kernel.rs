@@ -58,7 +58,11 @@ impl Recipe {
             ("compiler", self.compiler.as_bytes()),
             ("fragment", &self.fragment),
         ];
-        parts.extend(self.patches.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+        parts.extend(
+            self.patches
+                .iter()
+                .map(|(name, bytes)| (name.as_str(), bytes.as_slice())),
+        );
         paths::key(parts)
     }
 }
@@ -95,14 +99,35 @@ fn recipe(cache: &Path) -> Result<Recipe> {
     let series = read(&patch_dir.join("series"))?;
     let series = String::from_utf8_lossy(&series).into_owned();
     let mut patches = Vec::new();
-    for name in series.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
+    for name in series
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
         patches.push((name.to_owned(), read(&patch_dir.join(name))?));
     }
     let deb = source_package(cache)?;
-    let source = deb.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let gcc = Command::new("gcc").arg("--version").output().context("cannot run gcc (ci/setup installs it)")?;
-    let compiler = String::from_utf8_lossy(&gcc.stdout).lines().next().unwrap_or_default().to_owned();
-    Ok(Recipe { source, deb, patches, fragment: read(&config.join("wtblk.config"))?, compiler })
+    let source = deb
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let gcc = Command::new("gcc")
+        .arg("--version")
+        .output()
+        .context("cannot run gcc (ci/setup installs it)")?;
+    let compiler = String::from_utf8_lossy(&gcc.stdout)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    Ok(Recipe {
+        source,
+        deb,
+        patches,
+        fragment: read(&config.join("wtblk.config"))?,
+        compiler,
+    })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -135,16 +160,23 @@ fn source_package(cache: &Path) -> Result<PathBuf> {
     let mut result = download()?;
     if !result.status.success() {
         // A fresh machine has no package lists yet, an old one stale ones.
-        let _ = Command::new("apt-get").args(["-q", "update"]).stdin(Stdio::null()).output();
+        let _ = Command::new("apt-get")
+            .args(["-q", "update"])
+            .stdin(Stdio::null())
+            .output();
         result = download()?;
     }
     if !result.status.success() {
         bail!(
             "apt-get could not fetch {package}; its last words: {}",
-            String::from_utf8_lossy(&result.stderr).lines().last().unwrap_or("none")
+            String::from_utf8_lossy(&result.stderr)
+                .lines()
+                .last()
+                .unwrap_or("none")
         );
     }
-    let deb = newest_deb(staging.path())?.with_context(|| format!("apt-get left no {package} package"))?;
+    let deb = newest_deb(staging.path())?
+        .with_context(|| format!("apt-get left no {package} package"))?;
     let name = deb.file_name().context("a package without a name")?;
     // apt writes an epoch's colon as %3a, and a colon would end a PATH-like word.
     let kept = dir.join(name.to_string_lossy().replace("%3a", "-"));
@@ -172,11 +204,20 @@ fn source_tree(cache: &Path, recipe: &Recipe) -> Result<PathBuf> {
     let progress = Progress::new("unpacking the kernel source", 1);
     let _ = fs::remove_dir_all(&home);
     let staging = tempfile::tempdir_in(cache)?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&recipe.deb).arg(staging.path()))?;
-    let tar = staging.path().join(format!("usr/src/linux-source-{SERIES}.tar.xz"));
+    run(Command::new("dpkg-deb")
+        .arg("-x")
+        .arg(&recipe.deb)
+        .arg(staging.path()))?;
+    let tar = staging
+        .path()
+        .join(format!("usr/src/linux-source-{SERIES}.tar.xz"));
     let unpacked = staging.path().join("out");
     fs::create_dir(&unpacked)?;
-    run(Command::new("tar").args(["-x", "--xz", "--strip-components=1", "-f"]).arg(&tar).arg("-C").arg(&unpacked))?;
+    run(Command::new("tar")
+        .args(["-x", "--xz", "--strip-components=1", "-f"])
+        .arg(&tar)
+        .arg("-C")
+        .arg(&unpacked))?;
     fs::create_dir_all(&home)?;
     // Last, so that an interrupted unpacking is never taken for a tree.
     fs::rename(&unpacked, &tree)?;
@@ -188,12 +229,19 @@ fn source_tree(cache: &Path, recipe: &Recipe) -> Result<PathBuf> {
 fn patch_tree(tree: &Path, recipe: &Recipe) -> Result<()> {
     let kept = tree.join(".wtblk-patches");
     let applied = applied_patches(&kept)?;
-    if applied.iter().map(|(_, bytes)| bytes).eq(recipe.patches.iter().map(|(_, bytes)| bytes)) {
+    if applied
+        .iter()
+        .map(|(_, bytes)| bytes)
+        .eq(recipe.patches.iter().map(|(_, bytes)| bytes))
+    {
         return Ok(());
     }
     for (name, bytes) in applied.iter().rev() {
         patch(tree, name, bytes, true).with_context(|| {
-            format!("the tree {} does not let go of {name}; remove the folder, it is made anew", tree.display())
+            format!(
+                "the tree {} does not let go of {name}; remove the folder, it is made anew",
+                tree.display()
+            )
         })?;
         fs::remove_file(kept.join(name))?;
     }
@@ -217,10 +265,25 @@ fn patch(tree: &Path, name: &str, bytes: &[u8], reverse: bool) -> Result<()> {
     // A trial first: a patch that fails half way would leave a tree that is neither.
     for dry in [true, false] {
         let mut command = Command::new("patch");
-        command.args(["-p1", "--batch", "--no-backup-if-mismatch", "--fuzz=0", "-d"]).arg(tree);
-        command.args(reverse.then_some("-R")).args(dry.then_some("--dry-run"));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run patch (ci/setup installs it)")?;
+        command
+            .args([
+                "-p1",
+                "--batch",
+                "--no-backup-if-mismatch",
+                "--fuzz=0",
+                "-d",
+            ])
+            .arg(tree);
+        command
+            .args(reverse.then_some("-R"))
+            .args(dry.then_some("--dry-run"));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .context("cannot run patch (ci/setup installs it)")?;
         let mut stdin = child.stdin.take().context("no pipe to patch")?;
         let bytes = bytes.to_vec();
         // A thread, because patch may write much before it has read all.
@@ -228,7 +291,11 @@ fn patch(tree: &Path, name: &str, bytes: &[u8], reverse: bool) -> Result<()> {
         let output = child.wait_with_output()?;
         let _ = writer.join();
         if !output.status.success() {
-            bail!("{name} does not apply to {}:\n{}", tree.display(), String::from_utf8_lossy(&output.stdout));
+            bail!(
+                "{name} does not apply to {}:\n{}",
+                tree.display(),
+                String::from_utf8_lossy(&output.stdout)
+            );
         }
     }
     Ok(())
@@ -241,14 +308,26 @@ fn configure(tree: &Path, recipe: &Recipe) -> Result<()> {
     }
     let fragment = tree.join(".wtblk-fragment");
     fs::write(&fragment, &recipe.fragment)?;
-    run(Command::new("make").arg("-C").arg(tree).args(["-s", "tinyconfig"]))?;
+    run(Command::new("make")
+        .arg("-C")
+        .arg(tree)
+        .args(["-s", "tinyconfig"]))?;
     run(Command::new("scripts/kconfig/merge_config.sh")
         .current_dir(tree)
-        .args(["-m", "-s", ".config", ".wtblk-fragment"]))?;
-    run(Command::new("make").arg("-C").arg(tree).args(["-s", "olddefconfig"]))?;
-    let missing = missing_options(&fs::read_to_string(tree.join(".config"))?, &String::from_utf8_lossy(&recipe.fragment));
+        .args(["-m", ".config", ".wtblk-fragment"]))?;
+    run(Command::new("make")
+        .arg("-C")
+        .arg(tree)
+        .args(["-s", "olddefconfig"]))?;
+    let missing = missing_options(
+        &fs::read_to_string(tree.join(".config"))?,
+        &String::from_utf8_lossy(&recipe.fragment),
+    );
     if !missing.is_empty() {
-        bail!("the kernel configuration did not take: {}", missing.join(", "));
+        bail!(
+            "the kernel configuration did not take: {}",
+            missing.join(", ")
+        );
     }
     fs::write(&stamp, &recipe.fragment)?;
     Ok(())
@@ -260,11 +339,16 @@ pub fn missing_options(config: &str, fragment: &str) -> Vec<String> {
         config.lines().filter_map(|l| l.split_once('=')).collect();
     let mut missing = Vec::new();
     for line in fragment.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set")) {
+        if let Some(name) = line
+            .strip_prefix("# ")
+            .and_then(|l| l.strip_suffix(" is not set"))
+        {
             if have.contains_key(name) {
                 missing.push(line.to_owned());
             }
-        } else if let Some((name, value)) = line.split_once('=').filter(|_| line.starts_with("CONFIG_")) {
+        } else if let Some((name, value)) =
+            line.split_once('=').filter(|_| line.starts_with("CONFIG_"))
+        {
             let found = have.get(name).copied().unwrap_or("n");
             if found != value {
                 missing.push(line.to_owned());
@@ -276,22 +360,40 @@ pub fn missing_options(config: &str, fragment: &str) -> Vec<String> {
 
 fn make(cache: &Path, tree: &Path, log: &Path) -> Result<()> {
     let count_file = cache.join("build.count");
-    let expected = fs::read_to_string(&count_file).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(2000);
+    let expected = fs::read_to_string(&count_file)
+        .ok()
+        .and_then(|t| t.trim().parse().ok())
+        .unwrap_or(2000);
     let mut progress = Progress::new("building the guest kernel", expected);
     let mut command = Command::new("make");
     command.arg("-C").arg(tree);
-    command.arg(format!("-j{}", std::thread::available_parallelism().map_or(2, |n| n.get())));
-    let ccache = Command::new("ccache").arg("--version").output().is_ok_and(|o| o.status.success());
+    command.arg(format!(
+        "-j{}",
+        std::thread::available_parallelism().map_or(2, |n| n.get())
+    ));
+    let ccache = Command::new("ccache")
+        .arg("--version")
+        .output()
+        .is_ok_and(|o| o.status.success());
     command.arg(if ccache { "CC=ccache gcc" } else { "CC=gcc" });
     // The same image for the same input, whenever and wherever it is built.
-    command.args(["KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_USER=wtblk", "KBUILD_BUILD_HOST=wtblk"]);
+    command.args([
+        "KBUILD_BUILD_TIMESTAMP=1970-01-01",
+        "KBUILD_BUILD_USER=wtblk",
+        "KBUILD_BUILD_HOST=wtblk",
+    ]);
     command.args(["vmlinux", "bzImage"]);
     command.env("CCACHE_DIR", cache.with_file_name("ccache"));
-    command.env("CCACHE_BASEDIR", tree).env("CCACHE_NOHASHDIR", "1");
+    command
+        .env("CCACHE_BASEDIR", tree)
+        .env("CCACHE_NOHASHDIR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut out = fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+    let mut out =
+        fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
     command.stderr(out.try_clone()?);
-    let mut child = command.spawn().context("cannot run make (ci/setup installs it)")?;
+    let mut child = command
+        .spawn()
+        .context("cannot run make (ci/setup installs it)")?;
     let stdout = child.stdout.take().context("no pipe from make")?;
     let mut count = 0u64;
     for line in BufReader::new(stdout).split(b'\n') {
@@ -307,7 +409,10 @@ fn make(cache: &Path, tree: &Path, log: &Path) -> Result<()> {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
-        bail!("the kernel did not build; the last lines of {}:\n{tail}", log.display());
+        bail!(
+            "the kernel did not build; the last lines of {}:\n{tail}",
+            log.display()
+        );
     }
     if count * 2 > expected {
         fs::write(&count_file, count.to_string())?;
@@ -321,8 +426,13 @@ fn keep(cache: &Path, recipe: &Recipe, tree: &Path, log: &Path) -> Result<Kernel
     let key = recipe.key();
     let images = cache.join("images");
     let staging = tempfile::tempdir_in(&images)?;
-    for (from, to) in [("vmlinux", "vmlinux"), ("arch/x86/boot/bzImage", "bzImage"), (".config", "config")] {
-        fs::copy(tree.join(from), staging.path().join(to)).with_context(|| format!("the build left no {from}"))?;
+    for (from, to) in [
+        ("vmlinux", "vmlinux"),
+        ("arch/x86/boot/bzImage", "bzImage"),
+        (".config", "config"),
+    ] {
+        fs::copy(tree.join(from), staging.path().join(to))
+            .with_context(|| format!("the build left no {from}"))?;
     }
     fs::copy(log, staging.path().join("build.log"))?;
     let dir = images.join(&key);
@@ -333,12 +443,19 @@ fn keep(cache: &Path, recipe: &Recipe, tree: &Path, log: &Path) -> Result<Kernel
 
 fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {name}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         let lines: Vec<&str> = text.lines().collect();
-        bail!("{name} failed ({}):\n{}", output.status, lines[lines.len().saturating_sub(TAIL)..].join("\n"));
+        bail!(
+            "{name} failed ({}):\n{}",
+            output.status,
+            lines[lines.len().saturating_sub(TAIL)..].join("\n")
+        );
     }
     Ok(())
 }
@@ -351,7 +468,10 @@ mod tests {
     fn options_that_did_not_take_are_named() {
         let config = "CONFIG_A=y\nCONFIG_T=20\n# CONFIG_B is not set\nCONFIG_D=y\n";
         let fragment = "# words\nCONFIG_A=y\nCONFIG_T=20\nCONFIG_B=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=n\n";
-        assert_eq!(missing_options(config, fragment), ["CONFIG_B=y", "# CONFIG_D is not set"]);
+        assert_eq!(
+            missing_options(config, fragment),
+            ["CONFIG_B=y", "# CONFIG_D is not set"]
+        );
     }
 
     #[test]
@@ -362,7 +482,10 @@ mod tests {
         let recipe = |new: &str| Recipe {
             source: String::new(),
             deb: PathBuf::new(),
-            patches: vec![("a.patch".into(), format!("--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n one\n-two\n+{new}\n").into_bytes())],
+            patches: vec![(
+                "a.patch".into(),
+                format!("--- a/f\n+++ b/f\n@@ -1,2 +1,2 @@\n one\n-two\n+{new}\n").into_bytes(),
+            )],
             fragment: vec![],
             compiler: String::new(),
         };

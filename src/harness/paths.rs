@@ -14,12 +14,14 @@ pub fn cache() -> Result<PathBuf> {
         Some(dir) => PathBuf::from(dir),
         None => {
             let home = std::env::var_os("HOME").filter(|v| !v.is_empty());
-            let home = home.context("neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?;
+            let home =
+                home.context("neither XDG_CACHE_HOME nor HOME is set: no place for the cache")?;
             PathBuf::from(home).join(".cache")
         }
     };
     let dir = base.join("wtblk");
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make the cache folder {}", dir.display()))?;
+    fs::create_dir_all(&dir)
+        .with_context(|| format!("cannot make the cache folder {}", dir.display()))?;
     Ok(dir)
 }
 
@@ -35,7 +37,12 @@ pub fn root() -> Result<PathBuf> {
         return Ok(dir);
     }
     let exe = std::env::current_exe().ok();
-    let above = exe.iter().flat_map(|e| e.ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>());
+    let above = exe.iter().flat_map(|e| {
+        e.ancestors()
+            .skip(1)
+            .map(Path::to_path_buf)
+            .collect::<Vec<_>>()
+    });
     let here = std::env::current_dir().ok().into_iter();
     let built = std::iter::once(PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     above
@@ -55,7 +62,11 @@ pub fn key<'a>(parts: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     }
-    hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect()
+    hash.finalize()
+        .iter()
+        .take(8)
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 /// Writes a file so that a reader sees the old or the new one, never a half.
@@ -63,8 +74,10 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir)
         .with_context(|| format!("cannot write into {}", dir.display()))?;
-    file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
+    file.write_all(bytes)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    file.persist(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(())
 }
 
@@ -73,7 +86,8 @@ pub fn lock(path: &Path, what: &str) -> Result<fs::File> {
     let file = fs::File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     if file.try_lock().is_err() {
         eprintln!("wtblk: waiting for another wtblk that {what}");
-        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)
 }
@@ -83,7 +97,8 @@ pub fn tree(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
     while let Some(next) = open.pop() {
-        let entries = fs::read_dir(&next).with_context(|| format!("cannot read {}", next.display()))?;
+        let entries =
+            fs::read_dir(&next).with_context(|| format!("cannot read {}", next.display()))?;
         for entry in entries {
             let path = entry?.path();
             if path.is_dir() {
@@ -91,8 +106,13 @@ pub fn tree(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
                     open.push(path);
                 }
             } else {
-                let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                let name = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy().into_owned();
+                let bytes =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let name = path
+                    .strip_prefix(dir)
+                    .unwrap_or(&path)
+                    .to_string_lossy()
+                    .into_owned();
                 found.push((name, bytes));
             }
         }

@@ -21,8 +21,14 @@ impl Progress {
     pub fn new(what: &str, total: u64) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            let style = ProgressStyle::with_template("{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+            let style = ProgressStyle::with_template(
+                "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}",
+            );
+            bar.set_style(
+                style
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> "),
+            );
             bar.set_prefix(what.to_owned());
             bar
         });
@@ -30,7 +36,14 @@ impl Progress {
             eprintln!("wtblk: {what} ...");
         }
         let now = Instant::now();
-        Progress { what: what.to_owned(), bar, total, done: 0, said: now, begun: now }
+        Progress {
+            what: what.to_owned(),
+            bar,
+            total,
+            done: 0,
+            said: now,
+            begun: now,
+        }
     }
 
     /// One unit more.
@@ -48,7 +61,11 @@ impl Progress {
             None if self.said.elapsed() > Duration::from_secs(15) => {
                 self.said = Instant::now();
                 let percent = self.done * 100 / self.total.max(1);
-                eprintln!("wtblk: {} ... {percent} % after {} s", self.what, self.begun.elapsed().as_secs());
+                eprintln!(
+                    "wtblk: {} ... {percent} % after {} s",
+                    self.what,
+                    self.begun.elapsed().as_secs()
+                );
             }
             None => {}
         }
@@ -59,6 +76,10 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("wtblk: {}: {how} ({:.1} s)", self.what, self.begun.elapsed().as_secs_f64());
+        eprintln!(
+            "wtblk: {}: {how} ({:.1} s)",
+            self.what,
+            self.begun.elapsed().as_secs_f64()
+        );
     }
 }

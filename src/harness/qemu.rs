@@ -24,13 +24,19 @@ const OLDEST: (u32, u32) = (7, 2);
 impl Qemu {
     /// The given program, or `qemu-system-x86_64` of the PATH.
     pub fn find(program: Option<&Path>) -> Result<Qemu> {
-        let program = program.unwrap_or(Path::new("qemu-system-x86_64")).to_path_buf();
+        let program = program
+            .unwrap_or(Path::new("qemu-system-x86_64"))
+            .to_path_buf();
         let output = Command::new(&program).arg("--version").stdin(Stdio::null()).output().with_context(|| {
             format!("cannot run {}: install qemu-system-x86 (ci/setup does) or name one with --qemu", program.display())
         })?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let version = parse_version(&text)
-            .with_context(|| format!("{} --version says nothing of a QEMU version", program.display()))?;
+        let version = parse_version(&text).with_context(|| {
+            format!(
+                "{} --version says nothing of a QEMU version",
+                program.display()
+            )
+        })?;
         if version < OLDEST {
             bail!(
                 "{} is version {}.{}; {}.{} or newer is needed",
@@ -87,9 +93,19 @@ impl Vm<'_> {
     /// connections are handed over, so that nothing stale can lie in the way.
     pub fn command(&self, qemu: &Qemu) -> Command {
         let mut command = Command::new(&qemu.program);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-serial",
+            "stdio",
+        ]);
         // A comma would end QEMU's option.
-        command.arg("-name").arg(format!("wtblk:{}", self.name.replace(',', ",,")));
+        command
+            .arg("-name")
+            .arg(format!("wtblk:{}", self.name.replace(',', ",,")));
         let machine = match self.machine {
             // acpi=on prints nothing with our kernels; see docs/guest-tests.md.
             Machine::Microvm => "microvm,acpi=off,memory-backend=mem",
@@ -97,7 +113,10 @@ impl Vm<'_> {
         };
         command.args(["-M", machine, "-accel", self.accel.name(), "-smp", "1"]);
         command.arg("-m").arg(format!("{}M", self.memory));
-        command.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory));
+        command.arg("-object").arg(format!(
+            "memory-backend-memfd,id=mem,size={}M,share=on",
+            self.memory
+        ));
         if self.accel == Accel::Kvm {
             command.args(["-cpu", "host"]);
         }
@@ -110,12 +129,20 @@ impl Vm<'_> {
         };
         if let Some((data, mark)) = self.disks {
             for (id, fd, queues) in [("data", data, self.queues), ("mark", mark, 1)] {
-                command.arg("-chardev").arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
-                command.arg("-device").arg(format!("{device},chardev={id},num-queues={queues}"));
+                command
+                    .arg("-chardev")
+                    .arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
+                command
+                    .arg("-device")
+                    .arg(format!("{device},chardev={id},num-queues={queues}"));
             }
         }
         command.args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        command
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initramfs);
         let mut line = "console=ttyS0 panic=-1 reboot=t printk.devkmsg=on".to_owned();
         for word in self.words {
             line.push(' ');
@@ -133,7 +160,10 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"),
+            Some((10, 0))
+        );
         assert_eq!(parse_version("QEMU emulator version 7.2.15"), Some((7, 2)));
         assert_eq!(parse_version("hello"), None);
     }
@@ -142,6 +172,9 @@ mod tests {
     fn a_missing_qemu_is_one_clear_sentence() {
         let error = Qemu::find(Some(Path::new("/nonexistent/qemu"))).unwrap_err();
         let text = format!("{error}");
-        assert!(text.contains("/nonexistent/qemu") && text.contains("--qemu"), "{text}");
+        assert!(
+            text.contains("/nonexistent/qemu") && text.contains("--qemu"),
+            "{text}"
+        );
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use wtblk_shared::exit;
 
 use super::accel::{self, Choice};
 use super::boot::{self, Ended, Plan};
@@ -107,7 +108,11 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
             }
         }
     }
-    let status = if run.interrupted.load(Ordering::Relaxed) { status::INTERRUPTED } else { status_of(&results) };
+    let status = if run.interrupted.load(Ordering::Relaxed) {
+        status::INTERRUPTED
+    } else {
+        status_of(&results)
+    };
     run.finish(&results, status, print)?;
     Ok(status)
 }
@@ -122,7 +127,9 @@ impl Run {
             bail!("--expect compares with the defect table: it needs --defect");
         }
         let kernel = match &options.kernel {
-            Some(kernel) if !kernel.is_file() => bail!("--kernel {}: no such file", kernel.display()),
+            Some(kernel) if !kernel.is_file() => {
+                bail!("--kernel {}: no such file", kernel.display())
+            }
             Some(kernel) => kernel.clone(),
             None => kernel::build()?.vmlinux(),
         };
@@ -154,12 +161,17 @@ impl Run {
         let wanted = match (&self.options.tests, &self.defect) {
             (tests, _) if !tests.is_empty() => tests.clone(),
             // The tests that the table speaks of; all others say nothing of this defect.
-            (_, Some(defect)) if self.options.expect => defect.test.iter().map(|t| t.name.clone()).collect(),
+            (_, Some(defect)) if self.options.expect => {
+                defect.test.iter().map(|t| t.name.clone()).collect()
+            }
             _ => return Ok(names),
         };
         for name in &wanted {
             if !names.contains(name) {
-                bail!("there is no test '{name}'; the tests are: {}", names.join(", "));
+                bail!(
+                    "there is no test '{name}'; the tests are: {}",
+                    names.join(", ")
+                );
             }
         }
         Ok(wanted)
@@ -181,11 +193,18 @@ impl Run {
 
     /// Boots for as many of the tests left as the guest lives for, and takes
     /// those that ended (or ended the guest) off the list.
-    fn one_boot(&mut self, round: u32, left: &mut VecDeque<String>, scenarios: &[PathBuf]) -> Result<Vec<TestResult>> {
+    fn one_boot(
+        &mut self,
+        round: u32,
+        left: &mut VecDeque<String>,
+        scenarios: &[PathBuf],
+    ) -> Result<Vec<TestResult>> {
         let name = format!("boot-{}", self.boots.len() + 1);
         let dir = self.out.join(&name);
         let tests: Vec<String> = left.iter().cloned().collect();
-        let limit = self.options.limit.unwrap_or(Duration::from_secs(BOOT_LIMIT + TEST_LIMIT * tests.len() as u64));
+        let limit = self.options.limit.unwrap_or(Duration::from_secs(
+            BOOT_LIMIT + TEST_LIMIT * tests.len() as u64,
+        ));
         let outcome = boot::boot(&Plan {
             qemu: &self.qemu,
             machine: self.options.machine,
@@ -212,7 +231,9 @@ impl Run {
         let unfinished = match &outcome.ended {
             Ended::Interrupted => return Ok(Vec::new()),
             Ended::Guest(_) if console.tests.len() == tests.len() => None,
-            Ended::Guest(_) if matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_))) => None,
+            Ended::Guest(_) if matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_))) => {
+                None
+            }
             how => Some(in_words(how)),
         };
         if before_plan || console.bail_out.is_some() {
@@ -232,7 +253,11 @@ impl Run {
         for test in &console.tests {
             // Only tests that were asked for, in their order: the console is the guest's word.
             if left.front() != Some(&test.name) {
-                bail!("the guest reported '{}' where '{}' was due", test.name, left.front().map_or("nothing", |n| n));
+                bail!(
+                    "the guest reported '{}' where '{}' was due",
+                    test.name,
+                    left.front().map_or("nothing", |n| n)
+                );
             }
             left.pop_front();
             let died = test.name == console.tests.last().map_or("", |t| t.name.as_str());
@@ -251,11 +276,19 @@ impl Run {
         if !self.options.expect {
             return None;
         }
-        let table = self.defect.as_ref()?.test.iter().find(|t| t.name == test.name);
+        let table = self
+            .defect
+            .as_ref()?
+            .test
+            .iter()
+            .find(|t| t.name == test.name);
         let broken = result.broken();
         Some(match table {
             Some(expectation) => expectation.differences(&broken),
-            None => broken.iter().map(|name| format!("{name} is broken and the table names no such test")).collect(),
+            None => broken
+                .iter()
+                .map(|name| format!("{name} is broken and the table names no such test"))
+                .collect(),
         })
     }
 
@@ -263,7 +296,10 @@ impl Run {
         let mut words = vec![
             format!("wtblk_tests={}", tests.join(",")),
             format!("wtblk_flag={:#x}", self.options.flag),
-            format!("wtblk_tags={}", if self.options.tags { "on" } else { "off" }),
+            format!(
+                "wtblk_tags={}",
+                if self.options.tags { "on" } else { "off" }
+            ),
             format!("wtblk_seed={}", self.seed),
         ];
         if let Some(defect) = &self.defect {
@@ -278,10 +314,22 @@ impl Run {
         let mut environment = std::collections::BTreeMap::new();
         environment.insert("kernel", self.kernel.display().to_string());
         environment.insert("initramfs", self.initramfs.display().to_string());
-        environment.insert("qemu", format!("{}.{}", self.qemu.version.0, self.qemu.version.1));
+        environment.insert(
+            "qemu",
+            format!("{}.{}", self.qemu.version.0, self.qemu.version.1),
+        );
         environment.insert("accel", self.accel.name().to_owned());
-        environment.insert("machine", format!("{:?}", self.options.machine).to_lowercase());
-        environment.insert("host", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned());
+        environment.insert(
+            "machine",
+            format!("{:?}", self.options.machine).to_lowercase(),
+        );
+        environment.insert(
+            "host",
+            fs::read_to_string("/proc/sys/kernel/osrelease")
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        );
         let document = Results {
             schema: SCHEMA,
             wtblk: env!("CARGO_PKG_VERSION"),
@@ -296,8 +344,15 @@ impl Run {
         };
         let json = serde_json::to_vec_pretty(&document)?;
         paths::write_whole(&self.out.join("results.json"), &json)?;
-        paths::write_whole(&self.out.join("repeat"), format!("{repeat_with}\n").as_bytes())?;
-        writeln!(print, "# results: {}", self.out.join("results.json").display())?;
+        paths::write_whole(
+            &self.out.join("repeat"),
+            format!("{repeat_with}\n").as_bytes(),
+        )?;
+        writeln!(
+            print,
+            "# results: {}",
+            self.out.join("results.json").display()
+        )?;
         writeln!(print, "# repeat with: {repeat_with}")?;
         Ok(())
     }
@@ -309,7 +364,8 @@ impl Run {
         for (i, path) in self.scenarios_for(&names)?.iter().enumerate() {
             let file = path.file_name().unwrap_or_default().to_string_lossy();
             let name = format!("scenario-{}-{file}", i + 1);
-            fs::copy(path, self.out.join(&name)).with_context(|| format!("cannot keep {}", path.display()))?;
+            fs::copy(path, self.out.join(&name))
+                .with_context(|| format!("cannot keep {}", path.display()))?;
             kept.push(name);
         }
         Ok(kept)
@@ -320,7 +376,8 @@ impl Run {
 fn checked_scenarios(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut parsed = Vec::new();
     for file in files {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read the scenario {}", file.display()))?;
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("cannot read the scenario {}", file.display()))?;
         parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
     }
     if parsed.len() > 1 {
@@ -335,15 +392,21 @@ fn known_defect(name: &str) -> Result<Defect> {
     defects
         .into_iter()
         .find(|d| d.name == name)
-        .with_context(|| format!("there is no defect '{name}'; the defects are: {}", names.join(", ")))
+        .with_context(|| {
+            format!(
+                "there is no defect '{name}'; the defects are: {}",
+                names.join(", ")
+            )
+        })
 }
 
 fn in_words(ended: &Ended) -> String {
     match ended {
-        Ended::Guest(0) => "the guest ended: all its tests passed".to_owned(),
-        Ended::Guest(1) => "the guest ended: some of its tests failed".to_owned(),
-        Ended::Guest(2) => "the guest could not run its tests".to_owned(),
-        Ended::Guest(3) => "the guest ended: a test hung".to_owned(),
+        Ended::Guest(exit::OK) => "the guest ended: all its tests passed".to_owned(),
+        Ended::Guest(exit::NOT_OK) => "the guest ended: some of its tests failed".to_owned(),
+        Ended::Guest(exit::COULD_NOT_RUN) => "the guest could not run its tests".to_owned(),
+        Ended::Guest(exit::HUNG) => "the guest ended: a test hung".to_owned(),
+        Ended::Guest(exit::BROKEN) => "the guest program broke".to_owned(),
         Ended::Guest(code) => format!("the guest ended with code {code}"),
         Ended::Panic(line) => format!("the guest kernel panicked: {line}"),
         Ended::Qemu(how) => format!("QEMU ended: {how}"),
@@ -354,7 +417,9 @@ fn in_words(ended: &Ended) -> String {
 }
 
 fn draw_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     // Short enough to be typed.
     (now.as_nanos() as u64 ^ u64::from(std::process::id())) % 1_000_000
 }
@@ -364,13 +429,20 @@ fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
         fs::create_dir_all(dir).with_context(|| format!("cannot make --out {}", dir.display()))?;
         if dir.join("results.json").exists() || dir.join("boot-1").exists() {
-            bail!("--out {}: there is a run in it already; name a new folder", dir.display());
+            bail!(
+                "--out {}: there is a run in it already; name a new folder",
+                dir.display()
+            );
         }
-        return dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()));
+        return dir
+            .canonicalize()
+            .with_context(|| format!("cannot resolve {}", dir.display()));
     }
     let runs = paths::cache()?.join("runs");
     fs::create_dir_all(&runs)?;
-    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?.filter_map(|e| Some(e.ok()?.path())).collect();
+    let mut old: Vec<PathBuf> = fs::read_dir(&runs)?
+        .filter_map(|e| Some(e.ok()?.path()))
+        .collect();
     old.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
     let surplus = old.len().saturating_sub(KEEP_RUNS - 1);
     for dir in &old[..surplus] {
@@ -379,7 +451,9 @@ fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
             let _ = fs::remove_dir_all(dir);
         }
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let dir = runs.join(format!("{}-{}", now.as_millis(), std::process::id()));
     fs::create_dir_all(&dir)?;
     Ok(dir)

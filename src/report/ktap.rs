@@ -12,7 +12,12 @@ pub fn begin(out: &mut impl Write, tests: usize) -> io::Result<()> {
 }
 
 /// One test with its subtests. `number` counts from 1; `repeats` is the total.
-pub fn test(out: &mut impl Write, number: usize, result: &TestResult, repeats: u32) -> io::Result<()> {
+pub fn test(
+    out: &mut impl Write,
+    number: usize,
+    result: &TestResult,
+    repeats: u32,
+) -> io::Result<()> {
     writeln!(out, "  KTAP version 1\n  1..{}", result.subtests.len())?;
     for (i, subtest) in result.subtests.iter().enumerate() {
         one(out, i + 1, subtest)?;
@@ -27,12 +32,20 @@ pub fn test(out: &mut impl Write, number: usize, result: &TestResult, repeats: u
     if repeats > 1 {
         name.push_str(&format!(" ({} of {repeats})", result.repeat));
     }
-    let expected = if result.unexpected.is_some() { " as the defect table says" } else { "" };
+    let expected = if result.unexpected.is_some() {
+        " as the defect table says"
+    } else {
+        ""
+    };
     match (result.judged(), &result.skipped) {
         (Verdict::Broken, _) => writeln!(out, "not ok {number} {name}")?,
         (Verdict::Held, _) => writeln!(out, "ok {number} {name}{expected}")?,
-        (Verdict::NotChecked, Some(reason)) => writeln!(out, "ok {number} {name} # SKIP {}", clean(reason))?,
-        (Verdict::NotChecked, None) => writeln!(out, "ok {number} {name} # SKIP nothing was decided")?,
+        (Verdict::NotChecked, Some(reason)) => {
+            writeln!(out, "ok {number} {name} # SKIP {}", clean(reason))?
+        }
+        (Verdict::NotChecked, None) => {
+            writeln!(out, "ok {number} {name} # SKIP nothing was decided")?
+        }
     }
     out.flush()
 }
@@ -48,7 +61,11 @@ fn one(out: &mut impl Write, number: usize, subtest: &Subtest) -> io::Result<()>
         }
         Verdict::NotChecked => {
             let reason = subtest.reasons.join("; ");
-            writeln!(out, "  ok {number} {name} # SKIP not checked: {}", clean(&reason))?;
+            writeln!(
+                out,
+                "  ok {number} {name} # SKIP not checked: {}",
+                clean(&reason)
+            )?;
         }
         Verdict::Broken => {
             for line in &subtest.text {
@@ -75,7 +92,13 @@ mod tests {
         let mut skipped = result("c", vec![subtest("align", Verdict::NotChecked)]);
         skipped.skipped = Some("no flag #1".into());
         let results = [
-            result("a", vec![subtest("guest", Verdict::Held), subtest("align", Verdict::NotChecked)]),
+            result(
+                "a",
+                vec![
+                    subtest("guest", Verdict::Held),
+                    subtest("align", Verdict::NotChecked),
+                ],
+            ),
             result("b", vec![subtest("progress", Verdict::Broken)]),
             skipped,
         ];

@@ -54,7 +54,10 @@ pub struct TestResult {
 impl TestResult {
     /// Names of the checks that broke.
     pub fn broken(&self) -> Vec<String> {
-        let broken = self.subtests.iter().filter(|s| s.verdict == Verdict::Broken);
+        let broken = self
+            .subtests
+            .iter()
+            .filter(|s| s.verdict == Verdict::Broken);
         broken.map(|s| s.name.clone()).collect()
     }
 
@@ -65,7 +68,11 @@ impl TestResult {
             return Verdict::Broken;
         }
         let decided = self.subtests.iter().any(|s| s.verdict == Verdict::Held);
-        if self.skipped.is_some() || !decided { Verdict::NotChecked } else { Verdict::Held }
+        if self.skipped.is_some() || !decided {
+            Verdict::NotChecked
+        } else {
+            Verdict::Held
+        }
     }
 
     /// What counts for the run's status: with `--expect` the comparison, else the verdict.
@@ -134,8 +141,20 @@ pub(crate) mod tests {
 
     #[test]
     fn a_finding_wins_and_nothing_decided_is_not_success() {
-        let held = test("a", vec![subtest("guest", Verdict::Held), subtest("align", Verdict::NotChecked)]);
-        let broken = test("b", vec![subtest("guest", Verdict::Held), subtest("align", Verdict::Broken)]);
+        let held = test(
+            "a",
+            vec![
+                subtest("guest", Verdict::Held),
+                subtest("align", Verdict::NotChecked),
+            ],
+        );
+        let broken = test(
+            "b",
+            vec![
+                subtest("guest", Verdict::Held),
+                subtest("align", Verdict::Broken),
+            ],
+        );
         let open = test("c", vec![subtest("align", Verdict::NotChecked)]);
         let mut skipped = held.clone();
         skipped.skipped = Some("no flag".into());
@@ -144,7 +163,9 @@ pub(crate) mod tests {
         assert_eq!(status_of(&[open, skipped.clone()]), status::UNDECIDED);
         assert_eq!(status_of(&[]), status::UNDECIDED);
         // A skipped test that found something all the same is a finding.
-        skipped.subtests.push(subtest("kernel-log", Verdict::Broken));
+        skipped
+            .subtests
+            .push(subtest("kernel-log", Verdict::Broken));
         assert_eq!(status_of(&[skipped]), status::FINDING);
         // As expected under a defect: success; a difference: a finding.
         let mut expected = broken.clone();

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A marked call: fresh tag, extents, begin mark, system call, extents, end
+//! mark, all by the calling thread.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
+use wtblk_shared::tag::Tag;
+use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT, pattern};
+
+use crate::fiemap;
+use crate::sys::uffd::FaultingBuffer;
+use crate::sys::{self, Pages};
+use crate::test::{Fail, OrFail};
+use crate::world::World;
+
+/// An open file with the numbers that a mark names it by.
+pub struct OpenFile {
+    /// The file.
+    pub file: File,
+    /// Number of this open file description.
+    open: u64,
+    dev: u64,
+    ino: u64,
+    direct: bool,
+}
+
+impl OpenFile {
+    /// Opens for reading and writing, creates it where needed.
+    pub fn open(world: &World, path: &Path, direct: bool) -> Result<OpenFile, Fail> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(if direct { libc::O_DIRECT } else { 0 })
+            .open(path)
+            .or_fail(|| format!("open {}", path.display()))?;
+        let meta = file.metadata().or_fail(|| "fstat".into())?;
+        Ok(OpenFile {
+            file,
+            open: world.next_open(),
+            dev: meta.dev(),
+            ino: meta.ino(),
+            direct,
+        })
+    }
+
+    /// i_size now.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.size())
+    }
+}
+
+/// A call to make.
+pub struct Call<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// Name of the test.
+    pub test: &'a str,
+    /// The file.
+    pub file: &'a OpenFile,
+    /// Offset in the file.
+    pub off: u64,
+    /// Length.
+    pub len: u64,
+    /// `RWF_*` flags.
+    pub flags: u32,
+    /// More words for the mark.
+    pub words: &'a [&'a str],
+    /// The bytes: file number and version of the pattern.
+    pub pattern: (u32, u32),
+}
+
+/// A call that was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// Its number.
+    pub call: u64,
+    /// Bytes written or minus errno.
+    pub result: i64,
+}
+
+/// A call whose begin mark is out: for calls that are not one pwritev2.
+pub struct Begun {
+    /// Its number.
+    pub call: u64,
+    /// Its tag.
+    pub tag: Option<Tag>,
+}
+
+impl Call<'_> {
+    /// Makes the call, its buffer cut into so many parts of an iovec. The
+    /// result is the kernel's; an `Err` is trouble of ours.
+    pub fn run(&self, parts: usize) -> Result<Done, Fail> {
+        // The bytes first: nothing but the call between the marks.
+        let len = self.len as usize;
+        let mut pages = Pages::new(len.next_multiple_of(4096).max(4096))
+            .or_fail(|| "buffer of a call".into())?;
+        let (number, version) = self.pattern;
+        pattern::fill(number, version, self.off, &mut pages.bytes_mut()[..len]);
+        let whole = &pages.bytes()[..len];
+        let parts: Vec<&[u8]> = whole.chunks(len.div_ceil(parts).max(1)).collect();
+        self.marked(|_| sys::pwritev2(&self.file.file, &parts, self.off, self.flags))
+    }
+
+    /// Makes the call with the caller's buffer, one page of which somebody
+    /// supplies while the call runs; `tell` gets the call's number before it.
+    pub fn run_faulting(
+        &self,
+        buffer: &FaultingBuffer,
+        tell: impl FnOnce(u64),
+    ) -> Result<Done, Fail> {
+        self.marked(|begun| {
+            tell(begun.call);
+            buffer.pwritev2(&self.file.file, self.len as usize, self.off, self.flags)
+        })
+    }
+
+    /// Does `work` as a marked call; it is told the call's number and tag.
+    pub fn marked(&self, work: impl FnOnce(&Begun) -> i64) -> Result<Done, Fail> {
+        let begun = self.begin()?;
+        let result = work(&begun);
+        self.end(&begun, result)?;
+        self.world.untag_thread();
+        Ok(Done {
+            call: begun.call,
+            result,
+        })
+    }
+
+    fn begin(&self) -> Result<Begun, Fail> {
+        let world = self.world;
+        let tag = world.tag_thread()?;
+        let call = world.next_call();
+        world.post(&Mark::Begin(CallBegin {
+            call,
+            test: self.test.to_owned(),
+            dev: self.file.dev,
+            ino: self.file.ino,
+            open: self.file.open,
+            off: self.off,
+            len: self.len,
+            flags: self.flag_words(),
+            isize: self.file.size().or_fail(|| "fstat".into())?,
+            bsize: world.bsize,
+            tag: tag.map(Tag::number),
+            pattern: Some(self.pattern),
+            extents: fiemap::extents(&self.file.file, self.off, self.len),
+        }))?;
+        Ok(Begun { call, tag })
+    }
+
+    fn end(&self, begun: &Begun, result: i64) -> Result<(), Fail> {
+        self.world.post(&Mark::End(CallEnd {
+            call: begun.call,
+            result,
+            isize: self.file.size().or_fail(|| "fstat".into())?,
+            extents: fiemap::extents(&self.file.file, self.off, self.len),
+        }))
+    }
+
+    fn flag_words(&self) -> Vec<String> {
+        let flag = self.world.params.flag;
+        let known = [
+            (flag, "writethrough"),
+            (RWF_DSYNC, "dsync"),
+            (RWF_NOWAIT, "nowait"),
+        ];
+        known
+            .iter()
+            .filter(|(bit, _)| self.flags & bit != 0)
+            .map(|(_, word)| *word)
+            .chain(self.file.direct.then_some("direct"))
+            .chain(self.words.iter().copied())
+            .map(str::to_owned)
+            .collect()
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The test cases: one file each, one line of registration here.
+
+mod beyond_eof;
+mod error_mid_call;
+mod held_writes;
+mod multi_extent;
+mod overwrite_aligned;
+mod overwrite_unaligned;
+mod unsupported;
+
+use crate::test::{Fail, Test};
+use crate::world::World;
+
+/// A test case.
+pub struct Case {
+    /// Its name, as the harness asks for it.
+    pub name: &'static str,
+    /// What it cannot do without.
+    pub needs: &'static [Need],
+    /// Runs it.
+    pub run: fn(&mut Test) -> Result<(), Fail>,
+}
+
+/// Every case, in the order in which a boot without names runs them.
+#[rustfmt::skip]
+pub const ALL: &[Case] = &[
+    Case { name: "overwrite-aligned", needs: &[Need::Flag], run: overwrite_aligned::run },
+    Case { name: "overwrite-unaligned", needs: &[Need::Flag, Need::SmallSectorsForMisaligned], run: overwrite_unaligned::run },
+    Case { name: "multi-extent", needs: &[Need::Flag], run: multi_extent::run },
+    Case { name: "beyond-eof", needs: &[Need::Flag], run: beyond_eof::run },
+    Case { name: "error-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: error_mid_call::run },
+    Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
+];
+
+/// Not tests of the flag but aids of the host's own tests: run only when named.
+#[rustfmt::skip]
+pub const AIDS: &[Case] = &[
+    Case { name: "held-writes", needs: &[], run: held_writes::run },
+];
+
+/// The case or aid of this name.
+pub fn find(name: &str) -> Option<&'static Case> {
+    ALL.iter().chain(AIDS).find(|c| c.name == name)
+}
+
+/// Something that a case needs of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// `RWF_WRITETHROUGH` works on the file system under test.
+    Flag,
+    /// `cachestat(2)`.
+    Cachestat,
+    /// `userfaultfd(2)`, faults in the kernel included.
+    Userfaultfd,
+    /// With the defect `misaligned`: a logical block smaller than the file
+    /// system's, else it rounds to the same and is no defect.
+    SmallSectorsForMisaligned,
+}
+
+impl Need {
+    /// Why this guest does not have it; `None` where it does.
+    pub fn missing(self, world: &World) -> Option<String> {
+        let fact = |key: &str, what: &str| {
+            let value = world.fact(key);
+            (value != "yes").then(|| format!("{what} is not available here ({value})"))
+        };
+        match self {
+            Need::Flag => {
+                let value = world.fact("flag");
+                (value != "works").then(|| {
+                    format!(
+                        "RWF_WRITETHROUGH {:#x} is {value} (pwritev2 answered {})",
+                        world.params.flag,
+                        world.fact("flag_answer")
+                    )
+                })
+            }
+            Need::Cachestat => fact("cachestat", "cachestat(2)"),
+            Need::Userfaultfd => fact("userfaultfd", "userfaultfd(2)"),
+            Need::SmallSectorsForMisaligned => {
+                let asked = world.params.defect.as_deref() == Some("misaligned");
+                (asked && world.lbs >= world.bsize).then(|| {
+                    format!(
+                        "the defect misaligned needs logical blocks ({}) smaller than the file system's ({})",
+                        world.lbs, world.bsize
+                    )
+                })
+            }
+        }
+    }
+}
+
+/// Why no test may run: the defect that the harness asked for is not on.
+pub fn defect_missing(world: &World) -> Option<String> {
+    let asked = world.params.defect.as_deref()?;
+    let shown = world.fact("defect");
+    (!shows(shown, asked)).then(|| {
+        format!("the kernel does not show the defect {asked} (iomap.wt_defect is '{shown}')")
+    })
+}
+
+/// Whether the parameter's text names the defect, alone or among others.
+fn shows(text: &str, defect: &str) -> bool {
+    text.split([',', ' ', '[', ']']).any(|w| w == defect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_fit_into_a_list() {
+        let every: Vec<&Case> = ALL.iter().chain(AIDS).collect();
+        for (i, case) in every.iter().enumerate() {
+            assert!(every[..i].iter().all(|other| other.name != case.name));
+            assert!(
+                case.name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+                "{}",
+                case.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_defect_is_a_whole_word() {
+        assert!(shows("leak-writeback", "leak-writeback"));
+        assert!(shows("none [misaligned]", "misaligned"));
+        assert!(shows("a,misaligned", "misaligned"));
+        assert!(!shows("misaligned-2", "misaligned"));
+        assert!(!shows("unknown", "misaligned"));
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One call over several extents. In one file they descend on the disk, so that
+//! file order and disk order are opposites; in the other they ascend with holes
+//! between, which the call has to allocate.
+
+use std::fs::File;
+
+use crate::subject::{Subject, check_after_remount};
+use crate::sys;
+use crate::test::{Fail, OrFail, Test};
+
+/// Extents of each file.
+const EXTENTS: u64 = 8;
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let chunk = 4 * t.world.bsize;
+    let mut down = descending(t, chunk)?;
+    let mut up = holes(t, chunk)?;
+    for s in [&mut down, &mut up] {
+        let len = s.expect.len() as u64;
+        // The first call converts unwritten extents and fills holes, the second
+        // meets written ones.
+        s.writethrough(t, 0, len)?;
+        s.writethrough(t, chunk / 2 + 100, len - chunk)?;
+        s.check_whole(t, "after all calls")?;
+    }
+    check_after_remount(t, &mut [down, up])
+}
+
+/// A file whose extents descend on the disk, with blocks of another file between
+/// them: neighbours would be merged into one request, which has no order. The
+/// plain way first: allocating from the end. Where the allocator finds room
+/// below, blocks are borrowed from another file, which gives any order there
+/// is, but sets the reflink flag.
+fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
+    let mut plain = Subject::create(t, "descending")?;
+    let spacer = Subject::create(t, "spacer")?;
+    for i in (0..EXTENTS).rev() {
+        for (s, at) in [(&plain, i), (&spacer, EXTENTS - 1 - i)] {
+            sys::fallocate(&s.open().file, 0, at * chunk, chunk).or_fail(|| "fallocate".into())?;
+        }
+    }
+    if descends(&plain)? {
+        plain.expect.resize((EXTENTS * chunk) as usize, 0);
+        return Ok(plain);
+    }
+    let donor = Subject::written(t, "donor", 2 * EXTENTS * chunk)?;
+    let mut cloned = Subject::create(t, "descending-cloned")?;
+    cloned.expect.resize((EXTENTS * chunk) as usize, 0);
+    let from = &donor.open().file;
+    for i in (0..EXTENTS).rev() {
+        let src = 2 * (EXTENTS - 1 - i) * chunk;
+        if let Err(e) = sys::clone_range(&cloned.open().file, from, src, chunk, i * chunk) {
+            return Err(Fail::Skip(format!(
+                "no descending layout: the allocator ascends and cloning says {e}"
+            )));
+        }
+        let part = &donor.expect[src as usize..(src + chunk) as usize];
+        let at = (i * chunk) as usize;
+        cloned.expect[at..at + part.len()].copy_from_slice(part);
+    }
+    unshare(from)?;
+    t.note("the descending layout was made by cloning");
+    if !descends(&cloned)? {
+        return Err(Fail::Skip(
+            "no descending layout: neither allocating nor cloning made one".into(),
+        ));
+    }
+    Ok(cloned)
+}
+
+/// Truncation gives the blocks back at once; an unlinked file's go later.
+fn unshare(donor: &File) -> Result<(), Fail> {
+    donor
+        .set_len(0)
+        .and_then(|()| donor.sync_all())
+        .or_fail(|| "truncating the donor".into())
+}
+
+fn descends(s: &Subject) -> Result<bool, Fail> {
+    let extents = s.extents()?;
+    Ok(extents.len() as u64 == EXTENTS
+        && extents
+            .iter()
+            .all(|e| e.has_place() && e.flags & crate::fiemap::SHARED == 0)
+        && extents
+            .windows(2)
+            .all(|w| w[0].physical > w[1].physical + w[1].length))
+}
+
+/// A file of extents with holes between.
+fn holes(t: &Test, chunk: u64) -> Result<Subject, Fail> {
+    let mut s = Subject::create(t, "holes")?;
+    for i in 0..EXTENTS {
+        sys::fallocate(&s.open().file, 0, 2 * i * chunk, chunk).or_fail(|| "fallocate".into())?;
+    }
+    s.expect.resize(((2 * EXTENTS - 1) * chunk) as usize, 0);
+    let ascends = s
+        .extents()?
+        .windows(2)
+        .all(|w| w[0].physical < w[1].physical);
+    if !ascends {
+        t.note("the extents between the holes do not all ascend on the disk");
+    }
+    Ok(s)
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A file under test and what it must hold: every step writes into both, every
+//! check compares them: in the page cache, on the disk, after a remount.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use wtblk_shared::mark::Extent;
+use wtblk_shared::pattern;
+
+use crate::call::{Call, Done, OpenFile};
+use crate::sys::{Pages, result_text};
+use crate::test::{Fail, OrFail, Test};
+use crate::{fiemap, pages};
+
+/// A file under test.
+pub struct Subject {
+    /// The open file; `None` while the file system is not mounted.
+    file: Option<Arc<OpenFile>>,
+    path: PathBuf,
+    /// The file's number in the pattern.
+    pub number: u32,
+    version: u32,
+    /// What the file must hold; its length is i_size.
+    pub expect: Vec<u8>,
+}
+
+impl Subject {
+    /// A new, empty file.
+    pub fn create(t: &Test, name: &str) -> Result<Subject, Fail> {
+        let path = t.dir.join(name);
+        Ok(Subject {
+            file: Some(Arc::new(OpenFile::open(t.world, &path, false)?)),
+            path,
+            number: t.world.next_file(),
+            version: 0,
+            expect: Vec::new(),
+        })
+    }
+
+    /// A new file of `len` bytes, written and synced by unmarked calls: clean
+    /// pages and written extents.
+    pub fn written(t: &Test, name: &str, len: u64) -> Result<Subject, Fail> {
+        let mut s = Subject::create(t, name)?;
+        s.prepare(0, len)?;
+        Ok(s)
+    }
+
+    /// Writes and syncs a range by unmarked calls.
+    pub fn prepare(&mut self, off: u64, len: u64) -> Result<(), Fail> {
+        self.put(off, len);
+        let bytes = &self.expect[off as usize..(off + len) as usize];
+        let file = &self.open().file;
+        file.write_all_at(bytes, off)
+            .or_fail(|| "preparing write".into())?;
+        file.sync_all().or_fail(|| "preparing fsync".into())
+    }
+
+    /// The open file.
+    pub fn open(&self) -> &Arc<OpenFile> {
+        self.file.as_ref().expect("the file is open")
+    }
+
+    /// The version written last.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Takes the next version of the pattern.
+    pub fn next_version(&mut self) -> u32 {
+        self.version += 1;
+        self.version
+    }
+
+    /// Expects the next version in a range.
+    pub fn put(&mut self, off: u64, len: u64) {
+        let version = self.next_version();
+        self.put_version(version, off, len);
+    }
+
+    /// Expects this version in a range.
+    pub fn put_version(&mut self, version: u32, off: u64, len: u64) {
+        let end = (off + len) as usize;
+        if self.expect.len() < end {
+            self.expect.resize(end, 0);
+        }
+        pattern::fill(
+            self.number,
+            version,
+            off,
+            &mut self.expect[off as usize..end],
+        );
+    }
+
+    /// One marked writethrough call of one buffer, checked in every way that
+    /// needs no remount.
+    pub fn writethrough(&mut self, t: &Test, off: u64, len: u64) -> Result<Done, Fail> {
+        self.writethrough_parts(t, off, len, 1)
+    }
+
+    /// The same with the buffer cut into parts of an iovec.
+    pub fn writethrough_parts(
+        &mut self,
+        t: &Test,
+        off: u64,
+        len: u64,
+        parts: usize,
+    ) -> Result<Done, Fail> {
+        self.put(off, len);
+        let done = Call {
+            world: t.world,
+            test: t.name,
+            file: self.open(),
+            off,
+            len,
+            flags: t.world.params.flag,
+            words: &[],
+            pattern: (self.number, self.version),
+        }
+        .run(parts)?;
+        let what = format!("call {} (offset {off}, length {len})", done.call);
+        if done.result != len as i64 {
+            // What the file holds now is not known: no use to go on.
+            return Err(Fail::Error(format!(
+                "{what} returned {}, expected {len}",
+                result_text(done.result)
+            )));
+        }
+        self.check_size(t, &what)?;
+        self.check_clean(t, &what, off, len)?;
+        self.check_on_disk(t, &what, off, len)?;
+        self.check_range(t, &what, off, len)?;
+        Ok(done)
+    }
+
+    fn check_size(&self, t: &Test, what: &str) -> Result<(), Fail> {
+        let size = self.open().size().or_fail(|| "fstat".into())?;
+        let want = self.expect.len() as u64;
+        t.check(size == want, || {
+            format!("{what}: i_size is {size}, expected {want}")
+        });
+        Ok(())
+    }
+
+    /// After the call its blocks are neither dirty nor in writeback.
+    fn check_clean(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
+        if t.world.fact("cachestat") != "yes" {
+            return Ok(());
+        }
+        let (from, to) = rounded(t.world.bsize, off, len);
+        let s = pages::state(&self.open().file, from, to - from)?;
+        t.check(s.dirty == 0 && s.writeback == 0, || {
+            format!(
+                "{what}: after it {} pages of its blocks are dirty and {} in writeback",
+                s.dirty, s.writeback
+            )
+        });
+        Ok(())
+    }
+
+    /// The disk holds the call's blocks. Read past the file system: reading the
+    /// file with O_DIRECT would write dirty pages back first and hide the bug.
+    pub fn check_on_disk(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
+        let (from, to) = rounded(t.world.bsize, off, len);
+        let file = self.open();
+        let Some(extents) = fiemap::extents(&file.file, from, to - from) else {
+            t.note(format!("{what}: not compared on the disk, FIEMAP failed"));
+            return Ok(());
+        };
+        let mut covered = 0;
+        for (logical, physical, length, flags) in fiemap::places(&extents, from, to - from) {
+            covered += length;
+            if flags & fiemap::UNWRITTEN != 0 {
+                t.fail(format!(
+                    "{what}: file offset {logical} is still an unwritten extent"
+                ));
+                continue;
+            }
+            let mut page =
+                Pages::new((length as usize).next_multiple_of(4096)).or_fail(|| "buffer".into())?;
+            let bytes = &mut page.bytes_mut()[..length as usize];
+            t.world
+                .raw
+                .read_exact_at(bytes, physical)
+                .or_fail(|| format!("reading the disk at {physical}"))?;
+            if let Some(i) = self.difference(logical, bytes) {
+                t.fail(format!(
+                    "{what}: the disk at byte {} (file offset {}) differs from what was written",
+                    physical + i as u64,
+                    logical + i as u64
+                ));
+            }
+        }
+        t.check(covered == to - from, || {
+            format!(
+                "{what}: only {covered} of the {} bytes of its blocks have a place on the disk",
+                to - from
+            )
+        });
+        Ok(())
+    }
+
+    /// A reader sees what was written.
+    fn check_range(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
+        let (from, to) = rounded(t.world.bsize, off, len);
+        let to = to.min(self.expect.len() as u64);
+        let mut seen = vec![0; (to - from) as usize];
+        self.open()
+            .file
+            .read_exact_at(&mut seen, from)
+            .or_fail(|| format!("{what}: reading back"))?;
+        if let Some(i) = self.difference(from, &seen) {
+            t.fail(format!(
+                "{what}: a read at file offset {} gives other bytes than were written",
+                from + i as u64
+            ));
+        }
+        Ok(())
+    }
+
+    /// The whole file, its size included, as a reader sees it.
+    pub fn check_whole(&self, t: &Test, when: &str) -> Result<(), Fail> {
+        let what = format!("{} {when}", self.path.display());
+        self.check_size(t, &what)?;
+        if self.open().size().or_fail(|| "fstat".into())? >= self.expect.len() as u64 {
+            self.check_range(t, &what, 0, self.expect.len() as u64)?;
+        }
+        Ok(())
+    }
+
+    /// Closes the file, so that the file system can be unmounted.
+    pub fn close(&mut self) {
+        self.file = None;
+    }
+
+    /// Opens it again.
+    pub fn reopen(&mut self, t: &Test) -> Result<(), Fail> {
+        self.file = Some(Arc::new(OpenFile::open(t.world, &self.path, false)?));
+        Ok(())
+    }
+
+    /// Where the file lies.
+    pub fn extents(&self) -> Result<Vec<Extent>, Fail> {
+        fiemap::extents(&self.open().file, 0, u64::MAX / 2)
+            .ok_or_else(|| Fail::Error(format!("FIEMAP of {} failed", self.path.display())))
+    }
+
+    /// Where `seen`, read from `from` on, differs from what is expected: the
+    /// index in it. Beyond i_size a block's bytes are zeros.
+    fn difference(&self, from: u64, seen: &[u8]) -> Option<usize> {
+        let known = self.expect.get(from as usize..).unwrap_or_default();
+        let n = known.len().min(seen.len());
+        // Whole slices first: byte by byte is slow under emulation.
+        if seen[..n] == known[..n] && seen[n..].iter().all(|&b| b == 0) {
+            return None;
+        }
+        (0..seen.len()).find(|&i| seen[i] != known.get(i).copied().unwrap_or(0))
+    }
+}
+
+/// The blocks of a range: start of the first, end of the last.
+pub fn rounded(bsize: u64, off: u64, len: u64) -> (u64, u64) {
+    (off / bsize * bsize, (off + len).div_ceil(bsize) * bsize)
+}
+
+/// Remounts the file system and compares the files with what the device gives.
+pub fn check_after_remount(t: &Test, subjects: &mut [Subject]) -> Result<(), Fail> {
+    for s in subjects.iter_mut() {
+        s.close();
+    }
+    t.world.remount()?;
+    for s in subjects.iter_mut() {
+        s.reopen(t)?;
+        s.check_whole(t, "after a remount")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_rounded_out() {
+        assert_eq!(rounded(4096, 0, 4096), (0, 4096));
+        assert_eq!(rounded(4096, 4095, 2), (0, 8192));
+        assert_eq!(rounded(4096, 4096, 1), (4096, 8192));
+    }
+}

@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! System calls that std does not have. Every `unsafe` of the program is here
+//! and in this module's children; what they give is safe to use.
+//!
+//! Results are "bytes or minus errno" where a mark carries them as such, an
+//! `io::Result` elsewhere.
+
+pub mod aio;
+mod pages;
+pub mod uffd;
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::time::Duration;
+
+pub use pages::Pages;
+
+/// `cachestat(2)`, not in libc for every target yet.
+const SYS_CACHESTAT: libc::c_long = 451;
+/// FS_IOC_FIEMAP, `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+/// FICLONERANGE, `_IOW(0x94, 13, struct file_clone_range)`.
+const FICLONERANGE: libc::c_ulong = 0x4020_940d;
+/// LOOP_CTL_GET_FREE and LOOP_SET_FD of `include/uapi/linux/loop.h`.
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
+const LOOP_SET_FD: libc::c_ulong = 0x4c00;
+
+/// The return value of a system call as "value or minus errno".
+fn ret(r: libc::c_long) -> i64 {
+    if r >= 0 {
+        return r;
+    }
+    -i64::from(
+        io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO),
+    )
+}
+
+fn check(r: libc::c_long) -> io::Result<i64> {
+    if r >= 0 {
+        Ok(r)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The name of an errno that our tests meet, or its number.
+pub fn errno_name(errno: i64) -> String {
+    let name = match i32::try_from(errno).unwrap_or(0) {
+        libc::EPERM => "EPERM",
+        libc::EIO => "EIO",
+        libc::EAGAIN => "EAGAIN",
+        libc::ENOMEM => "ENOMEM",
+        libc::EBUSY => "EBUSY",
+        libc::EINVAL => "EINVAL",
+        libc::EFAULT => "EFAULT",
+        libc::ENOSPC => "ENOSPC",
+        libc::ENOSYS => "ENOSYS",
+        libc::EUCLEAN => "EUCLEAN",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::ETIMEDOUT => "ETIMEDOUT",
+        _ => return format!("errno {errno}"),
+    };
+    name.to_owned()
+}
+
+/// "n" or "-ERRNO", for people.
+pub fn result_text(result: i64) -> String {
+    if result < 0 {
+        format!("-{}", errno_name(-result))
+    } else {
+        result.to_string()
+    }
+}
+
+/// "0 or minus errno" of an operation without a count.
+pub fn result_of(done: io::Result<()>) -> i64 {
+    match done {
+        Ok(()) => 0,
+        Err(e) => -i64::from(e.raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// `mount(2)`.
+pub fn mount(source: &str, target: &str, kind: &str) -> io::Result<()> {
+    let (source, target, kind) = (
+        CString::new(source)?,
+        CString::new(target)?,
+        CString::new(kind)?,
+    );
+    // SAFETY: three NUL-terminated strings that outlive the call; no data.
+    check(i64::from(unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    }))
+    .map(drop)
+}
+
+/// `umount2(2)` without flags.
+pub fn umount(target: &str) -> io::Result<()> {
+    let target = CString::new(target)?;
+    // SAFETY: a NUL-terminated string that outlives the call.
+    check(i64::from(unsafe { libc::umount2(target.as_ptr(), 0) })).map(drop)
+}
+
+/// `sync(2)`.
+pub fn sync() {
+    // SAFETY: takes nothing, returns nothing.
+    unsafe { libc::sync() }
+}
+
+/// The calling thread's id.
+pub fn gettid() -> i32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// `ioprio_set(2)` for the calling thread.
+pub fn ioprio_set(ioprio: u16) -> io::Result<()> {
+    const WHO_PROCESS: libc::c_long = 1;
+    // SAFETY: plain numbers; who = 0 is the calling thread.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            WHO_PROCESS,
+            0 as libc::c_long,
+            libc::c_long::from(ioprio),
+        )
+    })
+    .map(drop)
+}
+
+/// `ioprio_get(2)` of the calling thread.
+pub fn ioprio_get() -> io::Result<i64> {
+    // SAFETY: plain numbers; who = 0 is the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_get, 1 as libc::c_long, 0 as libc::c_long) })
+}
+
+/// `pwritev2(2)`, the bare system call: the C library's would emulate.
+pub fn pwritev2(file: &File, parts: &[&[u8]], off: u64, flags: u32) -> i64 {
+    let iov: Vec<libc::iovec> = parts
+        .iter()
+        .map(|p| libc::iovec {
+            iov_base: p.as_ptr().cast_mut().cast(),
+            iov_len: p.len(),
+        })
+        .collect();
+    // SAFETY: the kernel only reads the slices, which live through the call.
+    unsafe { pwritev2_raw(file, &iov, off, flags) }
+}
+
+/// `pwritev2(2)` of memory that is no Rust slice.
+///
+/// # Safety
+/// Every part must be mapped, or cause a fault that somebody serves.
+unsafe fn pwritev2_raw(file: &File, iov: &[libc::iovec], off: u64, flags: u32) -> i64 {
+    // SAFETY: `iov` lives through the call; its parts are the caller's duty.
+    // On 64-bit the high half of the position is not used.
+    ret(unsafe {
+        libc::syscall(
+            libc::SYS_pwritev2,
+            file.as_raw_fd(),
+            iov.as_ptr(),
+            iov.len(),
+            off,
+            0 as libc::c_long,
+            libc::c_ulong::from(flags),
+        )
+    })
+}
+
+/// State of pages, from [`cachestat`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheStat {
+    /// Pages in the page cache.
+    pub cached: u64,
+    /// Pages that are dirty.
+    pub dirty: u64,
+    /// Pages in writeback.
+    pub writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// `cachestat(2)`: never blocks, so it may be asked about a page that hangs.
+pub fn cachestat(file: &File, off: u64, len: u64) -> io::Result<CacheStat> {
+    let range = [off, len];
+    let mut stat = CacheStat::default();
+    // SAFETY: `range` is the two u64 of struct cachestat_range, `stat` the five
+    // of struct cachestat; both live through the call.
+    check(unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            &raw mut stat,
+            0 as libc::c_long,
+        )
+    })?;
+    Ok(stat)
+}
+
+/// FIEMAP into a buffer whose header is filled in (`crate::fiemap`).
+pub fn fiemap(file: &File, buf: &mut [u64]) -> io::Result<()> {
+    let room = (buf.len() * 8).saturating_sub(32) / 56;
+    if buf.len() < 4 || buf[3] as u32 as usize > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the buffer holds the header and as many extents as it says,
+    // checked above; the kernel writes no more.
+    check(i64::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, buf.as_mut_ptr())
+    }))
+    .map(drop)
+}
+
+/// `fallocate(2)`.
+pub fn fallocate(file: &File, mode: i32, off: u64, len: u64) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(i64::from(unsafe {
+        libc::fallocate(file.as_raw_fd(), mode, off as i64, len as i64)
+    }))
+    .map(drop)
+}
+
+/// FICLONERANGE: the blocks of `from` become blocks of `to` as well.
+pub fn clone_range(to: &File, from: &File, src: u64, len: u64, dst: u64) -> io::Result<()> {
+    let arg: [u64; 4] = [from.as_raw_fd() as u64, src, len, dst];
+    // SAFETY: `arg` is struct file_clone_range (s64 and three u64), only read.
+    check(i64::from(unsafe {
+        libc::ioctl(to.as_raw_fd(), FICLONERANGE, arg.as_ptr())
+    }))
+    .map(drop)
+}
+
+/// Binds a free loop device to the file and gives the device's path.
+pub fn loop_bind(file: &File) -> io::Result<String> {
+    let control = File::open("/dev/loop-control")?;
+    // SAFETY: no argument.
+    let n = check(i64::from(unsafe {
+        libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE)
+    }))?;
+    let path = format!("/dev/loop{n}");
+    let device = File::options().read(true).write(true).open(&path)?;
+    // SAFETY: the argument is a file descriptor; the kernel takes its own reference.
+    check(i64::from(unsafe {
+        libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, file.as_raw_fd())
+    }))?;
+    Ok(path)
+}
+
+/// Whether `io_uring_setup(2)` works.
+pub fn io_uring_works() -> io::Result<()> {
+    // struct io_uring_params is 120 bytes, all zero is a fine request.
+    let mut params = [0u64; 15];
+    // SAFETY: `params` has the size of the kernel's structure.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_setup,
+            1 as libc::c_long,
+            params.as_mut_ptr(),
+        )
+    })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    drop(unsafe { File::from_raw_fd(fd as RawFd) });
+    Ok(())
+}
+
+/// Waits until the descriptor is readable; `false` when the time is over.
+pub fn poll_readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
+    let mut p = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one pollfd that lives through the call.
+    check(i64::from(unsafe { libc::poll(&raw mut p, 1, ms) })).map(|n| n > 0)
+}
+
+/// Waits until a terminal has sent what was written to it.
+pub fn drain(tty: &File) {
+    // SAFETY: takes a descriptor; a failure (no terminal) does no harm.
+    unsafe { libc::tcdrain(tty.as_raw_fd()) };
+}
+
+/// Restarts the machine, without a sync. Returns only when the kernel refuses.
+pub fn restart() {
+    // SAFETY: plain numbers; that it loses unwritten data is what we want.
+    unsafe {
+        libc::reboot(libc::RB_AUTOBOOT);
+        libc::reboot(libc::RB_POWER_OFF);
+    }
+}
+
+/// Powers the machine off, without a sync. Returns only when the kernel refuses.
+pub fn power_off() {
+    // SAFETY: plain numbers; that it loses unwritten data is what we want.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+}
+
+/// Waits for ever, for a PID 1 that has nothing left to do.
+pub fn wait_for_ever() -> ! {
+    loop {
+        // SAFETY: takes nothing.
+        unsafe { libc::pause() };
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A test while it runs: its name, its folder, and what it found.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::world::World;
+
+/// Why a test stopped before its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fail {
+    /// It cannot be done here.
+    Skip(String),
+    /// Something that it needs went wrong.
+    Error(String),
+    /// Something does not return.
+    Hung(String),
+}
+
+/// Turns an error into a [`Fail::Error`] that says what was tried.
+pub trait OrFail<T> {
+    /// `what` was tried.
+    fn or_fail(self, what: impl FnOnce() -> String) -> Result<T, Fail>;
+}
+
+impl<T> OrFail<T> for io::Result<T> {
+    fn or_fail(self, what: impl FnOnce() -> String) -> Result<T, Fail> {
+        self.map_err(|e| Fail::Error(format!("{}: {e}", what())))
+    }
+}
+
+/// What a test found so far. Shared, so that the runner can print it when the
+/// test's thread does not come back.
+#[derive(Default)]
+pub struct Findings {
+    /// What was wrong.
+    pub failures: Mutex<Vec<String>>,
+    /// What is worth telling.
+    pub notes: Mutex<Vec<String>>,
+    /// The thread that runs the test; 0 before it started.
+    pub tid: AtomicI32,
+}
+
+/// A running test.
+pub struct Test {
+    /// The world.
+    pub world: &'static World,
+    /// Its name.
+    pub name: &'static str,
+    /// Its own folder on the data disk.
+    pub dir: PathBuf,
+    findings: Arc<Findings>,
+}
+
+/// More lines than this help nobody.
+const MOST_LINES: usize = 20;
+
+impl Test {
+    /// A test about to run in the calling thread.
+    pub fn new(
+        world: &'static World,
+        name: &'static str,
+        findings: Arc<Findings>,
+    ) -> Result<Test, Fail> {
+        findings.tid.store(crate::sys::gettid(), Ordering::Release);
+        let dir = PathBuf::from(crate::world::MOUNT).join(name);
+        std::fs::create_dir_all(&dir).or_fail(|| format!("mkdir {}", dir.display()))?;
+        Ok(Test {
+            world,
+            name,
+            dir,
+            findings,
+        })
+    }
+
+    /// Records that something is wrong; the test goes on.
+    pub fn fail(&self, what: impl Into<String>) {
+        push(&self.findings.failures, what.into());
+    }
+
+    /// Records that something is wrong unless `held`.
+    pub fn check(&self, held: bool, what: impl FnOnce() -> String) {
+        if !held {
+            self.fail(what());
+        }
+    }
+
+    /// Records something worth telling.
+    pub fn note(&self, what: impl Into<String>) {
+        push(&self.findings.notes, what.into());
+    }
+}
+
+fn push(list: &Mutex<Vec<String>>, line: String) {
+    let mut list = list.lock().unwrap_or_else(|e| e.into_inner());
+    match list.len() {
+        n if n < MOST_LINES => list.push(line),
+        MOST_LINES => list.push("... more of this left out".into()),
+        _ => {}
+    }
+}
