@@ -17,11 +17,19 @@ use support::{built, run, wtblk};
 #[test]
 fn a_scenario_with_a_typo_is_refused_before_anything_is_booted() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    writeln!(file, "version = 1\n[[fault]]\nname = \"a\"\nwen = {{ op = \"write\" }}").unwrap();
+    writeln!(
+        file,
+        "version = 1\n[[fault]]\nname = \"a\"\nwen = {{ op = \"write\" }}"
+    )
+    .unwrap();
     let run = run(&["--scenario", file.path().to_str().unwrap()]);
     assert_eq!(run.status, 2, "{}", run.said());
     let place = format!("{}:4:1", file.path().display());
-    assert!(run.stderr.contains(&place) && run.stderr.contains("wen"), "{}", run.said());
+    assert!(
+        run.stderr.contains(&place) && run.stderr.contains("wen"),
+        "{}",
+        run.said()
+    );
     assert!(!run.dir.path().join("boot-1").exists());
 }
 
@@ -37,32 +45,61 @@ fn a_missing_qemu_is_one_sentence() {
 fn unknown_names_are_told_with_the_known_ones() {
     let run_test = run(&["--test", "no-such-test"]);
     assert_eq!(run_test.status, 2, "{}", run_test.said());
-    assert!(run_test.stderr.contains("overwrite-aligned"), "{}", run_test.said());
+    assert!(
+        run_test.stderr.contains("overwrite-aligned"),
+        "{}",
+        run_test.said()
+    );
     let run_defect = run(&["--defect", "no-such-defect"]);
     assert_eq!(run_defect.status, 2, "{}", run_defect.said());
-    assert!(run_defect.stderr.contains("leak-writeback"), "{}", run_defect.said());
+    assert!(
+        run_defect.stderr.contains("leak-writeback"),
+        "{}",
+        run_defect.said()
+    );
 }
 
 #[test]
 fn a_kernel_that_panics_at_once_is_told_with_its_last_lines() {
     // A kernel without an init panics as soon as it looks for one.
     let mut empty = tempfile::NamedTempFile::new().unwrap();
-    let init = wtblk::harness::cpio::Entry { name: "init", mode: 0o100755, data: b"#!/bin/false\n" };
+    let init = wtblk::harness::cpio::Entry {
+        name: "init",
+        mode: 0o100755,
+        data: b"#!/bin/false\n",
+    };
     let real = std::fs::read(built("guest")).unwrap();
     let lister = wtblk::harness::cpio::find(&real, "init").unwrap();
     // The list is read from the archive's first /init; the kernel unpacks the last one.
-    let list = wtblk::harness::cpio::Entry { name: "init", mode: 0o100755, data: lister };
-    empty.write_all(&wtblk::harness::cpio::archive(&[list, init])).unwrap();
+    let list = wtblk::harness::cpio::Entry {
+        name: "init",
+        mode: 0o100755,
+        data: lister,
+    };
+    empty
+        .write_all(&wtblk::harness::cpio::archive(&[list, init]))
+        .unwrap();
     let run = run(&["--initramfs", empty.path().to_str().unwrap()]);
     assert_eq!(run.status, 2, "{}", run.said());
-    assert!(run.stderr.contains("panicked") && run.stderr.contains("console.log"), "{}", run.said());
+    assert!(
+        run.stderr.contains("panicked") && run.stderr.contains("console.log"),
+        "{}",
+        run.said()
+    );
 }
 
 #[test]
 fn a_guest_that_never_comes_up_is_ended_at_the_limit() {
     // -S would need another QEMU option; a limit of a second is over before any guest is up.
     let begun = Instant::now();
-    let run = run(&["--test", "error-mid-call", "--defect", "leak-writeback", "--limit", "1"]);
+    let run = run(&[
+        "--test",
+        "error-mid-call",
+        "--defect",
+        "leak-writeback",
+        "--limit",
+        "1",
+    ]);
     assert!(run.status == 2 || run.status == 1, "{}", run.said());
     assert!(run.said().contains("time limit"), "{}", run.said());
     assert!(begun.elapsed() < Duration::from_secs(30));
@@ -73,7 +110,9 @@ fn processes_with(word: &Path) -> Vec<i32> {
     let word = word.to_str().unwrap();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         if String::from_utf8_lossy(&line).contains(word) {
             found.push(pid);
@@ -94,18 +133,31 @@ fn until(what: &str, limit: Duration, mut state: impl FnMut() -> bool) {
 fn end_in_mid_run(signal: Signal) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     let mut child = wtblk()
-        .args(["run", "--accel", "tcg", "--repeat", "1000", "--test", "error-mid-call", "--out"])
+        .args([
+            "run",
+            "--accel",
+            "tcg",
+            "--repeat",
+            "1000",
+            "--test",
+            "error-mid-call",
+            "--out",
+        ])
         .arg(dir.path())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let console = dir.path().join("boot-1/console.log");
-    until("the guest prints", Duration::from_secs(60), || std::fs::metadata(&console).is_ok_and(|m| m.len() > 0));
+    until("the guest prints", Duration::from_secs(60), || {
+        std::fs::metadata(&console).is_ok_and(|m| m.len() > 0)
+    });
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
     let status = child.wait().unwrap();
     // wtblk itself, its device and QEMU all carry the folder in their arguments or logs.
-    until("no orphan is left", Duration::from_secs(10), || processes_with(dir.path()).is_empty());
+    until("no orphan is left", Duration::from_secs(10), || {
+        processes_with(dir.path()).is_empty()
+    });
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
     (status.code(), said)
@@ -141,10 +193,17 @@ fn a_read_only_image_is_one_sentence() {
         command = Command::new(copy);
         command.uid(65534).gid(65534);
     }
-    command.args(["serve", "--image"]).arg(&image).arg("--socket").arg(dir.path().join("s"));
+    command
+        .args(["serve", "--image"])
+        .arg(&image)
+        .arg("--socket")
+        .arg(dir.path().join("s"));
     let output = command.stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("disk.img") && said.trim().lines().count() == 1, "{said}");
+    assert!(
+        said.contains("disk.img") && said.trim().lines().count() == 1,
+        "{said}"
+    );
     assert!(!dir.path().join("s").exists(), "the socket was left behind");
 }

@@ -10,7 +10,9 @@ use wtblk::harness::catalog;
 /// Nothing broken, nothing skipped, and nothing that could have been checked was not.
 fn assert_clean(run: &Run, explained: impl Fn(&str, &str) -> bool) {
     assert_eq!(run.status, 0, "{}", run.said());
-    let tests = run.results["tests"].as_array().expect("tests in results.json");
+    let tests = run.results["tests"]
+        .as_array()
+        .expect("tests in results.json");
     assert!(tests.len() >= 6, "{}", run.said());
     for test in tests {
         assert!(test["skipped"].is_null(), "{}", run.said());
@@ -18,7 +20,11 @@ fn assert_clean(run: &Run, explained: impl Fn(&str, &str) -> bool) {
     }
     for (test, subtest, verdict, reasons) in run.verdicts() {
         let open = verdict == "not-checked" && !explained(&test, &subtest);
-        assert!(!open, "{test}/{subtest} not checked: {reasons:?}\n{}", run.said());
+        assert!(
+            !open,
+            "{test}/{subtest} not checked: {reasons:?}\n{}",
+            run.said()
+        );
         assert_ne!(verdict, "broken", "{test}/{subtest}\n{}", run.said());
     }
 }
@@ -47,7 +53,9 @@ fn without_tags_the_clean_kernel_is_not_blamed() {
 
 #[test]
 fn with_two_queues_the_clean_kernel_is_not_blamed() {
-    assert_clean(&run(&["--queues", "2"]), |test, subtest| subtest == "order" || by_nature(test, subtest));
+    assert_clean(&run(&["--queues", "2"]), |test, subtest| {
+        subtest == "order" || by_nature(test, subtest)
+    });
 }
 
 #[test]
@@ -73,7 +81,10 @@ fn the_finding_of_the_leak_says_what_a_maintainer_asks() {
     let tests = run.results["tests"].as_array().expect("tests");
     let findings = |promise: &str| {
         let subtests = tests[0]["subtests"].as_array().expect("subtests");
-        let sub = subtests.iter().find(|s| s["name"] == promise).expect("the promise");
+        let sub = subtests
+            .iter()
+            .find(|s| s["name"] == promise)
+            .expect("the promise");
         sub["findings"].as_array().expect("findings").clone()
     };
     let cleared = &findings("writeback-cleared")[0];
@@ -84,14 +95,26 @@ fn the_finding_of_the_leak_says_what_a_maintainer_asks() {
     for word in ["IOERR", "in writeback", "fsync", "not ok 1 error-mid-call"] {
         assert!(text.contains(word), "'{word}' is missing\n{}", run.said());
     }
-    assert!(findings("progress").iter().any(|f| f.to_string().contains("fsync")), "{}", run.said());
+    assert!(
+        findings("progress")
+            .iter()
+            .any(|f| f.to_string().contains("fsync")),
+        "{}",
+        run.said()
+    );
 }
 
 #[test]
 fn a_seed_is_printed_and_the_command_repeats_the_run() {
     let first = run(&["--test", "overwrite-aligned", "--seed", "77"]);
     assert_eq!(first.status, 0, "{}", first.said());
-    let repeat = first.results["repeat_with"].as_str().expect("a command").to_owned();
-    assert!(repeat.ends_with("--seed 77") && repeat.contains("--test overwrite-aligned"), "{repeat}");
+    let repeat = first.results["repeat_with"]
+        .as_str()
+        .expect("a command")
+        .to_owned();
+    assert!(
+        repeat.ends_with("--seed 77") && repeat.contains("--test overwrite-aligned"),
+        "{repeat}"
+    );
     assert!(!repeat.contains("--out"), "{repeat}");
 }

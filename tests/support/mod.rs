@@ -33,7 +33,10 @@ pub struct Run {
 pub fn run(args: &[&str]) -> Run {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut command = wtblk();
-    command.args(["run", "--accel", "tcg", "--out"]).arg(dir.path()).args(args);
+    command
+        .args(["run", "--accel", "tcg", "--out"])
+        .arg(dir.path())
+        .args(args);
     let output = command.output().expect("wtblk starts");
     ended(output, dir)
 }
@@ -56,7 +59,10 @@ pub fn ended(output: Output, dir: tempfile::TempDir) -> Run {
 impl Run {
     /// Everything said, for a failed assertion.
     pub fn said(&self) -> String {
-        format!("status {}\n--- stdout\n{}\n--- stderr\n{}", self.status, self.stdout, self.stderr)
+        format!(
+            "status {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.status, self.stdout, self.stderr
+        )
     }
 
     /// (test, subtest, verdict, reasons) of every subtest.
@@ -65,8 +71,18 @@ impl Run {
         let mut list = Vec::new();
         for test in self.results["tests"].as_array().into_iter().flatten() {
             for sub in test["subtests"].as_array().into_iter().flatten() {
-                let reasons = sub["reasons"].as_array().into_iter().flatten().map(text).collect();
-                list.push((text(&test["name"]), text(&sub["name"]), text(&sub["verdict"]), reasons));
+                let reasons = sub["reasons"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .map(text)
+                    .collect();
+                list.push((
+                    text(&test["name"]),
+                    text(&sub["name"]),
+                    text(&sub["verdict"]),
+                    reasons,
+                ));
             }
         }
         list
@@ -76,13 +92,22 @@ impl Run {
     pub fn verdict(&self, test: &str, subtest: &str) -> String {
         let all = self.verdicts();
         let found = all.into_iter().find(|(t, s, ..)| t == test && s == subtest);
-        found.unwrap_or_else(|| panic!("no subtest {test}/{subtest}: {}", self.said())).2
+        found
+            .unwrap_or_else(|| panic!("no subtest {test}/{subtest}: {}", self.said()))
+            .2
     }
 }
 
 /// Where `wtblk` keeps things; also where the built kernel and guest lie.
 pub fn built(what: &str) -> PathBuf {
-    let output = wtblk().args(["kernel", what]).output().expect("wtblk starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = wtblk()
+        .args(["kernel", what])
+        .output()
+        .expect("wtblk starts");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
 }
