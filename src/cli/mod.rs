@@ -2,3 +2,4 @@
 //! The subcommands: parsing and printing only.
 
 pub mod trace;
+pub mod verify;

@@ -1,2 +1,253 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The promises: events in, findings out. Pure.
+//! The promises: events in, findings out.
+//!
+//! Everything here is a function of the events: no clock, no file, no guest.
+//! So the same code judges a run while it goes on, a stored trace and the
+//! streams that a property test makes up. What each promise means stands in
+//! `docs/promises.md` and, in short, in the `ABOUT` of its file.
+//!
+//! * [`attribution`] says whose request it is and what the device owes;
+//! * one file per promise, behind one trait, decides;
+//! * [`verdict`] adds up, [`render`] says it to people.
+//!
+//! Memory is bounded by what is in flight and by the calls that have not ended;
+//! of calls that have, a fixed number is remembered for later reports.
+
+pub mod align;
+mod attribution;
+mod call;
+pub mod contract;
+pub mod cover;
+pub mod error_report;
+mod extents;
+mod facts;
+mod flight;
+pub mod order;
+pub mod progress;
+pub mod promise;
+pub mod render;
+pub mod sync_return;
+pub mod verdict;
+pub mod writeback_cleared;
+
+#[cfg(test)]
+mod tests;
+
+use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
+
+use self::attribution::{GAP, STOPPED, World};
+use self::call::{Call, EndedCall, has_flag};
+use self::contract::Contract;
+use self::promise::Promise;
+use self::verdict::{Ledger, Verdicts};
+use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, MarkEvent};
+
+/// Judges a stream of events, one event at a time.
+#[derive(Debug)]
+pub struct Verifier {
+    world: World,
+    judges: Vec<Box<dyn Promise>>,
+    ledger: Ledger,
+}
+
+impl Verifier {
+    /// A judge by this contract.
+    pub fn new(contract: Contract) -> Verifier {
+        Verifier {
+            world: World::default(),
+            judges: promise::judges(&contract),
+            ledger: Ledger::new(&contract),
+        }
+    }
+
+    /// Takes the next event.
+    pub fn event(&mut self, event: &Event) {
+        match &event.body {
+            Body::Submit(s) if s.disk == DATA_DISK => self.world.submit(event.seq, s),
+            Body::Submit(_) => {}
+            Body::Decide(d) if d.hold => self.world.flight.hold(d.request),
+            Body::Decide(_) => {}
+            Body::Complete(c) => {
+                if let Some(call) = self.world.complete(event.seq, c) {
+                    self.settled(&call);
+                }
+            }
+            Body::Mark(m) => self.mark(event.seq, m),
+            Body::Device(d) => self.device(d),
+            Body::Gap(g) => {
+                self.world.gap(event.seq, g.missing);
+                self.interrupted(GAP);
+            }
+        }
+    }
+
+    /// The verdicts as they would be if the guest ended here.
+    pub fn verdicts_so_far(&self) -> Verdicts {
+        let mut ledger = self.ledger.clone();
+        self.settle(&mut ledger, "the call has not ended");
+        ledger.into_verdicts()
+    }
+
+    /// The verdicts; the stream is over.
+    pub fn finish(mut self) -> Verdicts {
+        let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(&Contract::default()));
+        self.settle(&mut ledger, "the call did not end");
+        ledger.into_verdicts()
+    }
+
+    fn mark(&mut self, seq: u64, event: &MarkEvent) {
+        let mark = match event.parse() {
+            Ok(mark) => mark,
+            Err(_) => return self.ledger.loose("a mark that could not be read"),
+        };
+        if !event.ordered {
+            return self.unordered(&mark);
+        }
+        match &mark {
+            Mark::Boot => self.boot(),
+            Mark::Begin(begin) => self.begin(seq, begin),
+            Mark::End(end) => self.end(seq, end),
+            _ => self.world.mark(&mark),
+        }
+        if let Mark::TestBegin { name } = &mark {
+            self.ledger.test(name);
+        }
+        for judge in &mut self.judges {
+            judge.mark(seq, &mark, &self.world, &mut self.ledger);
+        }
+    }
+
+    /// A mark from a buffered write arrives at any time: it can tell facts, but
+    /// not when something happened.
+    fn unordered(&mut self, mark: &Mark) {
+        match mark {
+            Mark::Env(_) | Mark::Fs { .. } | Mark::Note { .. } => self.world.mark(mark),
+            Mark::Begin(begin) => {
+                self.world.obstruct_call(begin.call);
+                if is_judged(begin) {
+                    self.cannot_judge(&begin.test, "its marks are not ordered");
+                }
+            }
+            Mark::End(end) => self.world.obstruct_call(end.call),
+            _ => self.ledger.loose("an unordered mark, not used"),
+        }
+    }
+
+    fn begin(&mut self, seq: u64, begin: &CallBegin) {
+        if let Some(old) = self.world.begin(seq, begin) {
+            self.call_lost(&old);
+        }
+    }
+
+    fn end(&mut self, seq: u64, end: &CallEnd) {
+        let Some(call) = self.world.end(seq, end) else {
+            return self.ledger.loose("the end of a call that has no begin");
+        };
+        for old in self.world.keep_past(&call) {
+            for judge in &mut self.judges {
+                judge.call_forgotten(&old, &mut self.ledger);
+            }
+        }
+        let judged = is_judged(&call.begin);
+        let obstacle = call
+            .obstacle
+            .or_else(|| self.world.facts.tags_inexact(call.is("async")));
+        if let Some(why) = obstacle {
+            if judged {
+                self.cannot_judge(call.test(), why);
+            }
+            return;
+        }
+        if judged {
+            for judge in &mut self.judges {
+                judge.call_ended(&call, &self.world, &mut self.ledger);
+            }
+        }
+        if call.data_in_flight.is_empty() {
+            self.settled(&call);
+        } else {
+            self.world.keep_late(call);
+        }
+    }
+
+    fn settled(&mut self, call: &EndedCall) {
+        if is_judged(&call.begin) {
+            for judge in &mut self.judges {
+                judge.call_settled(call, &self.world, &mut self.ledger);
+            }
+        }
+    }
+
+    fn device(&mut self, event: &DeviceEvent) {
+        let of_all = matches!(event.kind, DeviceKind::Begin | DeviceKind::End);
+        if (event.disk == DATA_DISK || of_all) && self.world.device(event) {
+            self.interrupted(STOPPED);
+        }
+    }
+
+    /// Nothing may be concluded across this point.
+    fn interrupted(&mut self, why: &str) {
+        for call in self.world.take_late() {
+            if is_judged(&call.begin) {
+                self.ledger
+                    .not_checked(call.test(), &error_report::ABOUT, why);
+            }
+        }
+        for judge in &mut self.judges {
+            judge.interrupted();
+        }
+    }
+
+    fn boot(&mut self) {
+        for judge in &mut self.judges {
+            judge.settle(&self.world, &mut self.ledger);
+            judge.reboot();
+        }
+        self.interrupted("the guest rebooted");
+        for mut call in self.world.boot() {
+            call.obstacle = Some("the guest rebooted before the call ended");
+            self.call_lost(&call);
+        }
+    }
+
+    fn settle(&self, ledger: &mut Ledger, not_ended: &str) {
+        for call in self.world.open_calls().filter(|c| is_judged(&c.begin)) {
+            let why = call.obstacle.unwrap_or(not_ended);
+            for judge in self.judges.iter().filter(|j| j.judges_calls()) {
+                ledger.not_checked(&call.begin.test, judge.about(), why);
+            }
+        }
+        for call in self.world.late().filter(|c| is_judged(&c.begin)) {
+            ledger.not_checked(
+                call.test(),
+                &error_report::ABOUT,
+                "requests of the call were not completed",
+            );
+        }
+        for judge in &self.judges {
+            judge.settle(&self.world, ledger);
+        }
+    }
+
+    /// A call that began will never be judged.
+    fn call_lost(&mut self, call: &Call) {
+        if is_judged(&call.begin) {
+            let why = call.obstacle.unwrap_or("the call did not end");
+            self.cannot_judge(&call.begin.test, why);
+        }
+    }
+
+    fn cannot_judge(&mut self, test: &str, why: &str) {
+        for judge in self.judges.iter().filter(|j| j.judges_calls()) {
+            self.ledger.not_checked(test, judge.about(), why);
+        }
+    }
+}
+
+/// Whether the promises are about this call: it has the flag, it is no probe of
+/// the boot, and O_DIRECT, which has no business with the flag, is not set.
+fn is_judged(begin: &CallBegin) -> bool {
+    has_flag(begin, "writethrough")
+        && !has_flag(begin, "direct")
+        && !begin.flags.iter().any(|f| f.starts_with("probe-"))
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What all promises have in common.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+use wtblk_shared::mark::Mark;
+
+use super::attribution::World;
+use super::call::{CallRequest, EndedCall, PastCall};
+use super::contract::Contract;
+use super::verdict::{CallRef, Evidence, Finding, Ledger};
+use super::{align, cover, error_report, order, progress, sync_return, writeback_cleared};
+
+/// A promise in words.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Its name.
+    pub name: &'static str,
+    /// What it says, one sentence.
+    pub promised: &'static str,
+    /// On what it is judged.
+    pub judged_on: &'static str,
+    /// When it is broken.
+    pub broken_when: &'static str,
+    /// When it is not checked.
+    pub not_checked_when: &'static str,
+}
+
+impl About {
+    /// A finding; the caller adds what is special.
+    pub(super) fn finding(
+        &self,
+        test: &str,
+        call: Option<CallRef>,
+        happened: String,
+        evidence: &[Evidence],
+        events: Vec<u64>,
+        details: impl IntoIterator<Item = (&'static str, Value)>,
+    ) -> Finding {
+        Finding {
+            promise: self.name.to_owned(),
+            test: test.to_owned(),
+            call,
+            promised: self.promised.to_owned(),
+            happened,
+            details: details
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect(),
+            evidence: evidence.to_vec(),
+            events,
+        }
+    }
+}
+
+/// A request, for the details of a finding.
+pub(super) fn request_json(r: &CallRequest) -> Value {
+    json!({
+        "request": r.id,
+        "sector": r.sector,
+        "bytes": r.bytes,
+        "file_offset": r.file_offset(),
+        "status": r.done.map(|d| d.status.0),
+    })
+}
+
+/// The first few of a list, for the text of a finding.
+pub(super) fn list_few(items: impl ExactSizeIterator<Item = String>) -> String {
+    const FEW: usize = 4;
+    let more = items.len().saturating_sub(FEW);
+    let mut text = items.take(FEW).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+/// Every promise that is judged now, in the order of all output.
+pub static ABOUT: &[&About] = &[
+    &align::ABOUT,
+    &cover::ABOUT,
+    &order::ABOUT,
+    &sync_return::ABOUT,
+    &error_report::ABOUT,
+    &writeback_cleared::ABOUT,
+    &progress::ABOUT,
+];
+
+/// The judges, in the order of [`ABOUT`].
+pub(super) fn judges(contract: &Contract) -> Vec<Box<dyn Promise>> {
+    vec![
+        Box::new(align::Align),
+        Box::new(cover::Cover),
+        Box::new(order::Order),
+        Box::new(sync_return::SyncReturn),
+        Box::new(error_report::ErrorReport::new(contract)),
+        Box::new(writeback_cleared::WritebackCleared::default()),
+        Box::new(progress::Progress::default()),
+    ]
+}
+
+/// One promise: told what happens, it writes what it decides into the ledger.
+///
+/// The driver asks the first two only for calls that the promises are about
+/// (`writethrough`, and not a probe) and that nothing stands in the way of.
+pub(super) trait Promise: fmt::Debug + Send {
+    /// The promise in words.
+    fn about(&self) -> &'static About;
+
+    /// Whether it judges single calls, so that a call that cannot be judged is to be counted.
+    fn judges_calls(&self) -> bool {
+        false
+    }
+
+    /// A call ended; some of its requests may still be in flight.
+    fn call_ended(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}
+
+    /// The last data request of an ended call was completed (mostly long before its end).
+    fn call_settled(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}
+
+    /// An ordered mark arrived; the world knows it already.
+    fn mark(&mut self, _seq: u64, _mark: &Mark, _world: &World, _ledger: &mut Ledger) {}
+
+    /// Events are missing or the data disk stopped: nothing may be concluded across this point.
+    fn interrupted(&mut self) {}
+
+    /// An ended call is forgotten: its number means nothing from now on.
+    fn call_forgotten(&mut self, _call: &PastCall, _ledger: &mut Ledger) {}
+
+    /// Writes down what is pending, as if the guest ended here.
+    fn settle(&self, _world: &World, _ledger: &mut Ledger) {}
+
+    /// The guest rebooted (`settle` came first): start again.
+    fn reboot(&mut self) {}
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Verdicts as text, for a terminal and for KTAP's diagnostic lines.
+
+use super::verdict::{CallRef, Evidence, Finding, PromiseVerdict, Verdict, Verdicts};
+
+/// No line of a finding is longer than this.
+pub const WIDTH: usize = 100;
+
+/// All verdicts, one line per promise, findings below theirs.
+pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
+    let mut lines = vec![format!("contract {}", verdicts.contract)];
+    for test in &verdicts.tests {
+        let name = if test.test.is_empty() {
+            "(no test)"
+        } else {
+            &test.test
+        };
+        lines.push(format!("test {name}"));
+        for promise in &test.promises {
+            lines.extend(self::promise(promise).into_iter().map(|l| format!("  {l}")));
+        }
+    }
+    for (what, n) in &verdicts.observations {
+        lines.extend(wrap(&format!("observed {n} times: {what}"), ""));
+    }
+    lines
+}
+
+/// One promise: its verdict, then findings, reasons and observations.
+pub fn promise(p: &PromiseVerdict) -> Vec<String> {
+    let summary = match &p.verdict {
+        Verdict::Held { decisions } => format!("held ({decisions} decided)"),
+        Verdict::Broken { findings, more } => {
+            format!("BROKEN ({} findings)", findings.len() as u64 + more)
+        }
+        Verdict::NotChecked { .. } => "not checked".to_owned(),
+    };
+    let mut lines = vec![format!("{:<18} {summary}", p.promise)];
+    let reasons = match &p.verdict {
+        Verdict::NotChecked { reasons } => reasons,
+        _ => &p.not_checked,
+    };
+    let mut say = |text: String| lines.extend(wrap(&text, "  "));
+    for (why, n) in reasons {
+        say(format!("not checked {n} times: {why}"));
+    }
+    for (what, n) in &p.observations {
+        say(format!("observed {n} times: {what}"));
+    }
+    if let Verdict::Broken { findings, more } = &p.verdict {
+        for f in findings {
+            lines.extend(finding(f).into_iter().map(|l| format!("  {l}")));
+        }
+        if *more > 0 {
+            lines.push(format!("  and {more} more findings of this kind"));
+        }
+    }
+    lines
+}
+
+/// One finding.
+pub fn finding(f: &Finding) -> Vec<String> {
+    let mut lines = vec![format!("finding: {} is broken", f.promise)];
+    let mut say = |label: &str, text: &str| {
+        let mut wrapped = wrap(text, "            ").into_iter();
+        if let Some(first) = wrapped.next() {
+            lines.push(format!("  {label:<10}{}", first.trim_start()));
+        }
+        lines.extend(wrapped);
+    };
+    match &f.call {
+        Some(c) => say("call", &call(c)),
+        None => say("call", "not known any more"),
+    }
+    say("promised", &f.promised);
+    say("happened", &f.happened);
+    let evidence: Vec<_> = f.evidence.iter().map(|e| word(*e)).collect();
+    say("evidence", &evidence.join(", "));
+    say("events", &events(&f.events));
+    lines
+}
+
+fn call(c: &CallRef) -> String {
+    let result = match c.result {
+        Some(r) => format!("returned {r}"),
+        None => "had not ended".to_owned(),
+    };
+    let tag = match c.tag {
+        Some(t) => format!("tag {t}"),
+        None => "no tag".to_owned(),
+    };
+    format!(
+        "{}: file offset {}, length {}, dev {} ino {}, open file {}, flags {}, {tag}, {result}",
+        c.call,
+        c.off,
+        c.len,
+        c.dev,
+        c.ino,
+        c.open,
+        if c.flags.is_empty() {
+            "none".to_owned()
+        } else {
+            c.flags.join("+")
+        },
+    )
+}
+
+/// The first and the last of a long list: the whole stands in the JSON.
+fn events(list: &[u64]) -> String {
+    let words = |part: &[u64]| {
+        let words: Vec<_> = part.iter().map(u64::to_string).collect();
+        words.join(" ")
+    };
+    match (list.get(..8), list.get(list.len().saturating_sub(4)..)) {
+        (Some(head), Some(tail)) if list.len() > 16 => {
+            format!(
+                "{} ... {} ({} events)",
+                words(head),
+                words(tail),
+                list.len()
+            )
+        }
+        _ => words(list),
+    }
+}
+
+fn word(e: Evidence) -> &'static str {
+    match e {
+        Evidence::Tag => "tag",
+        Evidence::Extents => "extents",
+        Evidence::Marks => "marks",
+        Evidence::Reports => "page reports",
+        Evidence::ProbeState => "probe state",
+        Evidence::InFlight => "requests in flight",
+    }
+}
+
+/// Breaks `text` into lines that begin with `indent`. Text from a trace may hold
+/// anything: control characters become spaces, a word too long is cut.
+fn wrap(text: &str, indent: &str) -> Vec<String> {
+    let room = WIDTH - 8;
+    let mut lines = Vec::new();
+    let mut line = indent.to_owned();
+    let mut used = 0;
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    for word in clean.split_whitespace() {
+        let mut rest: Vec<char> = word.chars().collect();
+        while !rest.is_empty() {
+            let gap = usize::from(used > 0);
+            let fits = indent.len() + used + gap + rest.len() <= room;
+            if !fits && used > 0 {
+                lines.push(std::mem::replace(&mut line, indent.to_owned()));
+                used = 0;
+                continue;
+            }
+            let take = rest.len().min(room - indent.len());
+            if used > 0 {
+                line.push(' ');
+            }
+            line.extend(rest.drain(..take));
+            used += gap + take;
+        }
+    }
+    if used > 0 {
+        lines.push(line);
+    }
+    lines
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `sync-return`: a synchronous call comes back when its data is out.
+
+use serde_json::json;
+
+use super::attribution::World;
+use super::call::EndedCall;
+use super::promise::{About, Promise, list_few, request_json};
+use super::verdict::{Evidence, Ledger};
+
+/// The promise in words.
+pub static ABOUT: About = About {
+    name: "sync-return",
+    promised: "A synchronous call returns after the last of its data requests was completed.",
+    judged_on: "the end mark against the completions of the call's data requests: a completion is \
+                numbered before the guest can see it, so the comparison is exact",
+    broken_when: "a data request of the call is in flight when its end mark arrives",
+    not_checked_when: "the call is asynchronous; the backend stopped while it ran; extents unknown",
+};
+
+/// The judge.
+#[derive(Debug)]
+pub(super) struct SyncReturn;
+
+impl Promise for SyncReturn {
+    fn about(&self) -> &'static About {
+        &ABOUT
+    }
+
+    fn judges_calls(&self) -> bool {
+        true
+    }
+
+    fn call_ended(&mut self, call: &EndedCall, _world: &World, ledger: &mut Ledger) {
+        let mut skip = |why: &str| ledger.not_checked(call.test(), &ABOUT, why);
+        if call.is("async") {
+            return skip("an asynchronous call: its end is its completion");
+        }
+        if call.data().next().is_none() {
+            return skip(call.why_no_data());
+        }
+        if call.data_in_flight.is_empty() {
+            return ledger.held(call.test(), &ABOUT);
+        }
+        let early: Vec<_> = call.data().filter(|r| r.done.is_none()).collect();
+        let happened = format!(
+            "the call returned {} (event {}) while {} of its {} data requests were in flight: {}",
+            call.end.result,
+            call.end_seq,
+            early.len(),
+            call.data().count(),
+            list_few(early.iter().map(|r| r.describe()))
+        );
+        let finding = ABOUT.finding(
+            call.test(),
+            Some(call.reference()),
+            happened,
+            &[Evidence::Tag, Evidence::Extents, Evidence::Marks],
+            call.proof(early.iter().copied()),
+            [
+                ("in_flight", json!(early.len())),
+                ("requests", early.iter().map(|r| request_json(r)).collect()),
+            ],
+        );
+        ledger.broken(&ABOUT, finding);
+    }
+}

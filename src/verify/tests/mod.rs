@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Streams made by hand and by chance, and what must come out.
+
+mod aftermath;
+mod align_cover;
+mod builder;
+mod disturbances;
+mod order;
+mod returns;

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `sync-return` and `error-report`.
+
+use super::super::contract::Contract;
+use super::builder::*;
+use crate::trace::event::{Op, Status};
+
+#[test]
+fn the_last_completion_just_before_the_end_is_in_time() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, 2 * B);
+    s.begin(&c);
+    let a = s.write(1, DISK, B);
+    let b = s.write(1, DISK + B, B);
+    s.hold(a);
+    s.ok(b);
+    s.ok(a);
+    s.end(&c, 2 * B as i64);
+    s.held("sync-return", 1).silent();
+}
+
+#[test]
+fn an_end_before_the_last_completion_is_found() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, 2 * B);
+    s.begin(&c);
+    let a = s.write(1, DISK, B);
+    let b = s.write(1, DISK + B, B);
+    s.ok(b);
+    s.end(&c, 2 * B as i64);
+    s.ok(a);
+    let f = s.broken("sync-return", &[]);
+    assert!(
+        f.happened
+            .contains("1 of its 2 data requests were in flight"),
+        "{f:?}"
+    );
+    s.held("error-report", 1).held("cover", 1);
+}
+
+#[test]
+fn only_data_requests_keep_a_call_waiting() {
+    // A log write and a read-ahead of the call may be under way when it ends.
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    let d = s.write(1, DISK, B);
+    s.write(1, LOG, 1024);
+    s.submit(Op::Read, ioprio(1), DISK, B);
+    s.ok(d);
+    s.end(&c, B as i64);
+    s.held("sync-return", 1).silent();
+}
+
+#[test]
+fn an_asynchronous_call_ends_with_its_completion() {
+    let mut c = call(1, 0, B);
+    c.flags.push("async".into());
+    let mut s = Stream::booted();
+    s.run(&c, &[(DISK, B)]);
+    s.not_checked("sync-return", "tags of asynchronous calls");
+    let mut s = Stream::booted();
+    s.env(&[("tags_async", "on")]);
+    s.run(&c, &[(DISK, B)]);
+    s.not_checked("sync-return", "an asynchronous call")
+        .held("cover", 1);
+}
+
+/// A call of two blocks, the second fails; it returns this.
+fn half_failed(status: Status, result: i64) -> Stream {
+    let mut s = Stream::booted();
+    let c = call(1, 0, 2 * B);
+    s.begin(&c);
+    let a = s.write(1, DISK, B);
+    let b = s.write(1, DISK + B, B);
+    s.ok(a);
+    s.complete(b, status);
+    s.end(&c, result);
+    s
+}
+
+#[test]
+fn a_failure_is_reported_or_found() {
+    half_failed(Status::IOERR, -5)
+        .held("error-report", 1)
+        .silent();
+    half_failed(Status::IOERR, B as i64)
+        .held("error-report", 1)
+        .silent();
+    half_failed(Status::IOERR, 0)
+        .held("error-report", 1)
+        .silent();
+    let f = half_failed(Status::IOERR, 2 * B as i64).broken("error-report", &[]);
+    assert!(
+        f.happened.contains("file offset 4096) with status 1"),
+        "{f:?}"
+    );
+    assert!(f.happened.contains("returned 8192: success"), "{f:?}");
+    assert_eq!(f.details["failed"][0]["status"], 1);
+}
+
+#[test]
+fn errnos_are_the_contracts() {
+    half_failed(Status::UNSUPP, -95).held("error-report", 1);
+    half_failed(Status(77), -5).held("error-report", 1);
+    // Not of the device: the user's buffer was bad as well.
+    half_failed(Status::IOERR, -14).held("error-report", 1);
+    // ENXIO is nobody's.
+    half_failed(Status::IOERR, -6).broken("error-report", &[]);
+    half_failed(Status::IOERR, i64::MIN).broken("error-report", &[]);
+    let strict =
+        half_failed(Status::IOERR, B as i64).verdicts_by(Contract::named("strict").unwrap());
+    assert_eq!(strict.status(), 1);
+    let v1 =
+        half_failed(Status::IOERR, 2 * B as i64).verdicts_by(Contract::named("rfc-v1").unwrap());
+    assert_eq!(v1.findings().count(), 0);
+}
+
+#[test]
+fn a_short_count_over_a_failed_block_is_shown() {
+    let v = half_failed(Status::IOERR, 2 * B as i64 - 1).verdicts();
+    let odd = &v.get(TEST, "error-report").unwrap().observations;
+    assert_eq!(odd.len(), 1, "{odd:?}");
+}
+
+#[test]
+fn an_error_after_an_early_end_was_lost() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    let a = s.write(1, DISK, B);
+    s.end(&c, B as i64);
+    s.fail(a);
+    s.broken("error-report", &["sync-return"]);
+    // Never completed: not decided.
+    let mut s = Stream::booted();
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.end(&c, B as i64);
+    s.broken("sync-return", &[]);
+    s.not_checked("error-report", "requests of the call were not completed");
+}
+
+#[test]
+fn eio_needs_a_cause() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.all_ok();
+    s.end(&c, -5);
+    s.broken("error-report", &[]);
+    // Another errno is not the device's.
+    let mut s = Stream::booted();
+    s.begin(&c);
+    s.end(&c, -28);
+    s.not_checked("error-report", "the call returned an errno");
+}
+
+#[test]
+fn causes_of_eio() {
+    let c = call(1, 700, 100);
+    // The read of the head block failed.
+    let mut s = Stream::booted();
+    s.begin(&c);
+    let r = s.submit(Op::Read, ioprio(1), DISK, B);
+    s.fail(r);
+    s.end(&c, -5);
+    s.held("error-report", 1);
+    // Requests of nobody failed: a log write, metadata.
+    for op in [Op::Read, Op::Write, Op::Flush] {
+        let mut s = Stream::booted();
+        let stray = s.submit(op, 0, LOG, 512);
+        s.fail(stray);
+        s.begin(&c);
+        s.end(&c, -5);
+        s.not_checked("error-report", "EIO, but a request of no call failed");
+        s.silent();
+    }
+    // The guest saw a shutdown.
+    let mut s = Stream::booted();
+    s.mark(wtblk_shared::mark::Mark::Note {
+        text: "XFS (vda): Filesystem has been Shut down".into(),
+    });
+    s.begin(&c);
+    s.end(&c, -5);
+    s.not_checked("error-report", "EIO, but");
+}
+
+#[test]
+fn anothers_failure_is_no_cause() {
+    // Call 1 failed and said so. Call 2, another open file, has no reason to.
+    let mut s = half_failed(Status::IOERR, -5);
+    let mut c = call(2, 8 * B, B);
+    c.open = 2;
+    s.begin(&c);
+    s.write(2, DISK + 8 * B, B);
+    s.all_ok();
+    s.end(&c, -5);
+    s.broken("error-report", &[]);
+    // With DSYNC it may be the earlier error, reported once more.
+    let mut s = half_failed(Status::IOERR, -5);
+    c.flags.push("dsync".into());
+    s.begin(&c);
+    s.write(2, DISK + 8 * B, B);
+    s.all_ok();
+    s.end(&c, -5);
+    s.held("error-report", 1).silent();
+    // While both run, the failed data of one is no cause for the other.
+    let mut s = Stream::booted();
+    let (a, b) = (call(1, 0, B), call(2, 8 * B, B));
+    s.begin(&a);
+    s.begin(&b);
+    let x = s.write(1, DISK, B);
+    let y = s.write(2, DISK + 8 * B, B);
+    s.fail(x);
+    s.ok(y);
+    s.end(&b, -5);
+    s.end(&a, -5);
+    let f = s.broken("error-report", &[]);
+    assert_eq!(f.call.unwrap().call, 2);
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `writeback-cleared`: no page waits for a device that owes nothing.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+use wtblk_shared::mark::{Mark, PageReport};
+
+use super::attribution::World;
+use super::call::PastCall;
+use super::flight::Owes;
+use super::promise::{About, Promise, list_few, request_json};
+use super::verdict::{Evidence, Finding, Ledger};
+
+/// Ranges that are followed of one call.
+const MAX_RANGES: usize = 16;
+const PAGE: u64 = 4096;
+
+/// The promise in words.
+pub static ABOUT: About = About {
+    name: "writeback-cleared",
+    promised: "Once a call has ended, its pages are not kept in writeback without a write that is \
+               still to come back.",
+    judged_on: "page reports (cachestat) after the call's end, and the requests in flight at each",
+    broken_when: "pages of one range are in writeback in two reports separated by a mark round trip \
+                  while the backend had no write of those folios' blocks taken or in flight at both",
+    not_checked_when: "no report followed, or only one with pages in writeback; at the reports writes \
+                       of the blocks, or of unknown place, were in flight, a request was held back, or \
+                       the data disk was not running; events are missing in between; pages that left \
+                       writeback later, after another write of the blocks, were somebody else's",
+};
+
+#[derive(Clone, Debug)]
+struct Seen {
+    seq: u64,
+    report: PageReport,
+}
+
+/// What the reports of one range said.
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    off: u64,
+    len: u64,
+    first: Option<Seen>,
+    pair: Option<(Seen, Seen)>,
+    cleared: bool,
+    late: bool,
+    unclear: Option<&'static str>,
+}
+
+/// The judge.
+#[derive(Debug, Default)]
+pub(super) struct WritebackCleared {
+    /// By call; only ended calls that were reported on and are still remembered.
+    calls: HashMap<u64, Vec<Watched>>,
+}
+
+impl Promise for WritebackCleared {
+    fn about(&self) -> &'static About {
+        &ABOUT
+    }
+
+    fn mark(&mut self, seq: u64, mark: &Mark, world: &World, _ledger: &mut Ledger) {
+        let Mark::Report(report) = mark else { return };
+        let Some(past) = world.past(report.call) else {
+            return;
+        };
+        let ranges = self.calls.entry(report.call).or_default();
+        if report.writeback == 0 {
+            for w in ranges.iter_mut().filter(|w| inside(w, report)) {
+                w.came_clear(past, world);
+            }
+        }
+        let same = |w: &Watched| (w.off, w.len) == (report.off, report.len);
+        if !ranges.iter().any(same) && ranges.len() < MAX_RANGES {
+            ranges.push(Watched {
+                off: report.off,
+                len: report.len,
+                ..Watched::default()
+            });
+        }
+        let Some(range) = ranges.iter_mut().find(|w| same(w)) else {
+            return;
+        };
+        if report.writeback == 0 {
+            range.cleared = true;
+        } else {
+            range.still_waits(seq, report, world.owes(past));
+        }
+    }
+
+    fn interrupted(&mut self) {
+        for range in self.calls.values_mut().flatten() {
+            range.first = None;
+        }
+    }
+
+    fn call_forgotten(&mut self, call: &PastCall, ledger: &mut Ledger) {
+        let ranges = self.calls.remove(&call.call.call).unwrap_or_default();
+        rule(call, &ranges, ledger);
+    }
+
+    fn settle(&self, world: &World, ledger: &mut Ledger) {
+        for past in world.all_past() {
+            let ranges = self.calls.get(&past.call.call);
+            rule(past, ranges.map_or(&[], Vec::as_slice), ledger);
+        }
+    }
+
+    fn reboot(&mut self) {
+        self.calls.clear();
+    }
+}
+
+impl Watched {
+    fn still_waits(&mut self, seq: u64, report: &PageReport, owes: Owes) {
+        match owes {
+            Owes::Writes(_) => {
+                self.unclear = Some("writes of the blocks were in flight at a report");
+            }
+            Owes::Unclear(why) => self.unclear = Some(why),
+            Owes::Nothing => {
+                let seen = Seen {
+                    seq,
+                    report: report.clone(),
+                };
+                match (&self.first, &mut self.pair) {
+                    (_, Some((_, second))) => *second = seen,
+                    (Some(first), pair) => *pair = Some((first.clone(), seen)),
+                    (None, _) => self.first = Some(seen),
+                }
+            }
+        }
+    }
+
+    /// The pages left writeback after all. Where a write of the blocks was taken
+    /// since the call, they had been in somebody else's writeback: a kernel thread
+    /// sets the state before it submits and clears it a while after the completion.
+    fn came_clear(&mut self, past: &PastCall, world: &World) {
+        self.first = None;
+        if self.pair.is_some() && world.wrote_near(past, past.end_seq) {
+            self.pair = None;
+            self.late = true;
+        }
+    }
+}
+
+/// Whether the report's range holds all of the watched one.
+fn inside(w: &Watched, report: &PageReport) -> bool {
+    report.off <= w.off && w.off.saturating_add(w.len) <= report.off.saturating_add(report.len)
+}
+
+fn rule(past: &PastCall, ranges: &[Watched], ledger: &mut Ledger) {
+    if !past.writethrough {
+        return;
+    }
+    let pages = |w: &&Watched| w.pair.as_ref().map_or(0, |(_, b)| b.report.writeback);
+    let worst = ranges.iter().max_by_key(pages);
+    if let Some((a, b)) = worst.and_then(|w| w.pair.as_ref()) {
+        return ledger.broken(&ABOUT, finding(past, a, b));
+    }
+    if ranges.iter().any(|w| w.late) {
+        ledger.observe(
+            &past.test,
+            &ABOUT,
+            "pages in writeback without a request, gone after a later write",
+        );
+    }
+    if ranges.iter().any(|w| w.cleared) {
+        return ledger.held(&past.test, &ABOUT);
+    }
+    let unclear = ranges.iter().find_map(|w| w.unclear);
+    let reason = if ranges.is_empty() {
+        "no page report followed the call"
+    } else {
+        unclear.unwrap_or("only one usable report showed pages in writeback")
+    };
+    ledger.not_checked(&past.test, &ABOUT, reason);
+}
+
+fn finding(past: &PastCall, a: &Seen, b: &Seen) -> Finding {
+    let status = |r: &super::call::CallRequest| {
+        let status = r.done.map_or(0, |d| d.status.0);
+        format!("{} with status {status}", r.describe())
+    };
+    let failed = match past.failed.len() {
+        0 => "no request of the call failed".to_owned(),
+        1 => format!(
+            "one request of the call failed: {}",
+            list_few(past.failed.iter().map(status))
+        ),
+        n => format!(
+            "{n} requests of the call failed: {}",
+            list_few(past.failed.iter().map(status))
+        ),
+    };
+    let happened = format!(
+        "after the call's end (event {}) {} of {} pages of file offsets {} to {} stay in writeback: {} at \
+         event {} ({}), {} at event {} ({}). The device owes nothing: 0 writes of those blocks were taken \
+         or in flight at both reports. {failed}",
+        past.end_seq,
+        b.report.writeback,
+        b.report.len.div_ceil(PAGE),
+        b.report.off,
+        b.report.off.saturating_add(b.report.len),
+        a.report.writeback,
+        a.seq,
+        a.report.at,
+        b.report.writeback,
+        b.seq,
+        b.report.at,
+    );
+    let failures = past
+        .failed
+        .iter()
+        .flat_map(|r| [Some(r.id), r.done.map(|d| d.seq)]);
+    let mut events: Vec<u64> = failures.flatten().collect();
+    events.extend([past.end_seq, a.seq, b.seq]);
+    events.sort_unstable();
+    ABOUT.finding(
+        &past.test,
+        Some(past.call.clone()),
+        happened,
+        &[Evidence::Reports, Evidence::Extents, Evidence::InFlight],
+        events,
+        [
+            ("pages_in_writeback", json!(b.report.writeback)),
+            ("range", json!([b.report.off, b.report.len])),
+            (
+                "reports",
+                [a, b]
+                    .iter()
+                    .map(|s| {
+                        json!({
+                            "event": s.seq, "at": s.report.at, "writeback": s.report.writeback,
+                            "dirty": s.report.dirty, "cached": s.report.cached,
+                        })
+                    })
+                    .collect(),
+            ),
+            ("owed_requests", json!(0)),
+            ("failed", past.failed.iter().map(request_json).collect()),
+        ],
+    )
+}
