@@ -8,6 +8,7 @@ mod engine;
 mod parse;
 mod read;
 pub mod request;
+mod rules;
 mod scenario;
 
 #[cfg(test)]

@@ -9,6 +9,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::diagnosis::Problem;
 
+/// Problems that are kept: finding the line of each costs a walk through the text.
+const MAX_PROBLEMS: usize = 200;
+
 /// A value with its place.
 pub(super) type Value<'i> = Spanned<DeValue<'i>>;
 
@@ -21,8 +24,15 @@ pub(super) struct Reader<'t> {
 
 impl Reader<'_> {
     pub(super) fn complain(&mut self, span: Range<usize>, message: impl Into<String>) {
-        self.problems
-            .push(Problem::new(self.file, self.text, span, message.into()));
+        if self.problems.len() < MAX_PROBLEMS {
+            let problem = Problem::new(self.file, self.text, span, message.into());
+            self.problems.push(problem);
+        }
+    }
+
+    /// The line in which a span begins.
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+        Problem::new(self.file, self.text, span.clone(), String::new()).line
     }
 
     /// Every key of the table must be one of `known`.
@@ -79,6 +89,27 @@ impl Reader<'_> {
             self.wrong_type(key, value, expected);
         }
         table
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        key: &str,
+        value: &Value<'_>,
+        known: &[(&str, T)],
+    ) -> Option<T> {
+        let words: Vec<&str> = known.iter().map(|k| k.0).collect();
+        let expected = one_of(&words);
+        let text = self.string(key, value, &expected)?;
+        let found = known.iter().find(|k| k.0 == text).map(|k| k.1);
+        if found.is_none() {
+            let message = format!(
+                "`{key}` knows no `{}`, expected {expected}",
+                text.escape_debug()
+            );
+            self.complain(value.span(), message);
+        }
+        found
     }
 
     /// An integer of the range; `expected` says which.

@@ -7,6 +7,9 @@ use std::ops::Range;
 use super::diagnosis::{Problem, ScenarioError};
 use crate::trace::event::{Op, Status};
 
+/// Problems of a merge that are kept: finding the line of each costs a walk through a file.
+const MAX_PROBLEMS: usize = 200;
+
 /// A scenario. [`Scenario::default`] changes nothing and has no rules.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scenario {
@@ -54,6 +57,13 @@ pub(super) struct Set<T> {
 pub(super) struct Place {
     pub(super) source: usize,
     pub(super) span: Range<usize>,
+}
+
+impl Place {
+    /// A place in the only source.
+    pub(super) fn here(span: Range<usize>) -> Place {
+        Place { source: 0, span }
+    }
 }
 
 /// What becomes of held requests when their ring stops.
@@ -210,6 +220,7 @@ impl Scenario {
             for mut rule in scenario.rules {
                 rule.place.source += shift;
                 match names.get(&rule.name) {
+                    Some(_) if merge.problems.len() >= MAX_PROBLEMS => {}
                     Some(first) => {
                         let message = format!(
                             "a rule named `{}` is also in {}, expected names that no two rules share",
