@@ -69,7 +69,7 @@ fn every_framing_is_the_same_request() {
         let together = slot + 0x4000;
         let table = slot + 0x8000;
         let pattern: Vec<u8> = (0..1024u32).map(|i| (i * 3) as u8).collect();
-        let framings: Vec<Vec<(u64, u32, u16)>> = vec![
+        let framings: Vec<Parts> = vec![
             vec![(header, 16, 0), (data, 1024, 0), (status, 1, WRITE)],
             vec![
                 (header, 1, 0),
@@ -136,7 +136,7 @@ fn a_malformed_chain_fails_alone() {
     d.header(header, OUT, 0, 5);
     let outside = 1 << 40;
     // With a status byte that can be reached: IOERR and a used length of 1; otherwise 0.
-    let cases: Vec<(Vec<(u64, u32, u16)>, bool)> = vec![
+    let cases: Vec<(Parts, bool)> = vec![
         (
             vec![(header, 16, 0), (outside, 512, 0), (status, 1, WRITE)],
             true,

@@ -40,6 +40,9 @@ pub const F_RO: u64 = 1 << 5;
 pub const F_FLUSH: u64 = 1 << 9;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 
+/// Descriptors of a chain: address, length, flags without NEXT.
+pub type Parts = Vec<(u64, u32, u16)>;
+
 pub struct Driver {
     pub frontend: Frontend,
     pub features: u64,
