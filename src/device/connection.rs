@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
+use super::command::ANSWER_LIMIT;
 use super::disk::Disk;
 use super::socket::{Socket, accept};
 use super::transport::Handler;
@@ -117,7 +118,9 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
     let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
     event(DeviceKind::Connected, number, "");
     tracing::info!(disk = disk.name, "front end {number} connected");
-    match stream.try_clone() {
+    // A front end that asks and does not read the answers must not keep us.
+    let limited = stream.set_write_timeout(Some(ANSWER_LIMIT));
+    match limited.and_then(|()| stream.try_clone()) {
         Ok(clone) => stopper.set_current(Some(clone)),
         Err(error) => return tracing::error!(%error, "cannot serve the connection"),
     }

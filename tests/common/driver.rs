@@ -14,9 +14,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{LIMIT, until};
@@ -41,6 +39,9 @@ pub const GET_ID: u32 = 8;
 pub const F_RO: u64 = 1 << 5;
 pub const F_FLUSH: u64 = 1 << 9;
 pub const F_EVENT_IDX: u64 = 1 << 29;
+
+/// Descriptors of a chain: address, length, flags without NEXT.
+pub type Parts = Vec<(u64, u32, u16)>;
 
 pub struct Driver {
     pub frontend: Frontend,
@@ -143,7 +144,10 @@ impl Driver {
     pub fn config(&mut self, offset: u32, size: u32) -> Vec<u8> {
         let flags = VhostUserConfigFlags::empty();
         let buf = vec![0; size as usize];
-        self.frontend.get_config(offset, size, flags, &buf).unwrap().1
+        self.frontend
+            .get_config(offset, size, flags, &buf)
+            .unwrap()
+            .1
     }
 
     pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> bool {
@@ -252,7 +256,9 @@ impl Driver {
 
     pub fn header(&self, at: u64, kind: u32, ioprio: u32, sector: u64) {
         let raw = u128::from(kind) | u128::from(ioprio) << 32 | u128::from(sector) << 64;
-        self.memory.write_obj(raw.to_le_bytes(), GuestAddress(at)).unwrap();
+        self.memory
+            .write_obj(raw.to_le_bytes(), GuestAddress(at))
+            .unwrap();
     }
 
     pub fn status(&self, at: u64) -> u8 {
@@ -265,7 +271,9 @@ impl Driver {
 
     pub fn peek(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(at))
+            .unwrap();
         bytes
     }
 

@@ -13,7 +13,7 @@ use wtblk::trace::event::{Body, Complete, DeviceKind, Event, Submit};
 use super::until;
 
 pub struct Serve {
-    pub dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
     child: Child,
 }
 
@@ -50,19 +50,40 @@ impl Serve {
                 path.exists().then_some(())
             });
         }
-        Serve { dir, child }
+        Serve {
+            dir: Some(dir),
+            child,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir().join(name)
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.as_ref().unwrap().path()
+    }
+
+    /// SIGKILL; what it leaves behind.
+    pub fn kill(mut self) -> tempfile::TempDir {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+        self.dir.take().unwrap()
     }
 
     pub fn data(&self) -> UnixStream {
-        UnixStream::connect(self.path("data")).unwrap()
+        self.connect("data")
     }
 
     pub fn mark(&self) -> UnixStream {
-        UnixStream::connect(self.path("mark")).unwrap()
+        self.connect("mark")
+    }
+
+    /// The file may be a stale one of before, about to be replaced.
+    fn connect(&self, name: &str) -> UnixStream {
+        until("a socket that answers", || {
+            UnixStream::connect(self.path(name)).ok()
+        })
     }
 
     pub fn signal(&self, signal: Signal) {

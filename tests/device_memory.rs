@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory regions that come and go, and messages that are refused: each ends
+//! its connection, the next one is served.
+
+mod common;
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use common::driver::*;
+use common::serve::Serve;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use wtblk::trace::event::DeviceKind;
+
+const SCENARIO: &str = r#"
+version = 1
+[[fault]]
+name = "late"
+when = { op = "write", lba = "3000+2000" }
+action = { hold = true }
+"#;
+
+const FAR: u64 = 1 << 32;
+
+fn memfd(len: u64) -> File {
+    let file = File::from(memfd_create(c"more", MFdFlags::empty()).unwrap());
+    file.set_len(len).unwrap();
+    file
+}
+
+fn info(guest: u64, size: u64, user: u64, file: &File) -> VhostUserMemoryRegionInfo {
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: guest,
+        memory_size: size,
+        userspace_addr: user,
+        mmap_offset: 0,
+        mmap_handle: file.as_raw_fd(),
+    }
+}
+
+#[test]
+fn regions_come_and_go_under_running_rings() {
+    let serve = Serve::start(SCENARIO, &[]);
+    let mut d = Driver::connect(serve.data(), 1);
+    let mut mark = Driver::connect(serve.mark(), 1);
+    assert_eq!(d.frontend.get_max_mem_slots().unwrap(), 64);
+    let file = memfd(1 << 20);
+    let offset = FileOffset::new(file.try_clone().unwrap(), 0);
+    let far =
+        GuestMemoryMmap::<()>::from_ranges_with_files([(GuestAddress(FAR), 1 << 20, Some(offset))]);
+    let far = far.unwrap();
+    far.write_slice(&[5; 512], GuestAddress(FAR)).unwrap();
+    let region = info(FAR, 1 << 20, 0x1234_0000, &file);
+    let slot = d.slot(0, 0);
+    let request = |d: &mut Driver, sector: u64| {
+        d.header(slot, OUT, 0, sector);
+        d.poke(slot + 0x20, &[0xee]);
+        let head = d.chain(0, &[(slot, 16, 0), (FAR, 512, 0), (slot + 0x20, 1, WRITE)]);
+        d.kick(0);
+        head
+    };
+    let head = request(&mut d, 7);
+    d.wait(0, head);
+    assert_eq!(d.status(slot + 0x20), 1, "not there yet");
+    d.frontend.add_mem_region(&region).unwrap();
+    let head = request(&mut d, 7);
+    d.wait(0, head);
+    assert_eq!(d.status(slot + 0x20), 0);
+    assert_eq!(d.read(7, 512), (0, vec![5; 512]));
+    // Held across the removal: it owns the map that it was parsed with.
+    let held = request(&mut d, 3000);
+    assert_eq!(mark.mark("wait held=1"), 0);
+    d.frontend.remove_mem_region(&region).unwrap();
+    let slot_2 = d.slot(0, 2);
+    d.header(slot_2, OUT, 0, 8);
+    let gone = d.chain(
+        0,
+        &[(slot_2, 16, 0), (FAR, 512, 0), (slot_2 + 0x20, 1, WRITE)],
+    );
+    d.kick(0);
+    d.wait(0, gone);
+    assert_eq!(d.status(slot_2 + 0x20), 1, "gone for new requests");
+    assert_eq!(mark.mark("release"), 0);
+    d.wait(0, held);
+    assert_eq!(d.status(slot + 0x20), 0);
+    assert_eq!(d.read(3000, 512), (0, vec![5; 512]));
+    drop((d, mark));
+    let trace = serve.end();
+    trace.assert_paired();
+    assert_eq!(trace.device(DeviceKind::BadChain).len(), 2);
+}
+
+#[test]
+fn a_refused_message_ends_its_connection_alone() {
+    let serve = Serve::start("", &[]);
+    let short = memfd(0x1000);
+    let long = memfd(1 << 20);
+    let pipe = std::io::pipe().unwrap();
+    let pipe = File::from(std::os::fd::OwnedFd::from(pipe.0));
+    type Attempt<'a> = Box<dyn Fn(&mut Driver) -> bool + 'a>;
+    let attempts: Vec<(&str, Attempt<'_>)> = vec![
+        (
+            "a region longer than its file",
+            Box::new(|d| {
+                d.frontend
+                    .add_mem_region(&info(FAR, 0x2000, 0x1000, &short))
+                    .is_ok()
+            }),
+        ),
+        (
+            "a region over another",
+            Box::new(|d| {
+                d.frontend
+                    .add_mem_region(&info(0x1000, 0x1000, 0x1000, &long))
+                    .is_ok()
+            }),
+        ),
+        (
+            "regions that overlap in the table",
+            Box::new(|d| {
+                let table = [
+                    info(0, 0x2000, 0x1000, &long),
+                    info(0x1000, 0x1000, 0x8000, &long),
+                ];
+                d.frontend.set_mem_table(&table).is_ok()
+            }),
+        ),
+        (
+            "a region that is a pipe",
+            Box::new(|d| {
+                d.frontend
+                    .add_mem_region(&info(FAR, 0x1000, 0x1000, &pipe))
+                    .is_ok()
+            }),
+        ),
+        (
+            "a region that is not there, removed",
+            Box::new(|d| {
+                d.frontend
+                    .remove_mem_region(&info(FAR, 0x1000, 0x1000, &long))
+                    .is_ok()
+            }),
+        ),
+        (
+            "features never offered",
+            Box::new(|d| d.frontend.set_features(1 << 60).is_ok()),
+        ),
+        (
+            "features changed under a ring",
+            Box::new(|d| d.frontend.set_features(1 << 32).is_ok()),
+        ),
+        (
+            "a queue that is not there",
+            Box::new(|d| d.frontend.set_vring_num(5, 8).is_ok()),
+        ),
+        (
+            "a size that is no power of two",
+            Box::new(|d| d.frontend.set_vring_num(0, 100).is_ok()),
+        ),
+        (
+            "a running ring resized",
+            Box::new(|d| d.frontend.set_vring_num(0, 64).is_ok()),
+        ),
+        (
+            "a running ring moved",
+            Box::new(|d| {
+                let config = VringConfigData {
+                    queue_max_size: 128,
+                    queue_size: 128,
+                    ..Default::default()
+                };
+                d.frontend.set_vring_addr(0, &config).is_ok()
+            }),
+        ),
+        (
+            "a second owner",
+            Box::new(|d| d.frontend.set_owner().is_ok()),
+        ),
+    ];
+    for (what, attempt) in &attempts {
+        let mut d = Driver::connect(serve.data(), 1);
+        assert!(!attempt(&mut d), "{what} was accepted");
+        drop(d);
+        let mut d = Driver::connect(serve.data(), 1);
+        assert_eq!(d.write(0, &[1; 512]), 0, "after {what}");
+    }
+    let gone = serve.end().device(DeviceKind::Disconnected);
+    let bad = gone.iter().filter(|e| e.2.starts_with("bad message"));
+    assert_eq!(bad.count(), attempts.len(), "{gone:?}");
+}

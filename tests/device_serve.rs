@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk serve` as a program: options, bad input, sockets, inherited fds.
+
+mod common;
+
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use common::driver::*;
+use common::serve::{Serve, wtblk};
+use common::until;
+
+/// Runs to the end; status, standard output, standard error.
+fn output(dir: &std::path::Path, args: &[&str]) -> (i32, String, String) {
+    let output = wtblk()
+        .current_dir(dir)
+        .arg("serve")
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap_or(-1),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn bad_input_is_one_sentence_and_status_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("odd"), [0; 700]).unwrap();
+    std::fs::write(dir.join("typo.toml"), "version = 1\n[devise]\n").unwrap();
+    std::fs::write(dir.join("file"), "").unwrap();
+    let memory = ["--memory", "1MiB"];
+    for (args, what) in [
+        (vec!["--memory", "1MiB"], "--socket"),
+        (vec!["--socket", "s"], "--image"),
+        (vec!["--socket", "s", "--image", "none"], "does not exist"),
+        (vec!["--socket", "s", "--image", "odd"], "multiple"),
+        (
+            vec!["--socket", "s", "--image", "x", "--memory", "1MiB"],
+            "cannot be used with",
+        ),
+        (
+            vec!["--socket", "s", "--fd", "7", "--memory", "1MiB"],
+            "cannot be used with",
+        ),
+        (vec!["--socket", "s", "--memory", "1.5G"], "no size"),
+        (vec!["--socket", "s", "--memory", "700"], "multiple"),
+        (
+            [&["--socket", "s", "--queues", "0"], &memory[..]].concat(),
+            "queues",
+        ),
+        (
+            [&["--socket", "s", "--mark-socket", "s"], &memory[..]].concat(),
+            "socket each",
+        ),
+        (
+            [&["--socket", "s", "--scenario", "gone"], &memory[..]].concat(),
+            "gone",
+        ),
+        (
+            [&["--socket", "s", "--scenario", "typo.toml"], &memory[..]].concat(),
+            "typo.toml",
+        ),
+        ([&["--socket", "file"], &memory[..]].concat(), "no socket"),
+        (
+            [&["--socket", "no/where"], &memory[..]].concat(),
+            "no/where",
+        ),
+        (
+            [&["--fd", "999"], &memory[..]].concat(),
+            "not an open socket",
+        ),
+    ] {
+        let (status, _, error) = output(dir, &args);
+        assert_eq!(status, 2, "{args:?}: {error}");
+        assert!(error.contains(what), "{args:?}: {error}");
+        assert!(!error.contains("panicked"), "{error}");
+        assert!(!dir.join("s").exists(), "{args:?} left a socket");
+    }
+}
+
+#[test]
+fn what_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (status, out, _) = output(dir.path(), &["--print-capabilities"]);
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((status, json["type"].as_str()), (0, Some("block")));
+    let args = [
+        "--socket",
+        "s",
+        "--mark-socket",
+        "m",
+        "--memory",
+        "1MiB",
+        "--queues",
+        "2",
+    ];
+    let (status, out, _) = output(dir.path(), &[&args[..], &["--print-qemu-args"]].concat());
+    assert_eq!(status, 0);
+    let socket = std::path::absolute(dir.path().join("s")).unwrap();
+    assert!(out.contains(&format!("path={}", socket.display())), "{out}");
+    assert!(
+        out.contains("num-queues=2") && out.contains("share=on"),
+        "{out}"
+    );
+    assert!(!dir.path().join("s").exists(), "printing makes nothing");
+}
+
+#[test]
+fn a_killed_serve_is_in_nobodys_way() {
+    let serve = Serve::start("", &[]);
+    let mode = std::fs::metadata(serve.path("data")).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let args = ["--socket", "data", "--memory", "1MiB"];
+    let (status, _, error) = output(serve.dir(), &args);
+    assert!(status == 2 && error.contains("answers"), "{error}");
+    let dir = serve.kill();
+    assert!(dir.path().join("data").exists(), "stale");
+    let serve = Serve::start_in(dir, "", &["--memory", "16MiB"]);
+    let mut driver = Driver::connect(serve.data(), 1);
+    assert_eq!(driver.write(0, &[1; 512]), 0);
+    drop(driver);
+    serve.end();
+}
+
+/// Starts `serve` with `socket` as its fd 9 and the given mark socket as 10.
+fn spawn_with_fds(args: &[&str], data: i32, mark: i32) -> std::process::Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wtblk"));
+    command.args([
+        "serve",
+        "--fd",
+        "100",
+        "--mark-fd",
+        "101",
+        "--memory",
+        "1MiB",
+    ]);
+    command.args(args).stdin(Stdio::null());
+    // SAFETY: dup2 is async-signal-safe, and the fds live in the parent until after the spawn.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::dup2(data, 100) < 0 || libc::dup2(mark, 101) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    command.spawn().unwrap()
+}
+
+#[test]
+fn inherited_sockets_listening_and_connected() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
+    let (data, mark) = (listen("d"), listen("m"));
+    let mut child = spawn_with_fds(&["--die-with-parent"], data.as_raw_fd(), mark.as_raw_fd());
+    for _ in 0..2 {
+        let stream = UnixStream::connect(dir.path().join("d")).unwrap();
+        assert_eq!(Driver::connect(stream, 1).write(0, &[1; 512]), 0);
+    }
+    let mut marks = Driver::connect(UnixStream::connect(dir.path().join("m")).unwrap(), 1);
+    assert_eq!(marks.mark("boot"), 0);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = until("the end", || child.try_wait().unwrap());
+    assert!(status.success());
+    assert!(dir.path().join("d").exists(), "not ours to remove");
+
+    // A connected socket: its end is the end.
+    let ((ours, theirs), (_m, mark)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
+    let theirs = theirs.into_raw_fd();
+    let mut child = spawn_with_fds(&[], theirs, mark.as_raw_fd());
+    nix::unistd::close(theirs).unwrap();
+    let mut driver = Driver::connect(ours, 1);
+    assert_eq!(driver.write(0, &[1; 512]), 0);
+    drop(driver);
+    let status = until("the end", || child.try_wait().unwrap());
+    assert!(status.success());
+}
