@@ -35,9 +35,9 @@ pub struct RunArgs {
     /// KVM or emulation; auto proves KVM by a boot and remembers.
     #[arg(long, value_enum, default_value = "auto")]
     accel: Choice,
-    /// QEMU's board.
-    #[arg(long, value_enum, default_value = "microvm")]
-    machine: Machine,
+    /// QEMU's board; if not given, microvm for a vmlinux and pc for a bzImage.
+    #[arg(long, value_enum)]
+    machine: Option<Machine>,
     /// QEMU program; qemu-system-x86_64 of the PATH if not given.
     #[arg(long, value_name = "FILE")]
     qemu: Option<PathBuf>,

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! QEMU: which one, and its command line for our guest.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,6 +57,16 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     let rest = &text[text.find("version ")? + "version ".len()..];
     let mut numbers = rest.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The board that suits a kernel image. An ELF file is taken for a PVH kernel;
+/// a bzImage on microvm restarts in a loop instead of ending.
+pub fn machine_for(kernel: &Path) -> Result<Machine> {
+    let mut magic = [0; 4];
+    let mut file = File::open(kernel)
+        .with_context(|| format!("cannot open the kernel {}", kernel.display()))?;
+    let elf = file.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
+    Ok(if elf { Machine::Microvm } else { Machine::Pc })
 }
 
 /// The board.

@@ -20,7 +20,7 @@ use super::guest;
 use super::judge;
 use super::kernel;
 use super::paths;
-use super::qemu::{Machine, Qemu};
+use super::qemu::{Machine, Qemu, machine_for};
 use crate::fault::Scenario;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
@@ -43,8 +43,8 @@ pub struct Options {
     pub expect: bool,
     /// KVM or emulation.
     pub accel: Choice,
-    /// The board.
-    pub machine: Machine,
+    /// The board; `None`: the one that suits the kernel image.
+    pub machine: Option<Machine>,
     /// The QEMU program.
     pub qemu: Option<PathBuf>,
     /// How often each test is run.
@@ -78,6 +78,7 @@ struct Run {
     qemu: Qemu,
     kernel: PathBuf,
     initramfs: PathBuf,
+    machine: Machine,
     accel: accel::Accel,
     seed: u64,
     out: PathBuf,
@@ -138,7 +139,8 @@ impl Run {
             Some(file) => file.clone(),
             None => guest::initramfs()?,
         };
-        let accel = accel::resolve(options.accel, &qemu, options.machine, &kernel, &initramfs)?;
+        let machine = options.machine.map_or_else(|| machine_for(&kernel), Ok)?;
+        let accel = accel::resolve(options.accel, &qemu, machine, &kernel, &initramfs)?;
         let seed = options.seed.unwrap_or_else(draw_seed);
         let out = out_dir(options.out.as_deref())?;
         Ok(Run {
@@ -146,6 +148,7 @@ impl Run {
             qemu,
             kernel,
             initramfs,
+            machine,
             accel,
             seed,
             out,
@@ -207,7 +210,7 @@ impl Run {
         ));
         let outcome = boot::boot(&Plan {
             qemu: &self.qemu,
-            machine: self.options.machine,
+            machine: self.machine,
             accel: self.accel,
             kernel: &self.kernel,
             initramfs: &self.initramfs,
@@ -319,10 +322,7 @@ impl Run {
             format!("{}.{}", self.qemu.version.0, self.qemu.version.1),
         );
         environment.insert("accel", self.accel.name().to_owned());
-        environment.insert(
-            "machine",
-            format!("{:?}", self.options.machine).to_lowercase(),
-        );
+        environment.insert("machine", format!("{:?}", self.machine).to_lowercase());
         environment.insert(
             "host",
             fs::read_to_string("/proc/sys/kernel/osrelease")
