@@ -184,3 +184,62 @@ fn inherited_sockets_listening_and_connected() {
     let status = until("the end", || child.try_wait().unwrap());
     assert!(status.success());
 }
+
+#[test]
+fn it_ends_with_its_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "\"$0\" serve --socket s --memory 1MiB --die-with-parent & wait";
+    let mut shell = Command::new("sh");
+    shell.current_dir(dir.path());
+    let mut shell = shell
+        .args(["-c", script, env!("CARGO_BIN_EXE_wtblk")])
+        .spawn()
+        .unwrap();
+    let socket = dir.path().join("s");
+    let stream = until("its socket", || UnixStream::connect(&socket).ok());
+    let mut driver = Driver::connect(stream, 1);
+    assert_eq!(driver.write(0, &[1; 512]), 0);
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    until("its socket to go", || (!socket.exists()).then_some(()));
+}
+
+#[test]
+fn a_stalled_front_end_delays_no_end() {
+    use std::io::Write;
+    let mut serve = Serve::start("", &[]);
+    let mut stream = serve.data();
+    // A part of a header, and nothing more.
+    stream.write_all(&[1, 0, 0]).unwrap();
+    until("the connection to be served", || {
+        let connected = serve
+            .trace()
+            .device(wtblk::trace::event::DeviceKind::Connected);
+        (!connected.is_empty()).then_some(())
+    });
+    let begin = std::time::Instant::now();
+    serve.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(serve.wait(), 0);
+    assert!(begin.elapsed() < std::time::Duration::from_secs(3));
+}
+
+#[test]
+fn an_image_that_shrinks_fails_its_requests_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = Serve::start_in(dir, "", &["--image", "img", "--size", "1MiB"]);
+    let mut driver = Driver::connect(serve.data(), 1);
+    assert_eq!(driver.write(2000, &[1; 512]), 0);
+    let image = std::fs::OpenOptions::new()
+        .write(true)
+        .open(serve.path("img"))
+        .unwrap();
+    image.set_len(4096).unwrap();
+    assert_eq!(driver.read(2000, 512).0, 1);
+    assert_eq!(driver.write(0, &[2; 512]), 0);
+    assert_eq!(driver.read(0, 512), (0, vec![2; 512]));
+    drop(driver);
+    let trace = serve.end();
+    trace.assert_paired();
+    let failed = trace.device(wtblk::trace::event::DeviceKind::StoreError);
+    assert_eq!(failed.len(), 1);
+}
