@@ -119,11 +119,11 @@ fn one_aligned_line_per_event() {
        2 T mark     test error-mid-call begins
        3 T mark     begin call 1 t: ino 133 4096+4096 [writethrough] tag 17 isize 8192 extents 1 4096->lba 4096+8
        4 T submit   #4 write lba 4096+8 (4096 B) tag 17 q0
-       5 T decide   #4 by rule 0 (fail-first): hold ioerr
+       5 T decide   #4 by rule 0 (fail-first): hold IOERR
        6 T submit   #6 flush q1
        7 T complete #6 ok after T ms avail 2
        8 T mark     release fail-first
-       9 T complete #4 status 9 after T ms (abandoned: the ring had stopped)
+       9 T complete #4 0x09 after T ms (abandoned: the ring had stopped)
       10 T mark     end call 1: EIO isize 8192 extents unknown
       11 T mark     garbage \u{1b}[31m (mark, byte 0: schema 'garbage', expected 'wtblk/1')
       12 T device   store: ENOSPC: write

@@ -44,18 +44,28 @@ pub fn report_twice(
     off: u64,
     len: u64,
 ) -> Result<CacheStat, Fail> {
-    let mut last = CacheStat::default();
-    for _ in 0..2 {
-        last = state(file, off, len)?;
-        world.post(&Mark::Report(PageReport {
-            call,
-            at: at.to_owned(),
-            off,
-            len,
-            cached: last.cached,
-            dirty: last.dirty,
-            writeback: last.writeback,
-        }))?;
-    }
-    Ok(last)
+    report(world, call, at, file, off, len)?;
+    report(world, call, at, file, off, len)
+}
+
+/// Reports the state of a call's pages once. `off` and `len` in whole pages.
+pub fn report(
+    world: &World,
+    call: u64,
+    at: &str,
+    file: &File,
+    off: u64,
+    len: u64,
+) -> Result<CacheStat, Fail> {
+    let now = state(file, off, len)?;
+    world.post(&Mark::Report(PageReport {
+        call,
+        at: at.to_owned(),
+        off,
+        len,
+        cached: now.cached,
+        dirty: now.dirty,
+        writeback: now.writeback,
+    }))?;
+    Ok(now)
 }

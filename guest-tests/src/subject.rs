@@ -128,7 +128,7 @@ impl Subject {
             )));
         }
         self.check_size(t, &what)?;
-        self.check_clean(t, &what, off, len)?;
+        self.check_clean(t, &what, done.call, off, len)?;
         self.check_on_disk(t, &what, off, len)?;
         self.check_range(t, &what, off, len)?;
         Ok(done)
@@ -144,12 +144,20 @@ impl Subject {
     }
 
     /// After the call its blocks are neither dirty nor in writeback.
-    fn check_clean(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
+    /// The device judges the same from the reports.
+    fn check_clean(&self, t: &Test, what: &str, call: u64, off: u64, len: u64) -> Result<(), Fail> {
         if t.world.fact("cachestat") != "yes" {
             return Ok(());
         }
-        let (from, to) = rounded(t.world.bsize, off, len);
-        let s = pages::state(&self.open().file, from, to - from)?;
+        let (from, to) = rounded(t.world.bsize.max(4096), off, len);
+        let s = pages::report(
+            t.world,
+            call,
+            "after-call",
+            &self.open().file,
+            from,
+            to - from,
+        )?;
         t.check(s.dirty == 0 && s.writeback == 0, || {
             format!(
                 "{what}: after it {} pages of its blocks are dirty and {} in writeback",

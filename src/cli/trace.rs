@@ -13,7 +13,7 @@ use wtblk_shared::tag::Tag;
 use crate::trace::TraceReader;
 use crate::trace::event::{
     Body, Complete, Decide, DeviceEvent, DeviceKind, Event, MARK_DISK, MarkEvent, Op, RequestId,
-    Status, Submit,
+    Submit,
 };
 
 /// Requests in flight whose latency is kept in mind; more are shown without it.
@@ -147,13 +147,13 @@ fn decide(d: &Decide) -> String {
         line.push_str(" hold");
     }
     if let Some(status) = d.status {
-        let _ = write!(line, " {}", status_name(status));
+        let _ = write!(line, " {}", status);
     }
     line
 }
 
 fn complete(c: &Complete, latency_ns: Option<u64>) -> String {
-    let mut line = format!("#{} {}", c.request, status_name(c.status));
+    let mut line = format!("#{} {}", c.request, c.status);
     if let Some(ns) = latency_ns {
         let _ = write!(line, " after {} ms", ms(ns));
     }
@@ -178,15 +178,6 @@ fn op_name(op: Op) -> &'static str {
         Op::Discard => "discard",
         Op::WriteZeroes => "write-zeroes",
         Op::Other => "other",
-    }
-}
-
-fn status_name(status: Status) -> String {
-    match status {
-        Status::OK => "ok".into(),
-        Status::IOERR => "ioerr".into(),
-        Status::UNSUPP => "unsupp".into(),
-        Status(raw) => format!("status {raw}"),
     }
 }
 

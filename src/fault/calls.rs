@@ -3,7 +3,7 @@
 //! which call's, and the how-many-th. Marks come from a hostile guest, so what
 //! is kept is bounded.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use wtblk_shared::disk::SECTOR;
@@ -28,6 +28,8 @@ pub(super) struct Calls {
     calls: BTreeMap<u64, Call>,
     by_tag: HashMap<Tag, u64>,
     by_number: HashMap<u64, u64>,
+    /// Calls without a tag (`--tags off`): told by their place alone.
+    untagged: BTreeSet<u64>,
     next_age: u64,
     pieces: usize,
     dropped: u64,
@@ -36,7 +38,7 @@ pub(super) struct Calls {
 #[derive(Clone, Debug, PartialEq)]
 struct Call {
     number: u64,
-    tag: Tag,
+    tag: Option<Tag>,
     /// Sectors of its rounded-out range, sorted and merged; `None` where not all
     /// of the range has a place that the write will go to.
     place: Option<Vec<Range<u64>>>,
@@ -66,26 +68,32 @@ impl Calls {
         self.dropped
     }
 
-    /// A call without a tag cannot be told from anything else: it is not followed.
+    /// A call with neither tag nor place cannot be told from anything else: it
+    /// is not followed.
     pub(super) fn begin(&mut self, begin: &CallBegin) {
-        let Some(tag) = begin.tag.and_then(Tag::new) else {
-            return;
-        };
         self.end(begin.call);
-        if let Some(&age) = self.by_tag.get(&tag) {
+        let tag = begin.tag.and_then(Tag::new);
+        let place = place(begin);
+        if tag.is_none() && place.is_none() {
+            return;
+        }
+        if let Some(&age) = tag.and_then(|tag| self.by_tag.get(&tag)) {
             self.remove(age);
             self.dropped += 1;
         }
         let call = Call {
             number: begin.call,
             tag,
-            place: place(begin),
+            place,
             seen: [0; 7],
         };
         self.pieces += call.pieces();
         let age = self.next_age;
         self.next_age += 1;
-        self.by_tag.insert(tag, age);
+        match tag {
+            Some(tag) => drop(self.by_tag.insert(tag, age)),
+            None => drop(self.untagged.insert(age)),
+        }
         self.by_number.insert(begin.call, age);
         self.calls.insert(age, call);
         while self.calls.len() > MAX_CALLS || (self.pieces > MAX_PIECES && self.calls.len() > 1) {
@@ -106,18 +114,23 @@ impl Calls {
     fn remove(&mut self, age: u64) {
         if let Some(call) = self.calls.remove(&age) {
             self.pieces -= call.pieces();
-            self.by_tag.remove(&call.tag);
+            match call.tag {
+                Some(tag) => drop(self.by_tag.remove(&tag)),
+                None => drop(self.untagged.remove(&age)),
+            }
             self.by_number.remove(&call.number);
         }
     }
 
     /// Counts a request that belongs to a call's data.
     pub(super) fn count(&mut self, request: &Request) -> Option<Position> {
-        let age = self.by_tag.get(&request.tag?)?;
-        let call = self.calls.get_mut(age)?;
-        if !call.is_data(request) {
-            return None;
-        }
+        let calls = &self.calls;
+        let is_data = |age: &&u64| calls.get(age).is_some_and(|call| call.is_data(request));
+        let age = match request.tag {
+            Some(tag) => self.by_tag.get(&tag).filter(is_data),
+            None => self.untagged.iter().find(is_data),
+        };
+        let call = self.calls.get_mut(age?)?;
         let slot = call.seen.get_mut(slot(request.op))?;
         *slot += 1;
         Some(Position {

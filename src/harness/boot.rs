@@ -91,6 +91,8 @@ pub struct Outcome {
 /// How long the device may take to end after SIGTERM: its own limit for store
 /// I/O is 5 s.
 const DEVICE_END: Duration = Duration::from_secs(6);
+/// How long QEMU may take to end after its console or its disk went.
+const QEMU_END: Duration = Duration::from_secs(5);
 /// Console lines between reader thread and us; the reader waits when it is full.
 const LINES: usize = 1024;
 /// Console lines kept for messages.
@@ -279,6 +281,7 @@ impl Follower {
         qemu_log: &Path,
     ) -> Result<Ended> {
         let mut open = true;
+        let mut device_gone = None;
         loop {
             match lines.recv_timeout(Duration::from_millis(10)) {
                 Ok(line) => {
@@ -295,12 +298,18 @@ impl Follower {
             }
             if !open {
                 // The console's end is QEMU's end, give or take its exit.
-                let status = qemu.wait(Duration::from_secs(5))?;
+                let status = qemu.wait(QEMU_END)?;
                 return Ok(self.how(status, qemu_log));
             }
+            // The device ends by itself when QEMU is gone; QEMU's end may only be
+            // noticed a moment later.
             if let Some(status) = device.ended()? {
-                let said = std::fs::read_to_string(plan.dir.join("device.log")).unwrap_or_default();
-                return Ok(Ended::Device(format!("{status}: {}", said.trim())));
+                let since = *device_gone.get_or_insert_with(Instant::now);
+                if !status.success() || since.elapsed() > QEMU_END {
+                    let said =
+                        std::fs::read_to_string(plan.dir.join("device.log")).unwrap_or_default();
+                    return Ok(Ended::Device(format!("{status}: {}", said.trim())));
+                }
             }
             if begun.elapsed() > plan.limit {
                 return Ok(Ended::Limit);

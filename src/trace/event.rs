@@ -12,6 +12,8 @@
 //!   tells the avail index read after the publication;
 //! * whatever was in a ring when a mark arrived is numbered before the mark.
 
+use std::fmt;
+
 use wtblk_shared::mark::{Mark, MarkError};
 
 /// Number of a request: the sequence number of its `Submit`.
@@ -80,6 +82,17 @@ impl Status {
     /// Whether the driver takes it for success.
     pub fn is_ok(self) -> bool {
         self == Status::OK
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Status::OK => f.write_str("OK"),
+            Status::IOERR => f.write_str("IOERR"),
+            Status::UNSUPP => f.write_str("UNSUPP"),
+            Status(other) => write!(f, "{other:#04x}"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::call::{CallRequest, EndedCall};
 use super::contract::{Contract, EIO, Errnos, OnFailedWrite};
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
+use crate::trace::event::Status;
 
 /// The promise in words.
 pub static ABOUT: About = About {
@@ -95,7 +96,7 @@ impl Promise for ErrorReport {
             return ledger.held(call.test(), &ABOUT);
         };
         let describe = |r: &&CallRequest| {
-            let status = r.done.map_or(0, |d| d.status.0);
+            let status = r.done.map_or(Status::OK, |d| d.status);
             format!("{} with status {status}", r.describe())
         };
         let happened = format!(

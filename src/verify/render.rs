@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Verdicts as text, for a terminal and for KTAP's diagnostic lines.
 
+use nix::errno::Errno;
+
 use super::verdict::{CallRef, Evidence, Finding, PromiseVerdict, Verdict, Verdicts};
 
 /// No line of a finding is longer than this.
@@ -82,6 +84,7 @@ pub fn finding(f: &Finding) -> Vec<String> {
 
 fn call(c: &CallRef) -> String {
     let result = match c.result {
+        Some(r) if r < 0 => format!("returned {r} ({})", errno_name(r)),
         Some(r) => format!("returned {r}"),
         None => "had not ended".to_owned(),
     };
@@ -103,6 +106,12 @@ fn call(c: &CallRef) -> String {
             c.flags.join("+")
         },
     )
+}
+
+/// The name of the errno in a result, as Linux has it.
+fn errno_name(result: i64) -> String {
+    let errno = i32::try_from(-result).map_or(Errno::UnknownErrno, Errno::from_raw);
+    format!("{errno:?}")
 }
 
 /// The first and the last of a long list: the whole stands in the JSON.

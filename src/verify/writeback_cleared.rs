@@ -11,6 +11,7 @@ use super::call::PastCall;
 use super::flight::Owes;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Finding, Ledger};
+use crate::trace::event::Status;
 
 /// Ranges that are followed of one call.
 const MAX_RANGES: usize = 16;
@@ -180,7 +181,7 @@ fn rule(past: &PastCall, ranges: &[Watched], ledger: &mut Ledger) {
 
 fn finding(past: &PastCall, a: &Seen, b: &Seen) -> Finding {
     let status = |r: &super::call::CallRequest| {
-        let status = r.done.map_or(0, |d| d.status.0);
+        let status = r.done.map_or(Status::OK, |d| d.status);
         format!("{} with status {status}", r.describe())
     };
     let failed = match past.failed.len() {
