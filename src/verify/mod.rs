@@ -6,7 +6,7 @@
 //! streams that a property test makes up. What each promise means stands in
 //! `docs/promises.md` and, in short, in the `ABOUT` of its file.
 //!
-//! * [`attribution`] says whose request it is and what the device owes;
+//! * `attribution` says whose request it is and what the device owes;
 //! * one file per promise, behind one trait, decides;
 //! * [`verdict`] adds up, [`render`] says it to people.
 //!

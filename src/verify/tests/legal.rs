@@ -18,8 +18,6 @@ fn assert_silent(events: &[Event]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
     #[test]
     fn what_is_legal_is_silent(seed: u64, calls in 1u64..40, wild: bool) {
         let s = legal(seed, calls, Wanted { wild });
