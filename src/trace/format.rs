@@ -60,9 +60,9 @@ pub(super) fn version_word(major: u16, minor: u16) -> u64 {
     u64::from(major) | u64::from(minor) << 16 | RECORD_BYTES << 32
 }
 
-/// Where record `seq` begins in PATH; `None` beyond 2^64.
+/// Where record `seq` begins in PATH; `None` beyond the last chunk there can be.
 pub(super) fn record_offset(seq: u64) -> Option<u64> {
-    seq.checked_mul(RECORD_BYTES)?.checked_add(HEADER_BYTES)
+    (seq < MAX_CHUNKS as u64 * CHUNK_RECORDS).then(|| HEADER_BYTES + seq * RECORD_BYTES)
 }
 
 /// One step of the checksum (the mixing of splitmix64): enough to notice a

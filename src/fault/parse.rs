@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Scenario text -> [`Scenario`]. `docs/scenario.md` is the reference of the
+//! format; a change here is a change there.
+
+use toml::de::{DeTable, DeValue};
+
+use super::diagnosis::{Problem, ScenarioError};
+use super::read::{Reader, Value, get};
+use super::rules::rules;
+use super::scenario::{Device, OnStop, Place, Scenario, Set, Source};
+
+/// The version of the format.
+const VERSION: u64 = 1;
+/// Longest file.
+const MAX_TEXT: usize = 1024 * 1024;
+/// Most rules of a scenario, merged or not.
+const MAX_RULES: usize = 4096;
+
+const TOP: &[&str] = &["version", "name", "about", "device", "fault"];
+const DEVICE: &[&str] = &[
+    "queues",
+    "read_only",
+    "write_cache",
+    "logical_block",
+    "on_stop",
+    "size",
+];
+
+const A_SIZE: &str =
+    "a number and a unit (B, KiB, MiB, GiB or TiB) such as \"512MiB\", at most 1048576TiB";
+
+pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
+    let mut reader = Reader {
+        file,
+        text,
+        problems: Vec::new(),
+    };
+    let mut scenario = Scenario {
+        sources: vec![Source {
+            file: file.to_owned(),
+            text: text.to_owned(),
+        }],
+        ..Scenario::default()
+    };
+    if text.len() > MAX_TEXT {
+        reader.complain(
+            0..0,
+            format!(
+                "the file has {} bytes, expected at most {MAX_TEXT}",
+                text.len()
+            ),
+        );
+    } else {
+        document(&mut reader, text, &mut scenario);
+    }
+    let mut problems = reader.problems;
+    check_whole(&scenario, &mut problems);
+    if problems.is_empty() {
+        return Ok(scenario);
+    }
+    problems.sort_by_key(|p| (p.line, p.column));
+    Err(ScenarioError::new(problems))
+}
+
+/// What no key is to blame for alone.
+pub(super) fn check_whole(scenario: &Scenario, problems: &mut Vec<Problem>) {
+    let device = &scenario.device;
+    let block = u64::from(device.logical_block().unwrap_or(512));
+    if let Some(size) = &device.size
+        && size.value % block != 0
+    {
+        let message = format!(
+            "a size of {} bytes is no whole number of logical blocks, expected a multiple of {block}",
+            size.value
+        );
+        problems.push(scenario.problem(&size.place, message));
+    }
+    if let Some(rule) = scenario.rules.get(MAX_RULES) {
+        let message = format!("too many rules, expected at most {MAX_RULES}");
+        problems.push(scenario.problem(&rule.place, message));
+    }
+}
+
+fn document(reader: &mut Reader<'_>, text: &str, scenario: &mut Scenario) {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        // What stands behind a syntax error may be misread: only that is shown.
+        for error in errors {
+            let message = format!("not TOML: {}", error.message().replace('\n', ", "));
+            reader.complain(error.span().unwrap_or(0..0), message);
+        }
+        return;
+    }
+    let table = table.get_ref();
+    reader.only(table, TOP);
+    match get(table, "version") {
+        Some(value) => {
+            reader.integer("version", value, VERSION..=VERSION, "`version = 1`");
+        }
+        None => reader.complain(0..0, "`version` is missing, expected `version = 1`"),
+    }
+    for (key, into) in [("name", &mut scenario.name), ("about", &mut scenario.about)] {
+        if let Some(value) = get(table, key) {
+            *into = reader.string(key, value, "a string").map(str::to_owned);
+        }
+    }
+    if let Some(value) = get(table, "device")
+        && let Some(settings) = reader.table("device", value, "a table")
+    {
+        scenario.device = device(reader, settings);
+    }
+    if let Some(value) = get(table, "fault") {
+        match value.get_ref() {
+            DeValue::Array(list) => scenario.rules = rules(reader, list.iter()),
+            _ => {
+                let span = value.span();
+                reader.complain(
+                    span,
+                    "`fault` is no list, expected `[[fault]]`, one for each rule",
+                );
+            }
+        }
+    }
+}
+
+fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
+    reader.only(table, DEVICE);
+    let mut device = Device::default();
+    if let Some(value) = get(table, "queues") {
+        device.queues = reader
+            .integer("queues", value, 1..=64, "an integer from 1 to 64")
+            .and_then(|n| set(value, u16::try_from(n).ok()));
+    }
+    for (key, into) in [
+        ("read_only", &mut device.read_only),
+        ("write_cache", &mut device.write_cache),
+    ] {
+        if let Some(value) = get(table, key) {
+            *into = set(value, reader.boolean(key, value));
+        }
+    }
+    if let Some(value) = get(table, "logical_block") {
+        let number = reader.integer("logical_block", value, 0..=u64::MAX, "512 or 4096");
+        device.logical_block = match number {
+            Some(512) => set(value, Some(512)),
+            Some(4096) => set(value, Some(4096)),
+            Some(other) => {
+                let message =
+                    format!("`logical_block = {other}` is impossible, expected 512 or 4096");
+                reader.complain(value.span(), message);
+                None
+            }
+            None => None,
+        };
+    }
+    if let Some(value) = get(table, "on_stop") {
+        let known = [("complete", OnStop::Complete), ("abandon", OnStop::Abandon)];
+        device.on_stop = set(value, reader.word("on_stop", value, &known));
+    }
+    if let Some(value) = get(table, "size") {
+        device.size = set(value, size(reader, value));
+    }
+    device
+}
+
+fn set<T>(value: &Value<'_>, read: Option<T>) -> Option<Set<T>> {
+    read.map(|read| Set {
+        value: read,
+        place: Place::here(value.span()),
+    })
+}
+
+fn size(reader: &mut Reader<'_>, value: &Value<'_>) -> Option<u64> {
+    let text = reader.string("size", value, A_SIZE)?;
+    let digits = text.trim_start_matches(|c: char| c.is_ascii_digit());
+    let (number, unit) = text.split_at(text.len() - digits.len());
+    let shift = match unit.trim_start() {
+        "B" => Some(0),
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        "TiB" => Some(40),
+        _ => None,
+    };
+    let bytes = shift
+        .zip(number.parse::<u64>().ok())
+        .and_then(|(shift, n)| n.checked_mul(1 << shift))
+        .filter(|bytes| (1..=1 << 60).contains(bytes));
+    if bytes.is_none() {
+        let message = format!(
+            "`size` cannot be \"{}\", expected {A_SIZE}",
+            text.escape_debug()
+        );
+        reader.complain(value.span(), message);
+    }
+    bytes
+}
