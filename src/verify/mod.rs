@@ -6,7 +6,7 @@
 //! streams that a property test makes up. What each promise means stands in
 //! `docs/promises.md` and, in short, in the `ABOUT` of its file.
 //!
-//! * [`attribution`] says whose request it is and what the device owes;
+//! * `attribution` says whose request it is and what the device owes;
 //! * one file per promise, behind one trait, decides;
 //! * [`verdict`] adds up, [`render`] says it to people.
 //!
@@ -76,7 +76,7 @@ impl Verifier {
             Body::Device(d) => self.device(d),
             Body::Gap(g) => {
                 self.world.gap(event.seq, g.missing);
-                self.interrupted(GAP);
+                self.interrupted(GAP, true);
             }
         }
     }
@@ -181,12 +181,12 @@ impl Verifier {
     fn device(&mut self, event: &DeviceEvent) {
         let of_all = matches!(event.kind, DeviceKind::Begin | DeviceKind::End);
         if (event.disk == DATA_DISK || of_all) && self.world.device(event) {
-            self.interrupted(STOPPED);
+            self.interrupted(STOPPED, false);
         }
     }
 
     /// Nothing may be concluded across this point.
-    fn interrupted(&mut self, why: &str) {
+    fn interrupted(&mut self, why: &str, lost: bool) {
         for call in self.world.take_late() {
             if is_judged(&call.begin) {
                 self.ledger
@@ -194,7 +194,7 @@ impl Verifier {
             }
         }
         for judge in &mut self.judges {
-            judge.interrupted();
+            judge.interrupted(lost);
         }
     }
 
@@ -203,7 +203,7 @@ impl Verifier {
             judge.settle(&self.world, &mut self.ledger);
             judge.reboot();
         }
-        self.interrupted("the guest rebooted");
+        self.interrupted("the guest rebooted", false);
         for mut call in self.world.boot() {
             call.obstacle = Some("the guest rebooted before the call ended");
             self.call_lost(&call);

@@ -81,9 +81,12 @@ impl Promise for Progress {
         }
     }
 
-    fn interrupted(&mut self) {
+    fn interrupted(&mut self, lost: bool) {
         for probe in self.probes.values_mut() {
             probe.first = None;
+            if lost && probe.pair.take().is_some() {
+                probe.why_not = Some("events are missing after the reports");
+            }
         }
     }
 

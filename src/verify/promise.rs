@@ -122,8 +122,10 @@ pub(super) trait Promise: fmt::Debug + Send {
     /// An ordered mark arrived; the world knows it already.
     fn mark(&mut self, _seq: u64, _mark: &Mark, _world: &World, _ledger: &mut Ledger) {}
 
-    /// Events are missing or the data disk stopped: nothing may be concluded across this point.
-    fn interrupted(&mut self) {}
+    /// The data disk stopped, or (`lost`) events are missing: nothing may be
+    /// concluded across this point, and in the latter case what would have
+    /// excused something earlier may be among what is lost.
+    fn interrupted(&mut self, _lost: bool) {}
 
     /// An ended call is forgotten: its number means nothing from now on.
     fn call_forgotten(&mut self, _call: &PastCall, _ledger: &mut Ledger) {}

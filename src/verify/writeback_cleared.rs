@@ -90,9 +90,12 @@ impl Promise for WritebackCleared {
         }
     }
 
-    fn interrupted(&mut self) {
+    fn interrupted(&mut self, lost: bool) {
         for range in self.calls.values_mut().flatten() {
             range.first = None;
+            if lost && range.pair.take().is_some() {
+                range.unclear = Some("events are missing after the reports");
+            }
         }
     }
 

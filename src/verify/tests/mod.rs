@@ -5,5 +5,8 @@ mod aftermath;
 mod align_cover;
 mod builder;
 mod disturbances;
+mod legal;
+mod mutants;
 mod order;
 mod returns;
+mod world;

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A make-believe kernel that keeps every promise: random calls on random
+//! layouts, run side by side, their requests split, merged and completed in
+//! any order, with side requests, strangers and errors that are reported.
+
+use wtblk_shared::mark::{CallBegin, Extent, Mark};
+
+use super::builder::*;
+use crate::trace::event::{DeviceKind, Op, RequestId, Status};
+
+/// Blocks of every file.
+pub const BLOCKS: u64 = 48;
+
+/// A source of numbers, all from one seed (splitmix64).
+#[derive(Clone, Debug)]
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// More than one queue, errors, reboots and so on.
+    pub wild: bool,
+}
+
+/// A call on its way.
+struct Running {
+    begin: CallBegin,
+    after: Vec<Extent>,
+    /// What is still to be sent: (op, place, bytes, what).
+    todo: Vec<(Op, u64, u64, Part)>,
+    open: Vec<(RequestId, bool)>,
+    /// A data or read request failed.
+    failed: bool,
+    written: u64,
+}
+
+impl Running {
+    /// The loop stops after an error; but a bio that was begun is sent to its end.
+    fn give_up(&mut self) {
+        if self.failed && self.todo.last().is_some_and(|t| t.3 != Part::Rest) {
+            self.todo.clear();
+        }
+    }
+}
+
+/// What a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Side,
+    /// The first of a bio.
+    First,
+    /// What the block layer split off.
+    Rest,
+}
+
+/// The layout of one file: the disk block of each block, if it has one.
+type Layout = Vec<Option<u64>>;
+
+pub struct Kernel {
+    pub s: Stream,
+    pub dice: Dice,
+    wanted: Wanted,
+    files: Vec<Layout>,
+    free: u64,
+    running: Vec<Running>,
+    strangers: Vec<RequestId>,
+    call: u64,
+    probe: u64,
+    queues: u64,
+}
+
+impl Kernel {
+    pub fn new(seed: u64, wanted: Wanted) -> Kernel {
+        let mut dice = Dice(seed);
+        let queues = if wanted.wild { 1 + dice.below(3) } else { 1 };
+        let mut k = Kernel {
+            s: Stream::booted(),
+            files: Vec::new(),
+            free: 0,
+            running: Vec::new(),
+            strangers: Vec::new(),
+            call: 0,
+            probe: 0,
+            queues,
+            wanted,
+            dice,
+        };
+        k.s.env(&[("mq", &queues.to_string())]);
+        for q in 1..queues {
+            k.s.queue = q as u16;
+            k.s.device(DeviceKind::QueueStart, 128, 1, "");
+        }
+        for _ in 0..1 + k.dice.below(4) {
+            let file = k.lay_out();
+            k.files.push(file);
+        }
+        k
+    }
+
+    /// Runs until so many calls have begun, and ends them all.
+    pub fn run(mut self, calls: u64) -> Stream {
+        while self.call < calls {
+            self.step(true);
+        }
+        while !self.running.is_empty() {
+            self.step(false);
+        }
+        self.s
+    }
+
+    fn new_block(&mut self) -> u64 {
+        self.free += 1;
+        DISK / B + self.free
+    }
+
+    fn lay_out(&mut self) -> Layout {
+        let kind = self.dice.below(4);
+        let base = self.free;
+        let mut file: Layout = (0..BLOCKS)
+            .map(|i| {
+                let b = self.new_block();
+                match kind {
+                    0 => Some(b),
+                    // Descends on the disk.
+                    1 => Some(DISK / B + base + BLOCKS - i),
+                    // Runs with gaps between them.
+                    2 => (i % 7 != 3).then_some(b),
+                    _ => None,
+                }
+            })
+            .collect();
+        if kind == 3 {
+            file[0] = Some(self.new_block());
+        }
+        // A free block, so that two files are never neighbours.
+        self.free += 1;
+        file
+    }
+
+    fn extents(file: &Layout) -> Vec<Extent> {
+        let mut list: Vec<Extent> = Vec::new();
+        for (i, block) in file.iter().enumerate() {
+            let Some(disk) = block.map(|b| b * B) else {
+                continue;
+            };
+            let logical = i as u64 * B;
+            match list.last_mut() {
+                Some(e) if e.logical + e.length == logical && e.physical + e.length == disk => {
+                    e.length += B;
+                }
+                _ => list.push(ext(logical, disk, B)),
+            }
+        }
+        list
+    }
+
+    fn step(&mut self, may_begin: bool) {
+        self.s.queue = self.dice.below(self.queues) as u16;
+        let busy = self.running.len() as u64;
+        match self.dice.below(20) {
+            0..=3 if may_begin && busy < 4 => self.begin(),
+            4..=8 if busy > 0 => self.send(),
+            9..=13 if busy > 0 => self.finish_request(),
+            14..=15 if busy > 0 => self.end(),
+            16 => self.stranger(),
+            17 => self.report(),
+            18 => self.probe(),
+            _ => self.calm_strangers(),
+        }
+    }
+
+    fn begin(&mut self) {
+        // Synchronous calls of one file never overlap: the inode lock.
+        let number = self.dice.below(self.files.len() as u64);
+        if self.running.iter().any(|r| r.begin.ino == number) {
+            return;
+        }
+        let before = Kernel::extents(&self.files[number as usize]);
+        let first = self.dice.below(BLOCKS);
+        let off = first * B + self.dice.below(3) * self.dice.below(1300);
+        let off = off.min(BLOCKS * B - 1);
+        let longest = (BLOCKS * B - off).min(1 + self.dice.below(12) * B);
+        let len = 1 + self.dice.below(longest);
+        self.call += 1;
+        let begin = CallBegin {
+            ino: number,
+            extents: Some(before),
+            isize: BLOCKS * B,
+            ..call(self.call, off, len)
+        };
+        // Holes get blocks; sometimes a block is copied to a new place.
+        let copies = self.wanted.wild && self.dice.one_in(4);
+        for i in off / B..(off + len).div_ceil(B) {
+            if self.files[number as usize][i as usize].is_none() || (copies && self.dice.one_in(2))
+            {
+                let new = self.new_block();
+                self.files[number as usize][i as usize] = Some(new);
+            }
+        }
+        let todo = self.plan(&begin, number as usize);
+        self.s.begin(&begin);
+        self.running.push(Running {
+            after: Kernel::extents(&self.files[number as usize]),
+            written: begin.len,
+            begin,
+            todo,
+            open: Vec::new(),
+            failed: false,
+        });
+    }
+
+    /// The requests of a call, the last first.
+    fn plan(&mut self, begin: &CallBegin, file: usize) -> Vec<(Op, u64, u64, Part)> {
+        let mut list = Vec::new();
+        let first = begin.off / B;
+        let last = (begin.off + begin.len).div_ceil(B);
+        let place = |k: &Kernel, i: u64| k.files[file][i as usize].unwrap_or(0) * B;
+        if self.dice.one_in(3) {
+            list.push((Op::Read, place(self, first), B, Part::Side));
+        }
+        if first > 1
+            && self.dice.one_in(4)
+            && let Some(b) = self.files[file][first as usize - 2]
+        {
+            // Zeroing before the range, perhaps not even of a whole block.
+            list.push((Op::Write, b * B, 512 * (1 + self.dice.below(8)), Part::Side));
+        }
+        // Bios in file order, neighbours on the disk merged, then split anywhere.
+        let mut bios: Vec<(u64, u64)> = Vec::new();
+        for i in first..last {
+            let at = place(self, i);
+            match bios.last_mut() {
+                Some((start, len)) if *start + *len == at && !self.dice.one_in(5) => *len += B,
+                _ => bios.push((at, B)),
+            }
+        }
+        for (at, len) in bios {
+            let mut done = 0;
+            while done < len {
+                let rest = (len - done) / 512;
+                let take = if self.dice.one_in(2) {
+                    rest
+                } else {
+                    1 + self.dice.below(rest)
+                };
+                list.push((
+                    Op::Write,
+                    at + done,
+                    take * 512,
+                    if done == 0 { Part::First } else { Part::Rest },
+                ));
+                done += take * 512;
+            }
+        }
+        if self.dice.one_in(3) {
+            list.push((
+                Op::Write,
+                LOG + 512 * self.dice.below(1000),
+                512 * 3,
+                Part::Side,
+            ));
+        }
+        list.reverse();
+        list
+    }
+
+    fn pick(&mut self) -> usize {
+        self.dice.below(self.running.len() as u64) as usize
+    }
+
+    fn send(&mut self) {
+        let i = self.pick();
+        let r = &mut self.running[i];
+        r.give_up();
+        if let Some((op, at, bytes, part)) = r.todo.pop() {
+            let id = self
+                .s
+                .submit(op, ioprio(r.begin.tag.unwrap_or(0)), at, bytes);
+            r.open.push((id, part != Part::Side));
+            if self.dice.one_in(20) {
+                self.s.hold(id);
+            }
+        }
+    }
+
+    fn finish_request(&mut self) {
+        let i = self.pick();
+        let open = self.running[i].open.len() as u64;
+        if open == 0 {
+            return;
+        }
+        let n = self.dice.below(open) as usize;
+        let (id, data) = self.running[i].open.swap_remove(n);
+        let bad = self.wanted.wild && data && self.dice.one_in(12);
+        self.s
+            .complete(id, if bad { Status::IOERR } else { Status::OK });
+        if bad {
+            self.running[i].failed = true;
+        }
+    }
+
+    fn end(&mut self) {
+        let i = self.pick();
+        let r = &mut self.running[i];
+        r.give_up();
+        let waits = r.open.iter().any(|(_, data)| *data);
+        if waits || !r.todo.is_empty() {
+            return;
+        }
+        let r = self.running.swap_remove(i);
+        // A log write may still be under way.
+        self.strangers.extend(r.open.iter().map(|(id, _)| *id));
+        let result = match r.failed {
+            false => r.written as i64,
+            true if r.written > 1 && self.dice.one_in(2) => self.dice.below(r.written) as i64,
+            true => -5,
+        };
+        self.s.end_with(&r.begin, result, Some(r.after));
+    }
+
+    /// Somebody without a tag: background writeback, metadata, a flush.
+    fn stranger(&mut self) {
+        let at = match self.dice.below(3) {
+            0 => (DISK / B + 1 + self.dice.below(self.free)) * B,
+            1 => LOG + self.dice.below(1000) * 512,
+            _ => (300 << 20) + self.dice.below(1000) * B,
+        };
+        let op = match self.dice.below(4) {
+            0 => Op::Read,
+            1 => Op::Flush,
+            _ => Op::Write,
+        };
+        let id = self
+            .s
+            .submit(op, (2 << 13) | 4, at, 512 * (1 + self.dice.below(16)));
+        self.strangers.push(id);
+    }
+
+    fn calm_strangers(&mut self) {
+        for id in std::mem::take(&mut self.strangers) {
+            self.s.ok(id);
+        }
+    }
+
+    /// Pages of a call that ended: clear, or in the writeback of a stranger whose
+    /// write is under way, or was preempted twice before it submitted it.
+    fn report(&mut self) {
+        let call = 1 + self.dice.below(self.call + 1);
+        if self.running.iter().any(|r| r.begin.call == call) || call > self.call {
+            return;
+        }
+        match self.dice.below(3) {
+            0 => {}
+            1 => {
+                let block = DISK / B + 1 + self.dice.below(self.free);
+                let id = self.s.stray(block * B, B);
+                self.s.report(call, 1);
+                self.s.report(call, 1);
+                self.s.ok(id);
+            }
+            _ => {
+                self.s.report(call, 2);
+                self.s.report(call, 1);
+                for block in 0..=self.free {
+                    let id = self.s.stray(DISK + block * B, B);
+                    self.s.ok(id);
+                }
+            }
+        }
+        self.s.report(call, 0);
+    }
+
+    fn probe(&mut self) {
+        self.probe += 1;
+        self.s.probe(self.probe, self.call);
+        match self.dice.below(3) {
+            0 => {}
+            1 => {
+                let id = self.s.stray(LOG, 512);
+                self.s.hold(id);
+                self.s.probe_state(self.probe, 2500, 'D', 1);
+                self.s.probe_state(self.probe, 2600, 'D', 1);
+                self.s.ok(id);
+            }
+            _ => {
+                self.s.probe_state(self.probe, 2500, 'D', 1);
+                self.s.probe_state(self.probe, 2600, 'D', 2);
+                self.s.probe_state(self.probe, 2600, 'S', 2);
+            }
+        }
+        self.s.probe_end(self.probe);
+    }
+}
+
+/// A stream in which every promise is kept.
+pub fn legal(seed: u64, calls: u64, wanted: Wanted) -> Stream {
+    let mut s = Kernel::new(seed, wanted).run(calls);
+    s.mark(Mark::TestEnd { name: TEST.into() });
+    s
+}
