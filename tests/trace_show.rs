@@ -121,7 +121,7 @@ fn one_aligned_line_per_event() {
        4 T submit   #4 write lba 4096+8 (4096 B) tag 17 q0
        5 T decide   #4 by rule 0 (fail-first): hold IOERR
        6 T submit   #6 flush q1
-       7 T complete #6 ok after T ms avail 2
+       7 T complete #6 OK after T ms avail 2
        8 T mark     release fail-first
        9 T complete #4 0x09 after T ms (abandoned: the ring had stopped)
       10 T mark     end call 1: EIO isize 8192 extents unknown

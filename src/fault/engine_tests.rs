@@ -109,6 +109,48 @@ fn the_nth_data_write_of_a_call() {
     assert_eq!((e.rules()[0].seen, e.rules()[0].fired), (2, 2));
 }
 
+/// With `--tags off` the place alone tells; another's tag or another place does not count.
+#[test]
+fn a_call_without_a_tag_is_known_by_its_place() {
+    let untagged = |extents| match begin(1, extents) {
+        Mark::Begin(b) => Mark::Begin(wtblk_shared::mark::CallBegin { tag: None, ..b }),
+        other => other,
+    };
+    let mut e = engine(NTH);
+    e.mark(&untagged(two_pieces()));
+    assert_eq!(
+        fires(&mut e, &request(Op::Write, 16, 4096, None)),
+        None,
+        "the first"
+    );
+    assert_eq!(
+        fires(&mut e, &write(16, 5)),
+        None,
+        "tagged: somebody else's"
+    );
+    assert_eq!(
+        fires(&mut e, &request(Op::Write, 1 << 30, 4096, None)),
+        None,
+        "another place"
+    );
+    assert_eq!(
+        fires(&mut e, &request(Op::Write, 16, 4096, None)).as_deref(),
+        Some("second")
+    );
+    e.mark(&end(1));
+    assert_eq!(
+        fires(&mut e, &request(Op::Write, 16, 4096, None)),
+        None,
+        "after its end"
+    );
+    // Neither tag nor place: nobody's.
+    let mut e = engine(NTH);
+    e.mark(&untagged(None));
+    for _ in 0..3 {
+        assert_eq!(fires(&mut e, &request(Op::Write, 16, 4096, None)), None);
+    }
+}
+
 #[test]
 fn an_op_of_any_counts_reads_and_writes_together() {
     let mut e = engine(

@@ -142,7 +142,7 @@ impl Facts {
             None => return Some(self.missing("the I/O scheduler is not known").into()),
         }
         // What the guest uses beats what the device would have offered.
-        let guest = says("mq").and_then(|n| n.parse().ok());
+        let guest = says("queues").and_then(|n| n.parse().ok());
         let started = Some(self.started.len() as u64).filter(|n| *n > 0);
         match guest.max(started).or(self.offered) {
             Some(1) => {}

@@ -28,7 +28,10 @@ fn pages_that_wait_for_nothing_are_found() {
         f.happened.contains("The device owes nothing: 0 writes"),
         "{f:?}"
     );
-    assert!(f.happened.contains("file offset 0) with status 1"), "{f:?}");
+    assert!(
+        f.happened.contains("file offset 0) with status IOERR"),
+        "{f:?}"
+    );
     assert_eq!(f.details["pages_in_writeback"], 63);
     assert_eq!(f.details["failed"][0]["file_offset"], 0);
     let again: super::super::verdict::Finding =

@@ -81,7 +81,7 @@ impl Stream {
         self.epoch += 1;
         self.device(DeviceKind::QueueStart, 128, u64::from(self.epoch), "");
         self.mark(Mark::Boot);
-        self.env(&[("scheduler", "none"), ("mq", "1"), ("tags", "on")]);
+        self.env(&[("scheduler", "none"), ("queues", "1"), ("tags", "on")]);
         self.mark(Mark::Fs {
             dev: 8,
             kind: "xfs".into(),

@@ -53,7 +53,7 @@ fn facts_do_not_cross_a_gap() {
     s.silent();
     s.not_checked("cover", "events are missing: facts");
     // Told again, calls are judged again; the order needs the device's word too.
-    s.env(&[("tags", "on"), ("scheduler", "none"), ("mq", "1")]);
+    s.env(&[("tags", "on"), ("scheduler", "none"), ("queues", "1")]);
     s.run(&call(2, 0, 2 * B), &[(DISK, 2 * B)]);
     s.held("cover", 1);
     s.not_checked("order", "events are missing: facts");

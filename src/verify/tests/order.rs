@@ -67,7 +67,7 @@ fn what_makes_arrival_meaningless() {
         |s| s.env(&[("scheduler", "mq-deadline")]),
         "the I/O scheduler is",
     );
-    undecided(|s| s.env(&[("mq", "2")]), "more than one queue");
+    undecided(|s| s.env(&[("queues", "2")]), "more than one queue");
     undecided(
         |s| s.env(&[("pressure", "on")]),
         "the guest is short of memory",

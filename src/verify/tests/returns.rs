@@ -92,7 +92,7 @@ fn a_failure_is_reported_or_found() {
         .silent();
     let f = half_failed(Status::IOERR, 2 * B as i64).broken("error-report", &[]);
     assert!(
-        f.happened.contains("file offset 4096) with status 1"),
+        f.happened.contains("file offset 4096) with status IOERR"),
         "{f:?}"
     );
     assert!(f.happened.contains("returned 8192: success"), "{f:?}");

@@ -98,7 +98,7 @@ impl Kernel {
             wanted,
             dice,
         };
-        k.s.env(&[("mq", &queues.to_string())]);
+        k.s.env(&[("queues", &queues.to_string())]);
         for q in 1..queues {
             k.s.queue = q as u16;
             k.s.device(DeviceKind::QueueStart, 128, 1, "");
