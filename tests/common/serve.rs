@@ -42,9 +42,9 @@ impl Serve {
             command.args(["--scenario", "scenario.toml"]);
         }
         let mut child = command.spawn().unwrap();
-        for socket in ["data", "mark"] {
-            let path = dir.path().join(socket);
-            until("the sockets", || {
+        for made in ["data", "mark", "trace"] {
+            let path = dir.path().join(made);
+            until("the sockets and the trace", || {
                 let over = child.try_wait().unwrap();
                 assert!(over.is_none(), "serve ended early: {over:?}");
                 path.exists().then_some(())
