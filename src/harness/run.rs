@@ -226,6 +226,7 @@ impl Run {
         self.boots.push(BootSummary {
             dir: name.clone(),
             ended: in_words(&outcome.ended),
+            guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
         let mut console = outcome.console;

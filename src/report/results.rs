@@ -43,6 +43,8 @@ pub struct BootSummary {
     pub dir: String,
     /// How it ended, in words.
     pub ended: String,
+    /// What the guest found out about itself; null where it did not come so far.
+    pub guest: Option<String>,
     /// Seconds from QEMU's start to its end.
     pub seconds: f64,
 }
