@@ -257,7 +257,7 @@ impl QueueDevice for MarkQueue {
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {
-        let _ = self.hub.changed().read();
+        self.hub.changed().drain();
         self.end_waits(false);
         done.append(&mut self.over);
     }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{self, Malformed};
@@ -21,6 +20,7 @@ use super::hub::Hub;
 use super::memory::GuestMap;
 use super::request::{self, Parsed};
 use super::ring::{Ring, RingError};
+use super::wake::Wake;
 use crate::trace::event::{DeviceKind, Status};
 
 /// A request that was taken from the ring.
@@ -76,7 +76,7 @@ struct Active {
     taken: Vec<bool>,
     kick: Option<File>,
     call: Option<File>,
-    err: Option<File>,
+    err: Option<Wake>,
 }
 
 /// What is needed to complete a request.
@@ -93,7 +93,7 @@ pub(super) struct Worker<D> {
     pub queue: u16,
     pub hub: Arc<Hub>,
     pub orders: Receiver<Command>,
-    pub wake: Arc<EventFd>,
+    pub wake: Arc<Wake>,
     pub device: D,
     active: Option<Active>,
     slots: HashMap<u64, Slot>,
@@ -106,7 +106,7 @@ impl<D: QueueDevice> Worker<D> {
         (disk, queue): (u8, u16),
         hub: Arc<Hub>,
         orders: Receiver<Command>,
-        wake: Arc<EventFd>,
+        wake: Arc<Wake>,
         device: D,
     ) -> Worker<D> {
         Worker {
@@ -130,7 +130,7 @@ impl<D: QueueDevice> Worker<D> {
             if kicked {
                 self.drain_kick();
             }
-            let _ = self.wake.read();
+            self.wake.drain();
             while let Ok(order) = self.orders.try_recv() {
                 if matches!(order, Command::Shutdown) {
                     return;
@@ -229,6 +229,7 @@ impl<D: QueueDevice> Worker<D> {
         let Start {
             map, place, size, ..
         } = start;
+        let err = start.err.map(Wake::from);
         let (a, b) = (u64::from(size), u64::from(start.epoch));
         match Ring::new(map, place, size, start.base, start.event_idx) {
             Ok(ring) => {
@@ -242,7 +243,7 @@ impl<D: QueueDevice> Worker<D> {
                     taken: vec![false; usize::from(size)],
                     kick: start.kick,
                     call: start.call,
-                    err: start.err,
+                    err,
                 };
                 // Some front ends wait for one notification after they have set the fd.
                 signal(&mut active.call);
@@ -252,7 +253,7 @@ impl<D: QueueDevice> Worker<D> {
                 self.hub
                     .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &text);
                 tracing::warn!(queue = self.queue, "ring refused: {text}");
-                signal(&mut { start.err });
+                err.iter().for_each(Wake::signal);
             }
         }
     }
@@ -402,7 +403,7 @@ impl<D: QueueDevice> Worker<D> {
         };
         if !active.broken {
             active.broken = true;
-            signal(&mut active.err);
+            active.err.iter().for_each(Wake::signal);
             self.hub
                 .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &error.0);
             tracing::warn!(queue = self.queue, "ring stopped: {}", error.0);
