@@ -104,9 +104,11 @@ impl RunArgs {
     /// The command that repeats this run, but for the seed: what was typed,
     /// without --seed and --out.
     fn command_line(&self) -> String {
-        let mut words = vec!["wtblk".to_owned()];
+        let mut typed = std::env::args();
+        // As typed: who has it not on the PATH must be able to paste the line.
+        let mut words = vec![quoted(&typed.next().unwrap_or_else(|| "wtblk".to_owned()))];
         let mut skip = false;
-        for word in std::env::args().skip(1) {
+        for word in typed {
             if skip {
                 skip = false;
             } else if word == "--seed" || word == "--out" {

@@ -59,22 +59,29 @@ pub fn resolve(
     match choice {
         Choice::Tcg => return Ok(Accel::Tcg),
         Choice::Kvm if !usable() => bail!("--accel kvm: /dev/kvm cannot be opened"),
-        Choice::Kvm => return Ok(Accel::Kvm),
         Choice::Auto if !usable() => return Ok(Accel::Tcg),
-        Choice::Auto => {}
+        Choice::Auto | Choice::Kvm => {}
     }
+    let accel = proved(qemu, machine, kernel, initramfs)?;
+    if choice == Choice::Kvm && accel != Accel::Kvm {
+        bail!(
+            "--accel kvm: /dev/kvm is there, but does not boot the guest (proved by a boot without disks)"
+        );
+    }
+    Ok(accel)
+}
+
+/// What a proof boot showed, now or on this host before.
+fn proved(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<Accel> {
     let memory = paths::cache()?.join("accel");
+    fs::create_dir_all(&memory)?;
     let host = fs::read_to_string("/proc/version").unwrap_or_default();
     let question = format!("{host}{:?} {machine:?}", qemu.version);
     let key = paths::key([("host", question.as_bytes())]);
-    if let Ok(text) = fs::read_to_string(&memory)
-        && let Some(answer) = text.strip_prefix(&key)
-    {
-        return Ok(if answer.trim() == "kvm" {
-            Accel::Kvm
-        } else {
-            Accel::Tcg
-        });
+    let memory = memory.join(key);
+    if let Ok(answer) = fs::read_to_string(&memory) {
+        let kvm = answer.trim() == "kvm";
+        return Ok(if kvm { Accel::Kvm } else { Accel::Tcg });
     }
     let accel = if prove(qemu, machine, kernel, initramfs)? {
         Accel::Kvm
@@ -89,7 +96,7 @@ pub fn resolve(
             "does not boot the guest; using emulation (remembered)"
         }
     );
-    paths::write_whole(&memory, format!("{key} {}\n", accel.name()).as_bytes())?;
+    paths::write_whole(&memory, accel.name().as_bytes())?;
     Ok(accel)
 }
 

@@ -65,7 +65,8 @@ pub struct Options {
     pub command: String,
 }
 
-/// Runs of the cache that are kept when a new one is made there.
+/// Runs of the cache that are kept when a new one is made there, beside those
+/// that found something.
 const KEEP_RUNS: usize = 20;
 /// Seconds that a boot may take before and after its tests, and per test.
 /// Generous: a limit that a loaded machine reaches is a false alarm.
@@ -99,23 +100,24 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     let repeat = run.options.repeat;
     let mut results: Vec<TestResult> = Vec::new();
     ktap::begin(print, tests.len() * repeat as usize)?;
-    for round in 1..=repeat {
-        let mut left: VecDeque<String> = tests.iter().cloned().collect();
-        while !left.is_empty() && !run.interrupted.load(Ordering::Relaxed) {
-            let scenarios = run.scenarios_for(left.make_contiguous())?;
-            for result in run.one_boot(round, &mut left, &scenarios)? {
-                ktap::test(print, results.len() + 1, &result, repeat)?;
-                results.push(result);
-            }
-        }
-    }
-    let status = if run.interrupted.load(Ordering::Relaxed) {
-        status::INTERRUPTED
-    } else {
-        status_of(&results)
+    let trouble = run.rounds(&tests, &mut results, print).err();
+    let status = match &trouble {
+        Some(_) => status::CANNOT,
+        None if run.interrupted.load(Ordering::Relaxed) => status::INTERRUPTED,
+        None => status_of(&results),
     };
-    run.finish(&results, status, print)?;
-    Ok(status)
+    if let Some(error) = &trouble {
+        let text = error.to_string();
+        writeln!(
+            print,
+            "Bail out! {}",
+            text.lines().next().unwrap_or_default()
+        )?;
+    } else if status == status::INTERRUPTED {
+        writeln!(print, "Bail out! interrupted")?;
+    }
+    run.finish(&results, status, trouble.as_ref(), print)?;
+    trouble.map_or(Ok(status), Err)
 }
 
 impl Run {
@@ -127,6 +129,8 @@ impl Run {
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
         }
+        let seed = options.seed.unwrap_or_else(draw_seed);
+        let out = out_dir(options.out.as_deref())?;
         let kernel = match &options.kernel {
             Some(kernel) if !kernel.is_file() => {
                 bail!("--kernel {}: no such file", kernel.display())
@@ -141,8 +145,6 @@ impl Run {
         };
         let machine = options.machine.map_or_else(|| machine_for(&kernel), Ok)?;
         let accel = accel::resolve(options.accel, &qemu, machine, &kernel, &initramfs)?;
-        let seed = options.seed.unwrap_or_else(draw_seed);
-        let out = out_dir(options.out.as_deref())?;
         Ok(Run {
             options,
             qemu,
@@ -159,6 +161,27 @@ impl Run {
         })
     }
 
+    /// Every test, as often as asked, in as few boots as the guest allows.
+    fn rounds(
+        &mut self,
+        tests: &[String],
+        results: &mut Vec<TestResult>,
+        print: &mut impl Write,
+    ) -> Result<()> {
+        let repeat = self.options.repeat;
+        for round in 1..=repeat {
+            let mut left: VecDeque<String> = tests.iter().cloned().collect();
+            while !left.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
+                let scenarios = self.scenarios_for(left.make_contiguous())?;
+                for result in self.one_boot(round, &mut left, &scenarios)? {
+                    ktap::test(print, results.len() + 1, &result, repeat)?;
+                    results.push(result);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn chosen_tests(&self) -> Result<Vec<String>> {
         let names = catalog::tests(&self.initramfs)?;
         let wanted = match (&self.options.tests, &self.defect) {
@@ -170,6 +193,14 @@ impl Run {
             _ => return Ok(names),
         };
         for name in &wanted {
+            if let Some(defect) = self.defect.as_ref().filter(|_| self.options.expect)
+                && !defect.test.iter().any(|t| &t.name == name)
+            {
+                bail!(
+                    "--expect: the defect table says nothing of test '{name}' under '{}'",
+                    defect.name
+                );
+            }
             if !names.contains(name) {
                 bail!(
                     "there is no test '{name}'; the tests are: {}",
@@ -313,7 +344,13 @@ impl Run {
         words
     }
 
-    fn finish(&self, results: &[TestResult], status: u8, print: &mut impl Write) -> Result<()> {
+    fn finish(
+        &self,
+        results: &[TestResult],
+        status: u8,
+        trouble: Option<&anyhow::Error>,
+        print: &mut impl Write,
+    ) -> Result<()> {
         let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
         let mut environment = std::collections::BTreeMap::new();
         environment.insert("kernel", self.kernel.display().to_string());
@@ -335,6 +372,7 @@ impl Run {
             schema: SCHEMA,
             wtblk: env!("CARGO_PKG_VERSION"),
             status,
+            error: trouble.map(|error| format!("{error:#}")),
             repeat_with: repeat_with.clone(),
             seed: self.seed,
             environment,
@@ -425,6 +463,13 @@ fn draw_seed() -> u64 {
     (now.as_nanos() as u64 ^ u64::from(std::process::id())) % 1_000_000
 }
 
+/// Whether the run in this folder is over and found nothing.
+fn held(dir: &Path) -> bool {
+    let results = fs::read(dir.join("results.json")).unwrap_or_default();
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap_or_default();
+    results["status"] == status::HELD
+}
+
 /// The folder for results: given (must not hold a run already), or a new one in the cache.
 fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
@@ -447,8 +492,9 @@ fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     old.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
     let surplus = old.len().saturating_sub(KEEP_RUNS - 1);
     for dir in &old[..surplus] {
-        // Only finished runs: another wtblk may be busy in its own.
-        if dir.join("results.json").exists() {
+        // What held is not worth keeping for ever; a finding is, and another wtblk
+        // may be busy in a folder without results.
+        if held(dir) {
             let _ = fs::remove_dir_all(dir);
         }
     }

@@ -20,6 +20,8 @@ pub struct Results {
     pub wtblk: &'static str,
     /// The command's exit status.
     pub status: u8,
+    /// Why the run could not go on (status 2); null where it could.
+    pub error: Option<String>,
     /// The command line that repeats this run.
     pub repeat_with: String,
     /// Seed of the run.
