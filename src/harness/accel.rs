@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use wtblk_shared::exit;
 
 use super::child;
@@ -73,8 +73,8 @@ pub fn resolve(
 
 /// What a proof boot showed, now or on this host before.
 fn proved(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<Accel> {
-    let memory = paths::cache()?.join("accel");
-    fs::create_dir_all(&memory)?;
+    let memory = paths::cache()?.join("kvm-proofs");
+    fs::create_dir_all(&memory).with_context(|| format!("cannot make {}", memory.display()))?;
     let host = fs::read_to_string("/proc/version").unwrap_or_default();
     let question = format!("{host}{:?} {machine:?}", qemu.version);
     let key = paths::key([("host", question.as_bytes())]);
