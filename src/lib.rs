@@ -10,6 +10,7 @@ pub mod cli;
 pub mod device;
 pub mod fault;
 pub mod harness;
+pub mod input;
 pub mod report;
 pub mod store;
 pub mod trace;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `wtblk run`.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,6 +65,26 @@ pub struct RunArgs {
     limit: Option<u64>,
 }
 
+/// Standard output of a run. Whoever reads it may go (`| head`): the run goes on,
+/// its results and its status are the same.
+struct Patient<W>(W);
+
+impl<W: Write> Write for Patient<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self.0.flush() {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
+}
+
 fn flag_value(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16),
@@ -98,7 +119,7 @@ impl RunArgs {
             limit: self.limit.map(Duration::from_secs),
             command,
         };
-        run::run(options, &mut std::io::stdout().lock())
+        run::run(options, &mut Patient(std::io::stdout().lock()))
     }
 
     /// The command that repeats this run, but for the seed: what was typed,

@@ -2,14 +2,14 @@
 //! What is to be served: options beat the scenario, that beats defaults; what
 //! contradicts itself is refused.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
 use super::socket::Address;
-use crate::fault::{OnStop, Scenario};
+use crate::fault::{self, OnStop, Scenario};
+use crate::input;
 use crate::store::{FileStore, ImageOptions, MemoryStore, Store};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
@@ -69,8 +69,7 @@ impl Settings {
     pub fn of(config: &ServeConfig) -> Result<Settings> {
         let mut parsed = Vec::new();
         for path in &config.scenarios {
-            let text = fs::read_to_string(path)
-                .with_context(|| format!("cannot read scenario {}", path.display()))?;
+            let text = input::text(path, "scenario", fault::MAX_TEXT)?;
             parsed.push(Scenario::parse(&path.display().to_string(), &text)?);
         }
         let scenario = Scenario::merge(parsed)?;

@@ -18,4 +18,5 @@ mod parse_tests;
 
 pub use diagnosis::{Problem, ScenarioError};
 pub use engine::{Engine, RuleState};
+pub use parse::MAX_TEXT;
 pub use scenario::{Action, Device, OnStop, Rule, Scenario, SectorRange, Source, Trigger};

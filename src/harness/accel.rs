@@ -83,21 +83,18 @@ fn proved(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Res
         let kvm = answer.trim() == "kvm";
         return Ok(if kvm { Accel::Kvm } else { Accel::Tcg });
     }
-    let accel = if prove(qemu, machine, kernel, initramfs)? {
-        Accel::Kvm
-    } else {
-        Accel::Tcg
-    };
-    eprintln!(
-        "wtblk: /dev/kvm {}",
-        if accel == Accel::Kvm {
-            "boots the guest"
-        } else {
-            "does not boot the guest; using emulation (remembered)"
-        }
-    );
-    paths::write_whole(&memory, accel.name().as_bytes())?;
-    Ok(accel)
+    let boots = |accel| prove(accel, qemu, machine, kernel, initramfs);
+    if boots(Accel::Kvm)? {
+        eprintln!("wtblk: /dev/kvm boots the guest (remembered)");
+        paths::write_whole(&memory, Accel::Kvm.name().as_bytes())?;
+        return Ok(Accel::Kvm);
+    }
+    // A kernel that boots nowhere says nothing about KVM: that is not remembered.
+    if boots(Accel::Tcg)? {
+        eprintln!("wtblk: /dev/kvm does not boot the guest; using emulation (remembered)");
+        paths::write_whole(&memory, Accel::Tcg.name().as_bytes())?;
+    }
+    Ok(Accel::Tcg)
 }
 
 fn usable() -> bool {
@@ -108,11 +105,17 @@ fn usable() -> bool {
         .is_ok()
 }
 
-fn prove(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<bool> {
+fn prove(
+    accel: Accel,
+    qemu: &Qemu,
+    machine: Machine,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<bool> {
     let words = ["wtblk_list".to_owned()];
     let vm = Vm {
         machine,
-        accel: Accel::Kvm,
+        accel,
         kernel,
         initramfs,
         words: &words,

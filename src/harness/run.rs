@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use wtblk_shared::exit;
 
 use super::accel::{self, Choice};
@@ -21,7 +21,8 @@ use super::judge;
 use super::kernel;
 use super::paths;
 use super::qemu::{Machine, Qemu, machine_for};
-use crate::fault::Scenario;
+use crate::fault::{MAX_TEXT, Scenario};
+use crate::input;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
 use crate::report::results::{BootSummary, Results, SCHEMA};
@@ -95,12 +96,27 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    let mut run = Run::prepare(options, interrupted)?;
-    let tests = run.chosen_tests()?;
+    // A signal reaches every process of the terminal: what failed because of it
+    // (mkfs, say) is not what is to be told.
+    let stopped = |e| {
+        if interrupted.load(Ordering::Relaxed) {
+            Ok(None)
+        } else {
+            Err(e)
+        }
+    };
+    let prepared = Run::prepare(options, Arc::clone(&interrupted));
+    let prepared = prepared
+        .and_then(|run| Ok((run.chosen_tests()?, run)))
+        .map_or_else(stopped, |p| Ok(Some(p)))?;
+    let Some((tests, mut run)) = prepared else {
+        return Ok(status::INTERRUPTED);
+    };
     let repeat = run.options.repeat;
     let mut results: Vec<TestResult> = Vec::new();
     ktap::begin(print, tests.len() * repeat as usize)?;
     let trouble = run.rounds(&tests, &mut results, print).err();
+    let trouble = trouble.filter(|_| !run.interrupted.load(Ordering::Relaxed));
     let status = match &trouble {
         Some(_) => status::CANNOT,
         None if run.interrupted.load(Ordering::Relaxed) => status::INTERRUPTED,
@@ -139,7 +155,9 @@ impl Run {
             None => kernel::build()?.vmlinux(),
         };
         let initramfs = match &options.initramfs {
-            Some(file) if !file.is_file() => bail!("--initramfs {}: no such file", file.display()),
+            Some(file) if !file.is_file() => {
+                bail!("--initramfs {}: there is no such file", file.display())
+            }
             Some(file) => file.clone(),
             None => guest::initramfs()?,
         };
@@ -173,9 +191,13 @@ impl Run {
             let mut left: VecDeque<String> = tests.iter().cloned().collect();
             while !left.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
                 let scenarios = self.scenarios_for(left.make_contiguous())?;
-                for result in self.one_boot(round, &mut left, &scenarios)? {
+                let (ended, trouble) = self.one_boot(round, &mut left, &scenarios)?;
+                for result in ended {
                     ktap::test(print, results.len() + 1, &result, repeat)?;
                     results.push(result);
+                }
+                if let Some(trouble) = trouble {
+                    return Err(trouble);
                 }
             }
         }
@@ -226,13 +248,14 @@ impl Run {
     }
 
     /// Boots for as many of the tests left as the guest lives for, and takes
-    /// those that ended (or ended the guest) off the list.
+    /// those that ended (or ended the guest) off the list. Trouble of the host is
+    /// no finding: what ended before it stands, the run does not go on.
     fn one_boot(
         &mut self,
         round: u32,
         left: &mut VecDeque<String>,
         scenarios: &[PathBuf],
-    ) -> Result<Vec<TestResult>> {
+    ) -> Result<(Vec<TestResult>, Option<anyhow::Error>)> {
         let name = format!("boot-{}", self.boots.len() + 1);
         let dir = self.out.join(&name);
         let tests: Vec<String> = left.iter().cloned().collect();
@@ -260,18 +283,22 @@ impl Run {
             guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
-        let mut console = outcome.console;
-        let before_plan = console.plan.is_none();
-        // The guest died in the test after the last one that it reported.
-        let unfinished = match &outcome.ended {
-            Ended::Interrupted => return Ok(Vec::new()),
-            Ended::Guest(_) if console.tests.len() == tests.len() => None,
-            Ended::Guest(_) if matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_))) => {
-                None
-            }
-            how => Some(in_words(how)),
+        if let Some(why) = &outcome.store_error {
+            bail!(
+                "the device could not store what the guest wrote ({why}): this boot proves nothing"
+            );
+        }
+        let trouble = match &outcome.ended {
+            Ended::Interrupted => return Ok((Vec::new(), None)),
+            Ended::Device(_) | Ended::Qemu(_) => Some(anyhow!(
+                "{}; see {}",
+                in_words(&outcome.ended),
+                dir.display()
+            )),
+            _ => None,
         };
-        if before_plan || console.bail_out.is_some() {
+        let mut console = outcome.console;
+        if console.plan.is_none() || console.bail_out.is_some() {
             let why = console.bail_out.unwrap_or_else(|| in_words(&outcome.ended));
             bail!(
                 "the guest did not come up: {why}\nthe last lines of its console ({}):\n{}",
@@ -279,6 +306,13 @@ impl Run {
                 outcome.last_lines.join("\n")
             );
         }
+        // The guest died in the test after the last one that it reported.
+        let hung =
+            matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_)));
+        let unfinished = match &outcome.ended {
+            Ended::Guest(_) if hung || console.tests.len() == tests.len() => None,
+            how => Some(in_words(how)).filter(|_| trouble.is_none()),
+        };
         if let Some(how) = &unfinished
             && let Some(next) = tests.get(console.tests.len())
         {
@@ -303,7 +337,7 @@ impl Run {
             result.unexpected = self.compare(test, &result);
             results.push(result);
         }
-        Ok(results)
+        Ok((results, trouble))
     }
 
     /// With `--expect`: the differences to the defect table.
@@ -415,8 +449,7 @@ impl Run {
 fn checked_scenarios(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut parsed = Vec::new();
     for file in files {
-        let text = fs::read_to_string(file)
-            .with_context(|| format!("cannot read the scenario {}", file.display()))?;
+        let text = input::text(file, "scenario", MAX_TEXT)?;
         parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
     }
     if parsed.len() > 1 {
@@ -448,6 +481,7 @@ fn in_words(ended: &Ended) -> String {
         Ended::Guest(exit::BROKEN) => "the guest program broke".to_owned(),
         Ended::Guest(code) => format!("the guest ended with code {code}"),
         Ended::Panic(line) => format!("the guest kernel panicked: {line}"),
+        Ended::Left => "the guest shut the machine down, or reset it, without a word".to_owned(),
         Ended::Qemu(how) => format!("QEMU ended: {how}"),
         Ended::Limit => "the guest reached its time limit and was killed".to_owned(),
         Ended::Device(how) => format!("the device ended before the guest: {how}"),
