@@ -57,9 +57,9 @@ pub struct RunArgs {
     /// Whether the guest tags its calls in the I/O priority.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = ["on", "off"])]
     tags: String,
-    /// Queues of the data disk.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
-    queues: u16,
+    /// Queues of the data disk, and CPUs; what a scenario says, else 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: Option<u16>,
     /// Longest time of one boot in seconds; 30 and 20 for each test if not given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,

@@ -45,6 +45,8 @@ pub struct Plan<'a> {
     pub scenarios: &'a [PathBuf],
     /// Queues of the data disk.
     pub queues: u16,
+    /// Logical block of the data disk, bytes: the smallest sector of its file system.
+    pub sector: u32,
     /// Our words for the kernel command line.
     pub words: Vec<String>,
     /// Seed of the fault engine.
@@ -110,7 +112,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join("trace.wtblk");
     let _image = Removed(image.clone());
-    image::xfs(&image)?;
+    image::xfs(&image, plan.sector)?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
     let (mark_ours, mark_theirs) = UnixStream::pair()?;
     let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));

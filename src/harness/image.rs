@@ -20,13 +20,15 @@ const MKFS_LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes a fresh XFS image at `path`, which must not exist: no test begins on
 /// the remains of another. `-K`: no discard, a sparse file has nothing to discard.
-pub fn xfs(path: &Path) -> Result<()> {
+/// `sector` in bytes: no smaller than the logical block of the disk it will lie on.
+pub fn xfs(path: &Path, sector: u32) -> Result<()> {
     let file = File::create_new(path)
         .with_context(|| format!("cannot make the image {}", path.display()))?;
     file.set_len(DATA_LEN)
         .with_context(|| format!("cannot size the image {}", path.display()))?;
     drop(file);
-    mkfs("mkfs.xfs", &["-q", "-K"], path, "xfsprogs")
+    let sector = format!("size={sector}");
+    mkfs("mkfs.xfs", &["-q", "-K", "-s", &sector], path, "xfsprogs")
 }
 
 /// The bytes of an ext4 image just big enough to mount: a guest test asks that

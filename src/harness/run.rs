@@ -58,8 +58,8 @@ pub struct Options {
     pub flag: u32,
     /// Whether calls are tagged.
     pub tags: bool,
-    /// Queues of the data disk.
-    pub queues: u16,
+    /// Queues of the data disk; `None`: what the scenarios say, else 1.
+    pub queues: Option<u16>,
     /// Longest time of one boot; `None`: by the number of tests.
     pub limit: Option<Duration>,
     /// The command line that repeats the run, without seed and out.
@@ -86,6 +86,9 @@ struct Run {
     out: PathBuf,
     defect: Option<Defect>,
     scenarios: Vec<PathBuf>,
+    queues: u16,
+    /// Logical block of the data disk, bytes.
+    sector: u32,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
 }
@@ -140,7 +143,9 @@ impl Run {
     fn prepare(options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
         // What is cheap to refuse is refused before anything is built.
         let qemu = Qemu::find(options.qemu.as_deref())?;
-        let scenarios = checked_scenarios(&options.scenarios)?;
+        let scenario = checked_scenarios(&options.scenarios)?;
+        let queues = options.queues.or(scenario.device.queues()).unwrap_or(1);
+        let sector = scenario.device.logical_block().unwrap_or(512);
         let defect = options.defect.as_deref().map(known_defect).transpose()?;
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
@@ -164,7 +169,6 @@ impl Run {
         let machine = options.machine.map_or_else(|| machine_for(&kernel), Ok)?;
         let accel = accel::resolve(options.accel, &qemu, machine, &kernel, &initramfs)?;
         Ok(Run {
-            options,
             qemu,
             kernel,
             initramfs,
@@ -173,7 +177,10 @@ impl Run {
             seed,
             out,
             defect,
-            scenarios,
+            scenarios: options.scenarios.clone(),
+            queues,
+            sector,
+            options,
             interrupted,
             boots: Vec::new(),
         })
@@ -270,7 +277,8 @@ impl Run {
             initramfs: &self.initramfs,
             tests: &tests,
             scenarios,
-            queues: self.options.queues,
+            queues: self.queues,
+            sector: self.sector,
             words: self.words(&tests),
             seed: self.seed.wrapping_add(u64::from(round - 1)),
             dir: &dir,
@@ -445,17 +453,15 @@ impl Run {
     }
 }
 
-/// Reads the user's scenarios once here, so that a typo is told before a boot.
-fn checked_scenarios(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// Reads the user's scenarios once here, so that a typo is told before a boot and
+/// what they say of the device is known; merged.
+fn checked_scenarios(files: &[PathBuf]) -> Result<Scenario> {
     let mut parsed = Vec::new();
     for file in files {
         let text = input::text(file, "scenario", MAX_TEXT)?;
         parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
     }
-    if parsed.len() > 1 {
-        Scenario::merge(parsed)?;
-    }
-    Ok(files.to_vec())
+    Ok(Scenario::merge(parsed)?)
 }
 
 fn known_defect(name: &str) -> Result<Defect> {

@@ -50,6 +50,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             result_text(done.result)
         )
     });
+    s.check_clean(t, &what, done.call, 0, LEN)?;
     s.check_whole(t, &what)?;
     check_after_remount(t, &mut [s])
 }
