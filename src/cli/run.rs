@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Queues of the data disk, and CPUs; what a scenario says, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: Option<u16>,
+    /// More words for the kernel command line, as one argument; the last word on a key counts.
+    #[arg(long, value_name = "WORDS")]
+    append: Option<String>,
     /// Longest time of one boot in seconds; 30 and 20 for each test if not given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
@@ -116,6 +119,7 @@ impl RunArgs {
             flag: self.flag,
             tags: self.tags == "on",
             queues: self.queues,
+            append: self.append,
             limit: self.limit.map(Duration::from_secs),
             command,
         };

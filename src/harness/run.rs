@@ -60,6 +60,8 @@ pub struct Options {
     pub tags: bool,
     /// Queues of the data disk; `None`: what the scenarios say, else 1.
     pub queues: Option<u16>,
+    /// More words for the kernel command line.
+    pub append: Option<String>,
     /// Longest time of one boot; `None`: by the number of tests.
     pub limit: Option<Duration>,
     /// The command line that repeats the run, without seed and out.
@@ -383,6 +385,7 @@ impl Run {
             words.push(format!("wtblk_defect={}", defect.name));
             words.push(format!("iomap.wt_defect={}", defect.name));
         }
+        words.extend(self.options.append.clone());
         words
     }
 
