@@ -2,7 +2,7 @@
 //! Who asked for a request: calls, the requests in flight and the tie between
 //! them, as they are at one moment of the stream.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
@@ -25,6 +25,11 @@ pub const GAP: &str = "events are missing while the call ran";
 /// Reason: see the name.
 pub const STOPPED: &str = "the guest or the device was ended while a call ran";
 
+/// Reason: see the name.
+pub const SHARED_TAG: &str = "another open call has its tag";
+/// Reason: see the name.
+pub const NUMBER: &str = "its number was used again";
+
 /// Everything known at this moment.
 #[derive(Debug, Default)]
 pub struct World {
@@ -35,7 +40,10 @@ pub struct World {
     /// The test that runs.
     pub test: String,
     calls: HashMap<u64, Call>,
-    by_tag: HashMap<Tag, u64>,
+    /// Open calls by tag; where two or more are open, none of them is judged.
+    by_tag: HashMap<Tag, Vec<u64>>,
+    /// Tags of calls that are open as far as is known, but followed no more.
+    lost_tags: HashSet<Tag>,
     late: HashMap<u64, EndedCall>,
     past: HashMap<u64, PastCall>,
     past_order: VecDeque<u64>,
@@ -54,9 +62,12 @@ impl World {
     pub fn submit(&mut self, id: RequestId, s: &Submit) {
         let tag = Tag::from_ioprio(s.ioprio);
         let mut owner = None;
-        if let Some(number) = tag.and_then(|t| self.by_tag.get(&t)) {
-            let place = self.calls.get_mut(number).and_then(|c| c.take(id, s));
-            owner = place.map(|index| (*number, index));
+        if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&t)) {
+            // Of two calls with the tag it is nobody's: both are not judged.
+            if let [number] = numbers.as_slice() {
+                let place = self.calls.get_mut(number).and_then(|c| c.take(id, s));
+                owner = place.map(|index| (*number, index));
+            }
         } else if tag.is_none()
             && s.op == Op::Write
             && let Some(probe) = self.tag_probe.and_then(|n| self.calls.get_mut(&n))
@@ -115,10 +126,15 @@ impl World {
     pub fn begin(&mut self, seq: u64, begin: &CallBegin) -> Option<Call> {
         let number = begin.call;
         let replaced = self.drop_call(number).map(|mut c| {
-            c.obstacle.get_or_insert("its number was used again");
+            c.obstacle.get_or_insert(NUMBER);
+            self.lost_tags.extend(c.begin.tag.and_then(Tag::new));
             c
         });
         let mut call = Call::new(begin.clone(), seq);
+        if replaced.is_some() {
+            // The next end with this number may be the old call's.
+            call.obstacle.get_or_insert(NUMBER);
+        }
         for other in self.calls.values_mut() {
             if other.meets(begin) {
                 other.concurrent = true;
@@ -127,13 +143,16 @@ impl World {
         }
         match begin.tag.map(Tag::new) {
             Some(Some(tag)) => {
-                if let Some(other) = self.by_tag.insert(tag, number) {
-                    let why = "two calls had the same tag at once";
-                    call.obstacle.get_or_insert(why);
-                    if let Some(other) = self.calls.get_mut(&other) {
-                        other.obstacle.get_or_insert(why);
+                let sharers = self.by_tag.entry(tag).or_default();
+                if !sharers.is_empty() || self.lost_tags.contains(&tag) {
+                    call.obstacle.get_or_insert(SHARED_TAG);
+                }
+                for other in sharers.iter() {
+                    if let Some(other) = self.calls.get_mut(other) {
+                        other.obstacle.get_or_insert(SHARED_TAG);
                     }
                 }
+                sharers.push(number);
             }
             Some(None) => {
                 call.obstacle.get_or_insert("the tag is no tag");
@@ -319,9 +338,12 @@ impl World {
     fn drop_call(&mut self, number: u64) -> Option<Call> {
         let call = self.calls.remove(&number)?;
         if let Some(tag) = call.begin.tag.and_then(Tag::new)
-            && self.by_tag.get(&tag) == Some(&number)
+            && let Some(sharers) = self.by_tag.get_mut(&tag)
         {
-            self.by_tag.remove(&tag);
+            sharers.retain(|n| *n != number);
+            if sharers.is_empty() {
+                self.by_tag.remove(&tag);
+            }
         }
         Some(call)
     }

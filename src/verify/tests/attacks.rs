@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Streams by somebody who wanted false findings, false "held", or our memory.
+
+use wtblk_shared::mark::CallBegin;
+
+use super::builder::*;
+
+fn tagged(number: u64, tag: u16, off: u64, len: u64) -> CallBegin {
+    CallBegin {
+        tag: Some(tag),
+        ..call(number, off, len)
+    }
+}
+
+/// How often the promise was held, broken or not checked: no call may be lost.
+fn cases(s: &Stream, promise: &str) -> u64 {
+    let v = s.verdicts();
+    let p = v.get(TEST, promise).unwrap();
+    let findings = v.findings().filter(|f| f.promise == promise).count() as u64;
+    p.held + p.not_checked.values().sum::<u64>() + findings
+}
+
+#[test]
+fn a_third_call_of_a_tag_in_use_is_not_judged_on_foreign_requests() {
+    // Call 1 is open all the time; call 2 took its tag and ended.
+    let mut s = Stream::booted();
+    let (c1, c2) = (tagged(1, 5, 0, 4 * B), tagged(2, 5, 32 << 20, B));
+    s.begin(&c1);
+    s.begin(&c2);
+    let x = s.write(5, DISK + (32 << 20), B);
+    s.ok(x);
+    s.end(&c2, B as i64);
+    let c3 = tagged(3, 5, 0, 4 * B);
+    s.begin(&c3);
+    let mine = s.write(5, DISK, 4 * B);
+    s.ok(mine);
+    let first = s.write(5, DISK, 4 * B);
+    s.end(&c3, 4 * B as i64);
+    s.fail(first);
+    s.end(&c1, -5);
+    s.silent();
+    s.not_checked("cover", "another open call has its tag");
+    assert_eq!(cases(&s, "cover"), 3);
+    // Now nobody has it any more.
+    s.run(&tagged(4, 5, 0, B), &[(DISK, B)]);
+    s.held("cover", 1);
+}
+
+#[test]
+fn a_number_in_use_spoils_both_calls_and_the_old_ones_tag() {
+    let mut s = Stream::booted();
+    s.begin(&tagged(1, 5, 0, B));
+    let again = tagged(1, 6, 0, B);
+    s.run(&again, &[]);
+    s.run(&tagged(3, 5, 0, B), &[]);
+    s.silent();
+    assert_eq!(cases(&s, "cover"), 3);
+}
