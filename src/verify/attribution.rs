@@ -2,7 +2,7 @@
 //! Who asked for a request: calls, the requests in flight and the tie between
 //! them, as they are at one moment of the stream.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
@@ -10,7 +10,7 @@ use wtblk_shared::tag::Tag;
 
 use super::call::{Call, Class, Done, EndedCall, PastCall, has_flag};
 use super::facts::{Facts, Probe};
-use super::flight::{Flight, Owes};
+use super::flight::{Flight, Owes, writes_blocks};
 use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
@@ -53,8 +53,11 @@ pub struct World {
     failures_unseen: bool,
     shutdown_noted: bool,
     forgot_failures: bool,
-    buckets: HashMap<u64, u64>,
+    /// By part of the disk, when a write of it was last taken or completed.
+    buckets: BTreeMap<u64, u64>,
     wrote_somewhere: u64,
+    /// When a write that is no log write was last taken or completed.
+    wrote_blocks: Option<u64>,
 }
 
 impl World {
@@ -75,9 +78,7 @@ impl World {
             probe.take_stranger(id, s);
         }
         self.flight.submit(id, s, owner);
-        if s.op == Op::Write {
-            self.remember_write(id, &super::flight::bytes_of(s));
-        }
+        self.remember_write(id, s.op, &super::flight::bytes_of(s));
     }
 
     /// A request was completed. The number of a call that ended earlier and
@@ -90,6 +91,7 @@ impl World {
             return None;
         };
         self.failures += u64::from(failed);
+        self.remember_write(seq, request.op, &request.disk);
         let (number, index) = request.owner?;
         if c.abandoned {
             return None;
@@ -239,15 +241,19 @@ impl World {
         self.flight.owes(&past.near, |disk| self.facts.is_log(disk))
     }
 
-    /// Whether a write near the call's blocks may have been taken after `seq`.
+    /// Whether a write near the call's blocks may have been taken or completed after `seq`.
     pub fn wrote_near(&self, past: &PastCall, seq: u64) -> bool {
         self.wrote_somewhere > seq
             || past.near.iter().any(|r| {
                 let parts = r.start / BUCKET..=r.end.saturating_sub(1) / BUCKET;
-                self.buckets
-                    .iter()
-                    .any(|(part, at)| *at > seq && parts.contains(part))
+                self.buckets.range(parts).any(|(_, at)| *at > seq)
             })
+    }
+
+    /// Whether a write that may be of the call's pages was taken or completed after
+    /// `seq`: blocks move (copy-on-write), so only log writes surely are not.
+    pub fn may_have_written(&self, seq: u64) -> bool {
+        self.wrote_somewhere > seq || self.wrote_blocks.is_some_and(|at| at > seq)
     }
 
     /// Failed requests in this boot that are no marked call's data, as far as is known.
@@ -353,13 +359,19 @@ impl World {
         self.failures.saturating_sub(self.failures_of_calls + open)
     }
 
-    fn remember_write(&mut self, seq: u64, disk: &Range<u64>) {
+    fn remember_write(&mut self, seq: u64, op: Op, disk: &Range<u64>) {
+        if !writes_blocks(op) {
+            return;
+        }
+        if !self.facts.is_log(disk) {
+            self.wrote_blocks = Some(seq);
+        }
         if disk.is_empty() {
             return;
         }
         // A request is at most 4 GiB long, hence at most 2049 parts.
         for part in disk.start / BUCKET..=(disk.end - 1) / BUCKET {
-            if self.buckets.len() < MAX_BUCKETS || self.buckets.contains_key(&part) {
+            if self.buckets.contains_key(&part) || self.buckets.len() < MAX_BUCKETS {
                 self.buckets.insert(part, seq);
             } else {
                 self.wrote_somewhere = seq;

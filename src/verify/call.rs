@@ -327,8 +327,7 @@ impl EndedCall {
                 near.push(disk..disk.saturating_add(end - start));
             }
         }
-        near.sort_unstable_by_key(|r| (r.start, r.end));
-        near.dedup();
+        let near = join(near);
         let failed = self.requests.iter().filter(|r| r.failed());
         PastCall {
             call: self.reference(),
@@ -352,7 +351,8 @@ pub struct PastCall {
     pub writethrough: bool,
     /// Number of its end mark.
     pub end_seq: u64,
-    /// Its blocks on the disk and those that may share a folio with them.
+    /// Its blocks on the disk and those that may share a folio with them, ascending
+    /// and apart from each other.
     pub near: Vec<Range<u64>>,
     /// Its failed requests, the first few.
     pub failed: Vec<CallRequest>,
@@ -365,6 +365,19 @@ impl PastCall {
             self.failed.push(request.clone());
         }
     }
+}
+
+/// The same bytes in ascending ranges with gaps between them.
+fn join(mut list: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    list.sort_unstable_by_key(|r| (r.start, r.end));
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for r in list {
+        match joined.last_mut() {
+            Some(last) if last.end >= r.start => last.end = last.end.max(r.end),
+            _ => joined.push(r),
+        }
+    }
+    joined
 }
 
 /// For a finding.

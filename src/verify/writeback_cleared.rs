@@ -24,10 +24,12 @@ pub static ABOUT: About = About {
                still to come back.",
     judged_on: "page reports (cachestat) after the call's end, and the requests in flight at each",
     broken_when: "pages of one range are in writeback in two reports separated by a mark round trip \
-                  while the backend had no write of those folios' blocks taken or in flight at both",
+                  while the backend had no write of those folios' blocks in flight at both, and none \
+                  was taken or completed in between",
     not_checked_when: "no report followed, or only one with pages in writeback; at the reports writes \
                        of the blocks, or of unknown place, were in flight, a request was held back, or \
-                       the data disk was not running; events are missing in between; pages that left \
+                       the data disk was not running; one was taken or completed between the reports; \
+                       events are missing in between; pages that left \
                        writeback later, after another write of the blocks, were somebody else's",
 };
 
@@ -86,7 +88,7 @@ impl Promise for WritebackCleared {
         if report.writeback == 0 {
             range.cleared = true;
         } else {
-            range.still_waits(seq, report, world.owes(past));
+            range.still_waits(seq, report, past, world);
         }
     }
 
@@ -117,22 +119,33 @@ impl Promise for WritebackCleared {
 }
 
 impl Watched {
-    fn still_waits(&mut self, seq: u64, report: &PageReport, owes: Owes) {
-        match owes {
-            Owes::Writes(_) => {
-                self.unclear = Some("writes of the blocks were in flight at a report");
+    fn still_waits(&mut self, seq: u64, report: &PageReport, past: &PastCall, world: &World) {
+        let why = match world.owes(past) {
+            Owes::Nothing => None,
+            Owes::Writes(_) => Some("writes of the blocks were in flight at a report"),
+            Owes::Unclear(why) => Some(why),
+        };
+        if why.is_some() {
+            // What was seen before may have been the beginning of this writeback,
+            // and what is seen next its end.
+            self.first = None;
+            self.unclear = why;
+            return;
+        }
+        let now = Seen {
+            seq,
+            report: report.clone(),
+        };
+        match self.first.take() {
+            Some(first) if !world.may_have_written(first.seq) => {
+                self.pair = Some((first.clone(), now));
+                self.first = Some(first);
             }
-            Owes::Unclear(why) => self.unclear = Some(why),
-            Owes::Nothing => {
-                let seen = Seen {
-                    seq,
-                    report: report.clone(),
-                };
-                match (&self.first, &mut self.pair) {
-                    (_, Some((_, second))) => *second = seen,
-                    (Some(first), pair) => *pair = Some((first.clone(), seen)),
-                    (None, _) => self.first = Some(seen),
+            first => {
+                if first.is_some() {
+                    self.unclear = Some("a write was taken or completed between the reports");
                 }
+                self.first = Some(now);
             }
         }
     }

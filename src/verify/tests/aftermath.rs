@@ -168,6 +168,7 @@ fn a_transient_of_other_writeback_is_no_finding() {
     // Nor where the pages never came clear.
     let mut s = failed_call();
     s.report(1, 1);
+    s.report(1, 1);
     s.stray(DISK, B);
     s.all_ok();
     s.report(1, 1);

@@ -47,6 +47,50 @@ fn a_third_call_of_a_tag_in_use_is_not_judged_on_foreign_requests() {
 }
 
 #[test]
+fn one_legal_writeback_seen_at_its_beginning_and_its_end_is_no_hang() {
+    // Set and not yet submitted; in flight; completed and not yet cleared.
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.report(1, 1);
+    let w = s.stray(DISK, B);
+    s.report(1, 1);
+    s.ok(w);
+    s.report(1, 1);
+    s.silent();
+    s.not_checked("writeback-cleared", "writes of the blocks were in flight");
+    // Two in a row prove it.
+    s.report(1, 1);
+    s.broken("writeback-cleared", &[]);
+    // Nobody looked in the middle; or the block was copied to another place.
+    for place in [DISK, DISK + (1 << 20), DISK + (300 << 20)] {
+        let mut s = Stream::booted();
+        s.run(&call(1, 0, B), &[(DISK, B)]);
+        s.report(1, 1);
+        let w = s.stray(place, B);
+        s.ok(w);
+        s.report(1, 1);
+        s.silent();
+        s.not_checked("writeback-cleared", "a write was taken or completed");
+    }
+    // Only its completion came in between.
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    let w = s.stray(DISK, B);
+    s.report(1, 1);
+    s.ok(w);
+    s.report(1, 1);
+    s.silent();
+    // The log is known, and no page's.
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.report(1, 1);
+    let w = s.stray(LOG, 512);
+    s.ok(w);
+    s.report(1, 1);
+    s.broken("writeback-cleared", &[]);
+}
+
+#[test]
 fn a_number_in_use_spoils_both_calls_and_the_old_ones_tag() {
     let mut s = Stream::booted();
     s.begin(&tagged(1, 5, 0, B));
