@@ -334,6 +334,7 @@ impl EndedCall {
             test: self.begin.test.clone(),
             writethrough: self.is("writethrough"),
             end_seq: self.end_seq,
+            range: self.range.clone(),
             near,
             failed: failed.take(MAX_FAILED).cloned().collect(),
         }
@@ -351,6 +352,8 @@ pub struct PastCall {
     pub writethrough: bool,
     /// Number of its end mark.
     pub end_seq: u64,
+    /// Its range in the file, rounded out to blocks.
+    pub range: Range<u64>,
     /// Its blocks on the disk and those that may share a folio with them, ascending
     /// and apart from each other.
     pub near: Vec<Range<u64>>,

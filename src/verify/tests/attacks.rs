@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Streams by somebody who wanted false findings, false "held", or our memory.
 
-use wtblk_shared::mark::CallBegin;
+use wtblk_shared::mark::{CallBegin, Mark, PageReport};
 
 use super::builder::*;
 
@@ -88,6 +88,62 @@ fn one_legal_writeback_seen_at_its_beginning_and_its_end_is_no_hang() {
     s.ok(w);
     s.report(1, 1);
     s.broken("writeback-cleared", &[]);
+}
+
+#[test]
+fn reports_that_say_nothing_about_the_call_are_not_used() {
+    let run = || {
+        let mut s = Stream::booted();
+        s.run(&call(1, 0, B), &[(DISK, B)]);
+        s
+    };
+    // Far away; of no length; of more pages than there are.
+    for (off, len, pages) in [
+        (1 << 40, 0, 0),
+        (0, 0, 0),
+        (1 << 40, 5000 * B, 5000),
+        (B, B, 1),
+        (0, B, 2),
+        (0, 64 * B, u64::MAX),
+    ] {
+        let mut s = run();
+        for _ in 0..3 {
+            s.mark(Mark::Report(PageReport {
+                call: 1,
+                off,
+                len,
+                writeback: pages,
+                ..PageReport::default()
+            }));
+        }
+        s.silent();
+        s.not_checked("writeback-cleared", "no usable page report");
+        let v = s.verdicts();
+        let odd = &v.get(TEST, "writeback-cleared").unwrap().observations;
+        assert_eq!(odd.values().sum::<u64>(), 3, "{odd:?}");
+    }
+}
+
+#[test]
+fn held_means_that_every_range_came_clear_in_the_end() {
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, 2 * B), &[(DISK, 2 * B)]);
+    s.report_range(1, 0, B, 0);
+    s.held("writeback-cleared", 1);
+    s.report_range(1, B, B, 1);
+    s.not_checked("writeback-cleared", "only one usable report");
+    // One that shows all of it clear settles both.
+    s.report_range(1, 0, 2 * B, 0);
+    s.held("writeback-cleared", 1);
+    s.report_range(1, 0, 2 * B, 1);
+    s.not_checked("writeback-cleared", "only one usable report");
+    // A write under way explains pages, and takes nothing back.
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.report(1, 0);
+    s.stray(DISK, B);
+    s.report(1, 1);
+    s.held("writeback-cleared", 1);
 }
 
 #[test]

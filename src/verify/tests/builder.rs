@@ -276,7 +276,7 @@ impl Stream {
             at: "after-call".into(),
             off,
             len,
-            cached: 64,
+            cached: 0,
             dirty: 0,
             writeback,
         }))
