@@ -39,6 +39,10 @@ pub struct World {
     pub flight: Flight,
     /// The test that runs.
     pub test: String,
+    /// When the event came that is looked at, by the trace.
+    pub now_ns: u64,
+    /// When the device last had something to do, or was not there.
+    busy_ns: u64,
     calls: HashMap<u64, Call>,
     /// Open calls by tag; where two or more are open, none of them is judged.
     by_tag: HashMap<Tag, Vec<u64>>,
@@ -77,6 +81,7 @@ impl World {
         {
             probe.take_stranger(id, s);
         }
+        self.busy_ns = self.now_ns;
         self.flight.submit(id, s, owner);
         self.remember_write(id, s.op, &super::flight::bytes_of(s));
     }
@@ -91,6 +96,7 @@ impl World {
             return None;
         };
         self.failures += u64::from(failed);
+        self.busy_ns = self.now_ns;
         self.remember_write(seq, request.op, &request.disk);
         let (number, index) = request.owner?;
         if c.abandoned {
@@ -256,6 +262,13 @@ impl World {
         self.wrote_somewhere > seq || self.wrote_blocks.is_some_and(|at| at > seq)
     }
 
+    /// For how long the device has owed nothing to anybody since `from_ns`, where
+    /// nothing is in flight now. Its idleness is its own knowledge, so its host's
+    /// clock is the right one.
+    pub fn idle_ns(&self, from_ns: u64) -> u64 {
+        self.now_ns.saturating_sub(self.busy_ns.max(from_ns))
+    }
+
     /// Failed requests in this boot that are no marked call's data, as far as is known.
     pub fn unexplained_failures(&self) -> bool {
         self.failures_unseen || self.failures_of_nobody() > 0
@@ -301,6 +314,7 @@ impl World {
     /// Something happened to the data disk. True where it stopped serving.
     pub fn device(&mut self, event: &DeviceEvent) -> bool {
         self.facts.device(event);
+        self.busy_ns = self.now_ns;
         let stopped = self.flight.device(event);
         if stopped {
             self.obstruct(STOPPED);
@@ -311,6 +325,7 @@ impl World {
     /// Events are missing from here on.
     pub fn gap(&mut self, seq: u64, missing: u64) {
         self.wrote_somewhere = seq.saturating_add(missing);
+        self.busy_ns = self.now_ns;
         self.facts.gap();
         self.flight.gap();
         self.failures_unseen = true;
@@ -323,6 +338,7 @@ impl World {
         let mut old = std::mem::take(self);
         old.facts.boot();
         old.flight.boot();
+        (self.now_ns, self.busy_ns) = (old.now_ns, old.busy_ns);
         self.facts = old.facts;
         self.flight = old.flight;
         open.drain().map(|(_, c)| c).collect()

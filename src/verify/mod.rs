@@ -62,6 +62,7 @@ impl Verifier {
 
     /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
+        self.world.now_ns = event.time_ns;
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => self.world.submit(event.seq, s),
             Body::Submit(_) => {}

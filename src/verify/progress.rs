@@ -16,8 +16,10 @@ pub static ABOUT: About = About {
     promised: "Whatever is done to the file afterwards does not hang while the device owes nothing.",
     judged_on: "the states of a probe's task (D, context switches) and the requests in flight at each",
     broken_when: "a probe is in D state beyond its limit in two reports with no context switch between \
-                  them, while the backend has nothing held, hung or in flight and takes nothing",
-    not_checked_when: "the probe's state was not reported twice; requests were held or in flight; the \
+                  them, while the backend has nothing held, hung or in flight and takes nothing, and \
+                  has had nothing in flight for half of the limit before the second report",
+    not_checked_when: "the probe's state was not reported twice; the device had been idle for less than \
+                       half of the limit; requests were held or in flight; the \
                        data disk was not running; events are missing; a request of no call failed, \
                        which a file system may retry for ever; the probe went on once the device had \
                        taken further requests",
@@ -34,10 +36,13 @@ struct Seen {
 struct Probe {
     begin: ProbeBegin,
     seq: u64,
+    time_ns: u64,
     test: String,
     first: Option<Seen>,
     pair: Option<(Seen, Seen)>,
     why_not: Option<&'static str>,
+    /// Why its end does not show that it never hung.
+    end_proves_nothing: Option<&'static str>,
 }
 
 /// The judge.
@@ -58,10 +63,12 @@ impl Promise for Progress {
                 let probe = Probe {
                     begin: begin.clone(),
                     seq,
+                    time_ns: world.now_ns,
                     test: world.test_of(begin.call),
                     first: None,
                     pair: None,
                     why_not: None,
+                    end_proves_nothing: None,
                 };
                 if let Some(old) = self.probes.insert(begin.probe, probe) {
                     ledger.not_checked(&old.test, &ABOUT, "the probe's number was used again");
@@ -84,8 +91,12 @@ impl Promise for Progress {
     fn interrupted(&mut self, lost: bool) {
         for probe in self.probes.values_mut() {
             probe.first = None;
-            if lost && probe.pair.take().is_some() {
-                probe.why_not = Some("events are missing after the reports");
+            if lost {
+                // What would have excused a pair may be missing, or the pair itself.
+                if probe.pair.take().is_some() {
+                    probe.why_not = Some("events are missing after the reports");
+                }
+                probe.end_proves_nothing = Some("events are missing while the probe ran");
             }
         }
     }
@@ -135,7 +146,17 @@ impl Probe {
         // Requests that came and went in between could be what it waits for.
         let unmoved = |a: &Seen| a.state.switches == now.state.switches && a.submits == now.submits;
         match &self.first {
-            Some(first) if unmoved(first) => self.pair = Some((first.clone(), now)),
+            Some(first) if unmoved(first) => {
+                // A task that the device has just let go needs time to be woken.
+                let half = self.begin.limit_ms.saturating_mul(1_000_000 / 2);
+                if world.idle_ns(self.time_ns) >= half {
+                    self.pair = Some((first.clone(), now));
+                } else if self.pair.is_none() {
+                    let why = "the device had been idle for less than half of the probe's limit";
+                    self.why_not = Some(why);
+                    self.end_proves_nothing.get_or_insert(why);
+                }
+            }
             _ => {
                 self.why_not = Some("the probe's state was not reported twice without a change");
                 self.first = Some(now);
@@ -145,7 +166,10 @@ impl Probe {
 
     fn ended(self, seq: u64, world: &World, ledger: &mut Ledger) {
         match &self.pair {
-            None => ledger.held(&self.test, &ABOUT),
+            None => match self.end_proves_nothing {
+                Some(why) => ledger.not_checked(&self.test, &ABOUT, why),
+                None => ledger.held(&self.test, &ABOUT),
+            },
             Some((_, b)) if b.submits != world.flight.submits() => ledger.not_checked(
                 &self.test,
                 &ABOUT,

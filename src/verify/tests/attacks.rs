@@ -147,6 +147,59 @@ fn held_means_that_every_range_came_clear_in_the_end() {
 }
 
 #[test]
+fn a_task_needs_time_to_wake_after_the_device_let_go() {
+    let held_for_long = || {
+        let mut s = Stream::booted();
+        s.run(&call(1, 0, B), &[(DISK, B)]);
+        s.probe(1, 1);
+        let w = s.stray(DISK, B);
+        s.hold(w);
+        s.probe_state(1, 3000, 'D', 7);
+        s.ok(w);
+        s.probe_state(1, 3001, 'D', 7);
+        s.probe_state(1, 3002, 'D', 7);
+        s
+    };
+    let idle = "the device had been idle for less than half";
+    let mut s = held_for_long();
+    s.silent().not_checked("progress", idle);
+    s.probe_end(1);
+    s.silent().not_checked("progress", idle);
+    // Half of its limit of 2000 ms is enough, whatever the guest says of its own time.
+    let mut s = held_for_long();
+    s.probe_state(1, 3999, 'D', 7);
+    s.silent();
+    s.probe_state(1, 4000, 'D', 7);
+    s.broken("progress", &[]);
+    s.probe_end(1);
+    s.broken("progress", &[]);
+    // A device that was idle before the probe began: only the probe's time counts.
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.wait_ms(60_000);
+    s.probe(1, 1);
+    let began = s.now_ns;
+    s.probe_state(1, 2001, 'D', 7);
+    s.probe_state(1, 2002, 'D', 7);
+    for e in &mut s.events {
+        e.time_ns = e.time_ns.min(began + 999_999_999);
+    }
+    s.silent().not_checked("progress", idle);
+}
+
+#[test]
+fn a_probe_that_ends_after_a_gap_did_not_hold() {
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.probe(1, 1);
+    s.probe_state(1, 3000, 'D', 7);
+    s.probe_state(1, 4000, 'D', 7);
+    s.gap(10);
+    s.probe_end(1);
+    s.silent().not_checked("progress", "events are missing");
+}
+
+#[test]
 fn a_number_in_use_spoils_both_calls_and_the_old_ones_tag() {
     let mut s = Stream::booted();
     s.begin(&tagged(1, 5, 0, B));

@@ -207,8 +207,9 @@ fn at_rest(events: &[Event], add: impl FnOnce(&mut Stream)) -> Vec<Event> {
     let mut s = Stream {
         next: events.last().unwrap().seq + 1,
         events: events.to_vec(),
-        queue: 0,
         epoch: 1,
+        now_ns: events.last().unwrap().time_ns,
+        ..Stream::default()
     };
     s.all_ok();
     add(&mut s);
