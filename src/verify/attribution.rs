@@ -8,7 +8,7 @@ use std::ops::Range;
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use wtblk_shared::tag::Tag;
 
-use super::call::{Call, Class, Done, EndedCall, PastCall, has_flag};
+use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
 use super::flight::{Flight, Owes, writes_blocks};
 use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
@@ -138,7 +138,13 @@ impl World {
             self.lost_tags.extend(c.begin.tag.and_then(Tag::new));
             c
         });
+        let asynchronous = has_flag(begin, "async");
         let mut call = Call::new(begin.clone(), seq);
+        call.facts = FactsThen {
+            changes: self.facts.changes(),
+            order_unknown: self.facts.order_unknown(),
+            tags_inexact: self.facts.tags_inexact(asynchronous),
+        };
         if replaced.is_some() {
             // The next end with this number may be the old call's.
             call.obstacle.get_or_insert(NUMBER);
@@ -408,13 +414,14 @@ impl World {
         }
         if call.is("probe-plug-order") {
             let offsets: Vec<_> = call.data().filter_map(|r| r.file_offset()).collect();
-            self.facts.plug_order = if call.obstacle.is_some() || offsets.len() < 2 {
-                Probe::Inconclusive
-            } else if offsets.is_sorted() {
-                Probe::Good
-            } else {
-                Probe::Bad
-            };
+            self.facts
+                .plugged(if call.obstacle.is_some() || offsets.len() < 2 {
+                    Probe::Inconclusive
+                } else if offsets.is_sorted() {
+                    Probe::Good
+                } else {
+                    Probe::Bad
+                });
         }
     }
 }

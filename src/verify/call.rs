@@ -108,6 +108,17 @@ impl CallRequest {
     }
 }
 
+/// What was known at a call's begin: its first requests were sent under it.
+#[derive(Clone, Debug, Default)]
+pub struct FactsThen {
+    /// Changes until then of what the order depends on.
+    pub changes: u64,
+    /// Why arrival order said nothing about submission order.
+    pub order_unknown: Option<String>,
+    /// Why tags could not be trusted.
+    pub tags_inexact: Option<&'static str>,
+}
+
 /// A call that has begun.
 #[derive(Debug)]
 pub struct Call {
@@ -123,6 +134,8 @@ pub struct Call {
     pub obstacle: Option<&'static str>,
     /// Another marked call wrote to the same folios meanwhile.
     pub concurrent: bool,
+    /// What was known at its begin.
+    pub facts: FactsThen,
 }
 
 impl Call {
@@ -135,6 +148,7 @@ impl Call {
             requests: Vec::new(),
             strangers: Vec::new(),
             concurrent: false,
+            facts: FactsThen::default(),
         }
     }
 
@@ -209,6 +223,7 @@ impl Call {
             map,
             obstacle: self.obstacle,
             concurrent: self.concurrent,
+            facts: self.facts,
             other_failures: false,
         }
     }
@@ -239,6 +254,8 @@ pub struct EndedCall {
     pub obstacle: Option<&'static str>,
     /// Another marked call wrote to the same folios meanwhile.
     pub concurrent: bool,
+    /// What was known at its begin.
+    pub facts: FactsThen,
     /// Before the end, requests of nobody failed in this boot.
     pub other_failures: bool,
 }

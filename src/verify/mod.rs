@@ -152,6 +152,7 @@ impl Verifier {
         let judged = is_judged(&call.begin);
         let obstacle = call
             .obstacle
+            .or(call.facts.tags_inexact)
             .or_else(|| self.world.facts.tags_inexact(call.is("async")));
         if let Some(why) = obstacle {
             if judged {

@@ -200,6 +200,38 @@ fn a_probe_that_ends_after_a_gap_did_not_hold() {
 }
 
 #[test]
+fn facts_at_the_end_do_not_judge_requests_from_before() {
+    let descending = |before: (&str, &str), after: &[(&str, &str)]| {
+        let mut s = Stream::booted();
+        s.env(&[before]);
+        let c = call(1, 0, 2 * B);
+        s.begin(&c);
+        s.write(1, DISK + B, B);
+        s.write(1, DISK, B);
+        s.all_ok();
+        for fact in after {
+            s.env(&[*fact]);
+        }
+        s.end(&c, 2 * B as i64);
+        s
+    };
+    let (none, other) = (("scheduler", "none"), ("scheduler", "mq-deadline"));
+    descending(none, &[none]).broken("order", &[]);
+    descending(other, &[none])
+        .silent()
+        .not_checked("order", "the I/O scheduler is 'mq-deadline'");
+    // What it was in between counts too.
+    for after in [&[other, none][..], &[("queues", "2")], &[("pressure", "on")]] {
+        descending(none, after)
+            .silent()
+            .not_checked("order", "what the order depends on changed");
+    }
+    descending(("tags", "off"), &[("tags", "on")])
+        .silent()
+        .not_checked("cover", "tags are off");
+}
+
+#[test]
 fn a_number_in_use_spoils_both_calls_and_the_old_ones_tag() {
     let mut s = Stream::booted();
     s.begin(&tagged(1, 5, 0, B));
