@@ -15,6 +15,11 @@ use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
 pub const MAX_PAST: usize = 1024;
+/// Calls that have begun and not ended, and as many that wait for requests. A
+/// guest that says it has more is not believed: the oldest is dropped.
+pub const MAX_OPEN: usize = 1024;
+/// Requests kept of all calls that can still be judged.
+const MAX_KEPT: usize = 1 << 20;
 /// A write is remembered by the part of the disk it went to.
 const BUCKET: u64 = 2 << 20;
 /// Parts remembered: 128 GiB of writes before the memory gets coarse.
@@ -30,6 +35,9 @@ pub const SHARED_TAG: &str = "another open call has its tag";
 /// Reason: see the name.
 pub const NUMBER: &str = "its number was used again";
 
+/// Reason: see the name.
+pub const TOO_MANY: &str = "too many calls at a time";
+
 /// Everything known at this moment.
 #[derive(Debug, Default)]
 pub struct World {
@@ -44,6 +52,13 @@ pub struct World {
     /// When the device last had something to do, or was not there.
     busy_ns: u64,
     calls: HashMap<u64, Call>,
+    /// The open calls, the oldest first, by a number that counts begins.
+    by_age: BTreeMap<u64, u64>,
+    begun: u64,
+    /// Requests kept in `calls` and `late`.
+    kept: usize,
+    /// Failed data requests of `calls`.
+    failures_of_open: u64,
     /// Open calls by tag; where two or more are open, none of them is judged.
     by_tag: HashMap<Tag, Vec<u64>>,
     /// Tags of calls that are open as far as is known, but followed no more.
@@ -72,7 +87,10 @@ impl World {
         if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&t)) {
             // Of two calls with the tag it is nobody's: both are not judged.
             if let [number] = numbers.as_slice() {
-                let place = self.calls.get_mut(number).and_then(|c| c.take(id, s));
+                let room = self.kept < MAX_KEPT;
+                let call = self.calls.get_mut(number);
+                let place = call.and_then(|c| c.take(id, s, room));
+                self.kept += usize::from(place.is_some());
                 owner = place.map(|index| (*number, index));
             }
         } else if tag.is_none()
@@ -111,6 +129,9 @@ impl World {
             && r.id == c.request
         {
             r.done = done;
+            if failed {
+                self.failures_of_open += call.count_failure(index);
+            }
             return None;
         }
         let call = self.late.get_mut(&number)?;
@@ -126,18 +147,26 @@ impl World {
             }
         }
         let settled = call.data().all(|r| r.done.is_some());
-        settled.then(|| self.late.remove(&number)).flatten()
+        settled.then(|| self.stop_waiting(number)).flatten()
     }
 
-    /// A call begins. A call whose number or tag it takes cannot be judged any
-    /// more; the former is returned.
+    /// Waits no more for the requests of a call that has ended.
+    pub fn stop_waiting(&mut self, number: u64) -> Option<EndedCall> {
+        let call = self.late.remove(&number)?;
+        self.kept = self.kept.saturating_sub(call.requests.len());
+        Some(call)
+    }
+
+    /// A call begins. Calls that cannot be followed any more for it are returned.
     pub fn begin(&mut self, seq: u64, begin: &CallBegin) -> Option<Call> {
         let number = begin.call;
-        let replaced = self.drop_call(number).map(|mut c| {
-            c.obstacle.get_or_insert(NUMBER);
-            self.lost_tags.extend(c.begin.tag.and_then(Tag::new));
-            c
-        });
+        let replaced = self.lose_call(number, NUMBER);
+        let reused = replaced.is_some();
+        let oldest = self.by_age.values().next().copied();
+        let lost = match oldest {
+            Some(oldest) if self.calls.len() >= MAX_OPEN => self.lose_call(oldest, TOO_MANY),
+            _ => replaced,
+        };
         let asynchronous = has_flag(begin, "async");
         let mut call = Call::new(begin.clone(), seq);
         call.facts = FactsThen {
@@ -145,7 +174,7 @@ impl World {
             order_unknown: self.facts.order_unknown(),
             tags_inexact: self.facts.tags_inexact(asynchronous),
         };
-        if replaced.is_some() {
+        if reused {
             // The next end with this number may be the old call's.
             call.obstacle.get_or_insert(NUMBER);
         }
@@ -178,8 +207,22 @@ impl World {
         if has_flag(begin, "probe-tag") {
             self.tag_probe = Some(number);
         }
+        self.begun += 1;
+        call.age = self.begun;
+        self.by_age.insert(self.begun, number);
         self.calls.insert(number, call);
-        replaced
+        lost
+    }
+
+    /// Follows an open call no more. Its requests still come with its tag.
+    fn lose_call(&mut self, number: u64, why: &'static str) -> Option<Call> {
+        let mut call = self.drop_call(number)?;
+        call.obstacle.get_or_insert(why);
+        self.lost_tags.extend(call.begin.tag.and_then(Tag::new));
+        if self.tag_probe == Some(number) {
+            self.tag_probe = None;
+        }
+        Some(call)
     }
 
     /// A call ended; `None` where it never began.
@@ -218,19 +261,43 @@ impl World {
         forgotten
     }
 
-    /// Waits for the data requests that were in flight at the end of the call.
-    pub fn keep_late(&mut self, ended: EndedCall) {
-        self.late.insert(ended.begin.call, ended);
+    /// Waits for the data requests that were in flight at the end of the call; the
+    /// call itself where there are too many of its kind.
+    pub fn keep_late(&mut self, ended: EndedCall) -> Option<EndedCall> {
+        if self.late.len() >= MAX_OPEN {
+            return Some(ended);
+        }
+        self.kept += ended.requests.len();
+        self.late.insert(ended.begin.call, ended)
     }
 
     /// Calls that ended and still wait for their data requests; they wait no more.
     pub fn take_late(&mut self) -> Vec<EndedCall> {
-        self.late.drain().map(|(_, c)| c).collect()
+        let late: Vec<_> = self.late.drain().map(|(_, c)| c).collect();
+        let requests: usize = late.iter().map(|c| c.requests.len()).sum();
+        self.kept = self.kept.saturating_sub(requests);
+        late
     }
 
     /// Calls that ended and still wait for their data requests.
     pub fn late(&self) -> impl Iterator<Item = &EndedCall> {
         self.late.values()
+    }
+
+    /// How much is kept: open calls, late calls, ended calls, requests.
+    #[cfg(test)]
+    pub fn sizes(&self) -> [usize; 4] {
+        assert_eq!(self.by_age.len(), self.calls.len());
+        assert!(self.by_tag.len() <= self.calls.len());
+        let open = self.calls.values().map(|c| c.requests.len());
+        let late = self.late.values().map(|c| c.requests.len());
+        assert_eq!(open.chain(late).sum::<usize>(), self.kept);
+        [
+            self.calls.len(),
+            self.late.len(),
+            self.past.len(),
+            self.kept,
+        ]
     }
 
     /// Calls that have not ended.
@@ -365,6 +432,9 @@ impl World {
 
     fn drop_call(&mut self, number: u64) -> Option<Call> {
         let call = self.calls.remove(&number)?;
+        self.by_age.remove(&call.age);
+        self.kept = self.kept.saturating_sub(call.requests.len());
+        self.failures_of_open = self.failures_of_open.saturating_sub(call.failed_data);
         if let Some(tag) = call.begin.tag.and_then(Tag::new)
             && let Some(sharers) = self.by_tag.get_mut(&tag)
         {
@@ -377,8 +447,8 @@ impl World {
     }
 
     fn failures_of_nobody(&self) -> u64 {
-        let open: u64 = self.calls.values().map(Call::failed_data_so_far).sum();
-        self.failures.saturating_sub(self.failures_of_calls + open)
+        let data = self.failures_of_calls + self.failures_of_open;
+        self.failures.saturating_sub(data)
     }
 
     fn remember_write(&mut self, seq: u64, op: Op, disk: &Range<u64>) {

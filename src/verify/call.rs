@@ -13,6 +13,9 @@ use crate::trace::event::{Op, RequestId, Status, Submit};
 
 /// Requests kept of one call. A call of 1 GiB in pieces of 32 KiB has half as many.
 const MAX_REQUESTS: usize = 1 << 16;
+/// Parts in the file that they may have together.
+const MAX_FRAGMENTS: usize = 1 << 18;
+const TOO_MANY_REQUESTS: &str = "too many requests of one call";
 /// Failed requests that are remembered of a call that ended.
 const MAX_FAILED: usize = 8;
 /// How far beyond its range a call's folios may reach: the largest folio of x86.
@@ -136,6 +139,12 @@ pub struct Call {
     pub concurrent: bool,
     /// What was known at its begin.
     pub facts: FactsThen,
+    /// Its place among all that began.
+    pub age: u64,
+    /// Failed writes that are its data already by the extents of its begin.
+    pub failed_data: u64,
+    /// Those extents, once they were asked for.
+    begin_map: Option<FileMap>,
 }
 
 impl Call {
@@ -149,13 +158,16 @@ impl Call {
             strangers: Vec::new(),
             concurrent: false,
             facts: FactsThen::default(),
+            age: 0,
+            failed_data: 0,
+            begin_map: None,
         }
     }
 
     /// Takes a request with the call's tag; its place in the list.
-    pub fn take(&mut self, id: RequestId, s: &Submit) -> Option<usize> {
-        if self.requests.len() == MAX_REQUESTS {
-            self.obstacle.get_or_insert("too many requests of one call");
+    pub fn take(&mut self, id: RequestId, s: &Submit, room: bool) -> Option<usize> {
+        if !room || self.requests.len() == MAX_REQUESTS {
+            self.obstacle.get_or_insert(TOO_MANY_REQUESTS);
             return None;
         }
         self.requests.push(CallRequest::new(id, s));
@@ -183,16 +195,17 @@ impl Call {
             && theirs.start < ours.end.saturating_add(FOLIO_REACH)
     }
 
-    /// Failed writes that are the call's data already by the extents of its begin.
-    pub fn failed_data_so_far(&self) -> u64 {
-        if self.requests.iter().all(|r| !r.failed()) {
-            return 0;
-        }
-        let map = FileMap::new(&self.range(), [self.begin.extents.as_deref(), None]);
-        let failed = self.requests.iter().filter(|r| r.failed());
-        failed
-            .filter(|r| matches!(classify(r, &map), Class::Data(_)))
-            .count() as u64
+    /// A request of it failed: 1 where it is data already by the extents of the begin.
+    pub fn count_failure(&mut self, index: usize) -> u64 {
+        let range = self.range();
+        let extents = self.begin.extents.as_deref();
+        let map = self
+            .begin_map
+            .get_or_insert_with(|| FileMap::new(&range, [extents, None]));
+        let request = self.requests.get(index);
+        let data = request.is_some_and(|r| matches!(classify(r, map), Class::Data(_)));
+        self.failed_data += u64::from(data);
+        u64::from(data)
     }
 
     /// The call ended.
@@ -203,8 +216,16 @@ impl Call {
             [end.extents.as_deref(), self.begin.extents.as_deref()],
         );
         let mut requests = self.requests;
+        let mut obstacle = self.obstacle;
+        let mut fragments = 0;
         for r in &mut requests {
             r.class = classify(r, &map);
+            fragments += r.fragments().len();
+            if fragments > MAX_FRAGMENTS {
+                r.class = Class::Unknown;
+                obstacle.get_or_insert(TOO_MANY_REQUESTS);
+                break;
+            }
         }
         let stray = |r: &CallRequest| matches!(classify(r, &map), Class::Data(_));
         EndedCall {
@@ -221,7 +242,7 @@ impl Call {
             requests,
             range,
             map,
-            obstacle: self.obstacle,
+            obstacle,
             concurrent: self.concurrent,
             facts: self.facts,
             other_failures: false,

@@ -34,6 +34,7 @@ struct Seen {
 
 #[derive(Clone, Debug)]
 struct Probe {
+    age: u64,
     begin: ProbeBegin,
     seq: u64,
     time_ns: u64,
@@ -50,7 +51,13 @@ struct Probe {
 pub(super) struct Progress {
     /// Probes that have not ended.
     probes: BTreeMap<u64, Probe>,
+    /// The same, the oldest first, by a number that counts begins.
+    by_age: BTreeMap<u64, u64>,
+    begun: u64,
 }
+
+/// Probes that have not ended. A guest that says it has more is not believed.
+const MAX_OPEN: usize = 1024;
 
 impl Promise for Progress {
     fn about(&self) -> &'static About {
@@ -60,7 +67,9 @@ impl Promise for Progress {
     fn mark(&mut self, seq: u64, mark: &Mark, world: &World, ledger: &mut Ledger) {
         match mark {
             Mark::ProbeBegin(begin) => {
+                self.begun += 1;
                 let probe = Probe {
+                    age: self.begun,
                     begin: begin.clone(),
                     seq,
                     time_ns: world.now_ns,
@@ -70,9 +79,17 @@ impl Promise for Progress {
                     why_not: None,
                     end_proves_nothing: None,
                 };
-                if let Some(old) = self.probes.insert(begin.probe, probe) {
-                    ledger.not_checked(&old.test, &ABOUT, "the probe's number was used again");
+                if let Some(old) = self.take(begin.probe) {
+                    old.lost("the probe's number was used again", world, ledger);
                 }
+                let oldest = self.by_age.values().next().copied();
+                if self.probes.len() >= MAX_OPEN
+                    && let Some(old) = oldest.and_then(|n| self.take(n))
+                {
+                    old.lost("too many probes at a time", world, ledger);
+                }
+                self.by_age.insert(self.begun, begin.probe);
+                self.probes.insert(begin.probe, probe);
             }
             Mark::ProbeState(state) => {
                 if let Some(probe) = self.probes.get_mut(&state.probe) {
@@ -80,7 +97,7 @@ impl Promise for Progress {
                 }
             }
             Mark::ProbeEnd { probe, .. } => {
-                if let Some(probe) = self.probes.remove(probe) {
+                if let Some(probe) = self.take(*probe) {
                     probe.ended(seq, world, ledger);
                 }
             }
@@ -103,20 +120,24 @@ impl Promise for Progress {
 
     fn settle(&self, world: &World, ledger: &mut Ledger) {
         for probe in self.probes.values() {
-            match &probe.pair {
-                Some((a, b)) => ledger.broken(&ABOUT, probe.finding(a, b, None, world)),
-                None => {
-                    let why = probe
-                        .why_not
-                        .unwrap_or("the probe did not end and its state was not reported");
-                    ledger.not_checked(&probe.test, &ABOUT, why);
-                }
-            }
+            let why = probe
+                .why_not
+                .unwrap_or("the probe did not end and its state was not reported");
+            probe.lost(why, world, ledger);
         }
     }
 
     fn reboot(&mut self) {
         self.probes.clear();
+        self.by_age.clear();
+    }
+}
+
+impl Progress {
+    fn take(&mut self, number: u64) -> Option<Probe> {
+        let probe = self.probes.remove(&number)?;
+        self.by_age.remove(&probe.age);
+        Some(probe)
     }
 }
 
@@ -161,6 +182,14 @@ impl Probe {
                 self.why_not = Some("the probe's state was not reported twice without a change");
                 self.first = Some(now);
             }
+        }
+    }
+
+    /// It will not be followed any more: what it has shown counts, or else why not.
+    fn lost(&self, why: &str, world: &World, ledger: &mut Ledger) {
+        match &self.pair {
+            Some((a, b)) => ledger.broken(&ABOUT, self.finding(a, b, None, world)),
+            None => ledger.not_checked(&self.test, &ABOUT, why),
         }
     }
 

@@ -1,9 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Streams by somebody who wanted false findings, false "held", or our memory.
 
+use std::collections::BTreeMap;
+
 use wtblk_shared::mark::{CallBegin, Mark, PageReport};
 
+use super::super::Verifier;
+use super::super::contract::Contract;
+use super::super::extents::WORK;
+use super::super::verdict::{FURTHER_TESTS, MAX_TESTS, Verdict, Verdicts};
 use super::builder::*;
+use crate::trace::event::Event;
 
 fn tagged(number: u64, tag: u16, off: u64, len: u64) -> CallBegin {
     CallBegin {
@@ -229,6 +236,153 @@ fn facts_at_the_end_do_not_judge_requests_from_before() {
     descending(("tags", "off"), &[("tags", "on")])
         .silent()
         .not_checked("cover", "tags are off");
+}
+
+#[test]
+fn a_number_used_again_while_its_call_is_late_loses_no_call() {
+    let mut s = Stream::booted();
+    let first = call(1, 0, B);
+    s.begin(&first);
+    let a = s.write(1, DISK, B);
+    s.end(&first, B as i64);
+    let second = call(1, B, B);
+    s.begin(&second);
+    let b = s.write(1, DISK + B, B);
+    s.end(&second, B as i64);
+    s.fail(a);
+    s.ok(b);
+    assert_eq!(cases(&s, "error-report"), 2);
+    assert_eq!(cases(&s, "sync-return"), 2);
+}
+
+/// A stream of marks that were never checked for sense.
+fn feed(verifier: &mut Verifier, events: &[Event]) {
+    for event in events {
+        verifier.event(event);
+    }
+}
+
+fn reasons(v: &Verdicts, test: &str, promise: &str) -> BTreeMap<String, u64> {
+    v.get(test, promise).unwrap().not_checked.clone()
+}
+
+#[test]
+fn calls_that_never_end_are_dropped_and_counted() {
+    let mut s = Stream::booted();
+    let n = 3000;
+    for i in 1..=n {
+        let c = tagged(i, i as u16, 0, B);
+        s.begin(&c);
+        s.write(i as u16, DISK, B);
+    }
+    let mut v = Verifier::new(Contract::default());
+    feed(&mut v, &s.events);
+    let [open, late, past, requests] = v.world.sizes();
+    assert!(open <= 1024 && late <= 1024 && past <= 1024);
+    assert_eq!(requests, open);
+    // The tag of one that was dropped is no proof any more.
+    s.run(&tagged(n + 1, 1, 0, B), &[]);
+    s.silent();
+    let why = reasons(&s.verdicts(), TEST, "cover");
+    assert_eq!(why["too many calls at a time"], n + 1 - 1024);
+    assert_eq!(why.values().sum::<u64>(), n + 1);
+    // Those that are still followed end as ever.
+    let last = tagged(n, n as u16, 0, B);
+    s.all_ok();
+    s.end(&last, B as i64);
+    s.held("cover", 1);
+}
+
+#[test]
+fn calls_that_end_too_early_are_bounded_too() {
+    let mut s = Stream::booted();
+    for i in 1..=2000 {
+        let c = tagged(i, i as u16, 0, B);
+        s.begin(&c);
+        s.write(i as u16, DISK, B);
+        s.end(&c, B as i64);
+    }
+    let mut v = Verifier::new(Contract::default());
+    feed(&mut v, &s.events);
+    assert_eq!(v.world.sizes(), [0, 1024, 1024, 1024]);
+    s.all_ok();
+    assert_eq!(cases(&s, "error-report"), 2000);
+}
+
+#[test]
+fn probes_that_never_end_are_dropped_and_counted() {
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    for i in 0..3000 {
+        s.probe(i, 1);
+    }
+    let why = reasons(&s.verdicts(), TEST, "progress");
+    assert_eq!(why["too many probes at a time"], 3000 - 1024);
+    assert_eq!(why.values().sum::<u64>(), 3000);
+}
+
+#[test]
+fn tests_without_number_share_one_name() {
+    let mut s = Stream::booted();
+    for i in 0..MAX_TESTS + 500 {
+        s.mark(Mark::TestBegin {
+            name: format!("{i}"),
+        });
+    }
+    let c = CallBegin {
+        test: "one more".into(),
+        ..call(1, 0, B)
+    };
+    s.run(&c, &[]);
+    let v = s.verdicts();
+    assert_eq!(v.tests.len(), MAX_TESTS + 1);
+    let further = v.get(FURTHER_TESTS, "cover").unwrap();
+    assert!(matches!(further.verdict, Verdict::Broken { .. }));
+}
+
+#[test]
+fn extents_that_lie_upon_each_other_are_little_work() {
+    let n = 2500;
+    let apart: Vec<_> = (0..n).map(|i| ext(i * 8192, i * 8192, 4096)).collect();
+    let whole: Vec<_> = (0..n).map(|_| ext(0, 0, n * 8192)).collect();
+    let mut s = Stream::booted();
+    let c = CallBegin {
+        extents: Some(whole),
+        ..call(1, 0, n * 8192)
+    };
+    s.begin(&c);
+    s.end_with(&c, 0, Some(apart));
+    let before = WORK.get();
+    s.verdicts();
+    let work = WORK.get() - before;
+    assert!(work < 10 * n, "{work} steps");
+}
+
+#[test]
+fn failures_of_open_calls_are_counted_once_each() {
+    let mut s = Stream::booted();
+    let n = 1000;
+    for i in 1..=n {
+        let c = CallBegin {
+            ino: i,
+            ..call(i, 0, B)
+        };
+        s.begin(&c);
+        let w = s.write(i as u16, DISK, B);
+        s.fail(w);
+    }
+    for i in 2000..2000 + n {
+        let c = CallBegin {
+            ino: i,
+            ..call(i, 0, B)
+        };
+        s.begin(&c);
+        s.end(&c, 0);
+    }
+    let before = WORK.get();
+    s.verdicts();
+    let work = WORK.get() - before;
+    assert!(work < 10 * n, "{work} steps");
 }
 
 #[test]
