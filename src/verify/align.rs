@@ -62,7 +62,8 @@ impl Promise for Align {
             .data()
             .filter(|r| {
                 let within = |f: &super::extents::Fragment| {
-                    let after = bad.partition_point(|(x, start, _)| (*x, *start) <= (f.extent, f.file));
+                    let after =
+                        bad.partition_point(|(x, start, _)| (*x, *start) <= (f.extent, f.file));
                     let run = after.checked_sub(1).and_then(|i| bad.get(i));
                     run.is_some_and(|(x, _, end)| *x == f.extent && f.file < *end)
                 };

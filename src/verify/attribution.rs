@@ -118,6 +118,10 @@ impl World {
         self.remember_write(seq, request.op, &request.disk);
         let (number, index) = request.owner?;
         if c.abandoned {
+            // The stop itself is told a moment later.
+            if let Some(call) = self.calls.get_mut(&number) {
+                call.obstacle.get_or_insert(STOPPED);
+            }
             return None;
         }
         let done = Some(Done {

@@ -10,7 +10,7 @@ use super::super::contract::Contract;
 use super::super::extents::WORK;
 use super::super::verdict::{FURTHER_TESTS, MAX_TESTS, Verdict, Verdicts};
 use super::builder::*;
-use crate::trace::event::Event;
+use crate::trace::event::{DeviceKind, Event};
 
 fn tagged(number: u64, tag: u16, off: u64, len: u64) -> CallBegin {
     CallBegin {
@@ -228,7 +228,11 @@ fn facts_at_the_end_do_not_judge_requests_from_before() {
         .silent()
         .not_checked("order", "the I/O scheduler is 'mq-deadline'");
     // What it was in between counts too.
-    for after in [&[other, none][..], &[("queues", "2")], &[("pressure", "on")]] {
+    for after in [
+        &[other, none][..],
+        &[("queues", "2")],
+        &[("pressure", "on")],
+    ] {
         descending(none, after)
             .silent()
             .not_checked("order", "what the order depends on changed");
@@ -394,4 +398,67 @@ fn a_number_in_use_spoils_both_calls_and_the_old_ones_tag() {
     s.run(&tagged(3, 5, 0, B), &[]);
     s.silent();
     assert_eq!(cases(&s, "cover"), 3);
+}
+
+#[test]
+fn an_end_between_what_was_abandoned_and_the_stop_proves_nothing() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    let w = s.write(1, DISK, B);
+    s.abandon(w);
+    s.end(&c, B as i64);
+    s.device(DeviceKind::QueueStop, 0, 1, "");
+    s.silent();
+    s.not_checked("sync-return", "the guest or the device was ended");
+}
+
+#[test]
+fn short_copies_empty_calls_and_late_tags_are_legal() {
+    let mut s = Stream::booted();
+    let c = CallBegin {
+        flags: vec!["writethrough".into(), "short-copy".into()],
+        ..call(1, 0, 4 * B)
+    };
+    let block = |b: u64| (DISK + b * B, B);
+    s.run(&c, &[0, 1, 1, 2, 3].map(block));
+    s.silent();
+    let mut s = Stream::booted();
+    s.run(&call(1, 0, 0), &[]);
+    let w = s.write(1, DISK, 512);
+    s.fail(w);
+    s.run(&call(2, 100, B), &[(DISK, 2 * B)]);
+    s.silent();
+}
+
+#[test]
+fn absurd_numbers_do_no_harm() {
+    let some = [0u64, 1, 511, 4096, 1 << 32, u64::MAX / 2, u64::MAX];
+    for bsize in some {
+        for off in some {
+            for len in some {
+                let mut s = Stream::booted();
+                let c = CallBegin {
+                    bsize,
+                    isize: off,
+                    extents: Some(vec![
+                        ext(0, DISK, u64::MAX),
+                        ext(off, len, bsize),
+                        ext(u64::MAX, u64::MAX, u64::MAX),
+                        ext(off, u64::MAX, len),
+                    ]),
+                    ..call(1, off, len)
+                };
+                s.begin(&c);
+                s.write(1, u64::MAX / 512 * 512, u64::from(u32::MAX));
+                s.write(1, DISK, B);
+                s.all_ok();
+                s.end(&c, len as i64);
+                for pages in [u64::MAX, 1, 1, 0] {
+                    s.report_range(1, off, len, pages);
+                }
+                s.verdicts();
+            }
+        }
+    }
 }
