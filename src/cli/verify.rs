@@ -4,7 +4,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::trace::TraceReader;
+use crate::trace::event::{Body, Event};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
 use crate::verify::render;
@@ -25,17 +28,51 @@ pub fn verify_with(
 ) -> anyhow::Result<u8> {
     let mut reader = TraceReader::open(trace)?;
     let mut verifier = Verifier::new(contract);
+    let mut gaps = Vec::new();
     while let Some(event) = reader.next()? {
+        gaps.extend(Missing::of(&event));
         verifier.event(&event);
     }
     let verdicts = verifier.finish();
     let notes = notes(&reader);
-    match print(&verdicts, &notes, json, out) {
+    match print(&verdicts, &gaps, &notes, json, out) {
         // The verdict does not change because nobody reads all of it.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
         other => other?,
     }
     Ok(verdicts.status())
+}
+
+/// Events that the trace does not have.
+#[derive(Debug, Serialize)]
+struct Missing {
+    /// Number of the first.
+    first: u64,
+    /// Number of the last.
+    last: u64,
+    /// Why.
+    why: String,
+}
+
+impl Missing {
+    fn of(event: &Event) -> Option<Missing> {
+        let Body::Gap(gap) = &event.body else {
+            return None;
+        };
+        Some(Missing {
+            first: event.seq,
+            last: event.seq.saturating_add(gap.missing.saturating_sub(1)),
+            why: gap.why.clone(),
+        })
+    }
+}
+
+/// The verdicts and what was missing for them.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    verdicts: &'a Verdicts,
+    gaps: &'a [Missing],
 }
 
 /// What a reader of the verdicts should know about the trace.
@@ -55,17 +92,72 @@ fn notes(reader: &TraceReader) -> Vec<String> {
 
 fn print(
     verdicts: &Verdicts,
+    gaps: &[Missing],
     notes: &[String],
     json: bool,
     out: &mut impl Write,
 ) -> io::Result<()> {
     if json {
-        serde_json::to_writer_pretty(&mut *out, verdicts)?;
+        serde_json::to_writer_pretty(&mut *out, &Report { verdicts, gaps })?;
         writeln!(out)?;
     } else {
-        for line in render::verdicts(verdicts).iter().chain(notes) {
+        let gaps = gaps.iter().map(|g| render::gap(g.first, g.last, &g.why));
+        for line in render::verdicts(verdicts).into_iter().chain(gaps) {
             writeln!(out, "{line}")?;
+        }
+        for note in notes {
+            writeln!(out, "{note}")?;
         }
     }
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::event::Gap;
+
+    fn printed(events: &[Event], json: bool) -> String {
+        let mut verifier = Verifier::new(Contract::default());
+        events.iter().for_each(|e| verifier.event(e));
+        let gaps: Vec<_> = events.iter().filter_map(Missing::of).collect();
+        let mut out = Vec::new();
+        print(&verifier.finish(), &gaps, &[], json, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_gap_is_named() {
+        let gap = |seq, missing, why: &str| Event {
+            seq,
+            time_ns: 0,
+            body: Body::Gap(Gap {
+                missing,
+                why: why.into(),
+            }),
+        };
+        let events = [
+            gap(7, 3, "no room"),
+            gap(20, 1, "torn\nby a\tkill"),
+            gap(u64::MAX, u64::MAX, "x"),
+        ];
+        let text = printed(&events, false);
+        assert!(
+            text.contains("\nevents 7..9 are missing: no room\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("\nevent 20 is missing: torn by a kill\n"),
+            "{text}"
+        );
+        let json = printed(&events, true);
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["gaps"][0]["first"], 7);
+        assert_eq!(value["gaps"][0]["last"], 9);
+        assert_eq!(value["gaps"][1]["why"], "torn\nby a\tkill");
+        // Who reads only the verdicts still can.
+        serde_json::from_str::<Verdicts>(&json).unwrap();
+        let none: serde_json::Value = serde_json::from_str(&printed(&[], true)).unwrap();
+        assert_eq!(none["gaps"], serde_json::json!([]));
+    }
 }

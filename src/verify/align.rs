@@ -62,8 +62,10 @@ impl Promise for Align {
             .data()
             .filter(|r| {
                 let within = |f: &super::extents::Fragment| {
-                    bad.iter()
-                        .any(|(x, start, end)| f.extent == *x && f.file >= *start && f.file < *end)
+                    let after =
+                        bad.partition_point(|(x, start, _)| (*x, *start) <= (f.extent, f.file));
+                    let run = after.checked_sub(1).and_then(|i| bad.get(i));
+                    run.is_some_and(|(x, _, end)| *x == f.extent && f.file < *end)
                 };
                 r.fragments().iter().any(within)
             })

@@ -2,19 +2,24 @@
 //! Who asked for a request: calls, the requests in flight and the tie between
 //! them, as they are at one moment of the stream.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use wtblk_shared::tag::Tag;
 
-use super::call::{Call, Class, Done, EndedCall, PastCall, has_flag};
+use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
-use super::flight::{Flight, Owes};
+use super::flight::{Flight, Owes, writes_blocks};
 use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
 pub const MAX_PAST: usize = 1024;
+/// Calls that have begun and not ended, and as many that wait for requests. A
+/// guest that says it has more is not believed: the oldest is dropped.
+pub const MAX_OPEN: usize = 1024;
+/// Requests kept of all calls that can still be judged.
+const MAX_KEPT: usize = 1 << 20;
 /// A write is remembered by the part of the disk it went to.
 const BUCKET: u64 = 2 << 20;
 /// Parts remembered: 128 GiB of writes before the memory gets coarse.
@@ -25,6 +30,14 @@ pub const GAP: &str = "events are missing while the call ran";
 /// Reason: see the name.
 pub const STOPPED: &str = "the guest or the device was ended while a call ran";
 
+/// Reason: see the name.
+pub const SHARED_TAG: &str = "another open call has its tag";
+/// Reason: see the name.
+pub const NUMBER: &str = "its number was used again";
+
+/// Reason: see the name.
+pub const TOO_MANY: &str = "too many calls at a time";
+
 /// Everything known at this moment.
 #[derive(Debug, Default)]
 pub struct World {
@@ -34,8 +47,22 @@ pub struct World {
     pub flight: Flight,
     /// The test that runs.
     pub test: String,
+    /// When the event came that is looked at, by the trace.
+    pub now_ns: u64,
+    /// When the device last had something to do, or was not there.
+    busy_ns: u64,
     calls: HashMap<u64, Call>,
-    by_tag: HashMap<Tag, u64>,
+    /// The open calls, the oldest first, by a number that counts begins.
+    by_age: BTreeMap<u64, u64>,
+    begun: u64,
+    /// Requests kept in `calls` and `late`.
+    kept: usize,
+    /// Failed data requests of `calls`.
+    failures_of_open: u64,
+    /// Open calls by tag; where two or more are open, none of them is judged.
+    by_tag: HashMap<Tag, Vec<u64>>,
+    /// Tags of calls that are open as far as is known, but followed no more.
+    lost_tags: HashSet<Tag>,
     late: HashMap<u64, EndedCall>,
     past: HashMap<u64, PastCall>,
     past_order: VecDeque<u64>,
@@ -45,8 +72,11 @@ pub struct World {
     failures_unseen: bool,
     shutdown_noted: bool,
     forgot_failures: bool,
-    buckets: HashMap<u64, u64>,
+    /// By part of the disk, when a write of it was last taken or completed.
+    buckets: BTreeMap<u64, u64>,
     wrote_somewhere: u64,
+    /// When a write that is no log write was last taken or completed.
+    wrote_blocks: Option<u64>,
 }
 
 impl World {
@@ -54,19 +84,24 @@ impl World {
     pub fn submit(&mut self, id: RequestId, s: &Submit) {
         let tag = Tag::from_ioprio(s.ioprio);
         let mut owner = None;
-        if let Some(number) = tag.and_then(|t| self.by_tag.get(&t)) {
-            let place = self.calls.get_mut(number).and_then(|c| c.take(id, s));
-            owner = place.map(|index| (*number, index));
+        if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&t)) {
+            // Of two calls with the tag it is nobody's: both are not judged.
+            if let [number] = numbers.as_slice() {
+                let room = self.kept < MAX_KEPT;
+                let call = self.calls.get_mut(number);
+                let place = call.and_then(|c| c.take(id, s, room));
+                self.kept += usize::from(place.is_some());
+                owner = place.map(|index| (*number, index));
+            }
         } else if tag.is_none()
             && s.op == Op::Write
             && let Some(probe) = self.tag_probe.and_then(|n| self.calls.get_mut(&n))
         {
             probe.take_stranger(id, s);
         }
+        self.busy_ns = self.now_ns;
         self.flight.submit(id, s, owner);
-        if s.op == Op::Write {
-            self.remember_write(id, &super::flight::bytes_of(s));
-        }
+        self.remember_write(id, s.op, &super::flight::bytes_of(s));
     }
 
     /// A request was completed. The number of a call that ended earlier and
@@ -79,8 +114,14 @@ impl World {
             return None;
         };
         self.failures += u64::from(failed);
+        self.busy_ns = self.now_ns;
+        self.remember_write(seq, request.op, &request.disk);
         let (number, index) = request.owner?;
         if c.abandoned {
+            // The stop itself is told a moment later.
+            if let Some(call) = self.calls.get_mut(&number) {
+                call.obstacle.get_or_insert(STOPPED);
+            }
             return None;
         }
         let done = Some(Done {
@@ -92,6 +133,9 @@ impl World {
             && r.id == c.request
         {
             r.done = done;
+            if failed {
+                self.failures_of_open += call.count_failure(index);
+            }
             return None;
         }
         let call = self.late.get_mut(&number)?;
@@ -107,18 +151,37 @@ impl World {
             }
         }
         let settled = call.data().all(|r| r.done.is_some());
-        settled.then(|| self.late.remove(&number)).flatten()
+        settled.then(|| self.stop_waiting(number)).flatten()
     }
 
-    /// A call begins. A call whose number or tag it takes cannot be judged any
-    /// more; the former is returned.
+    /// Waits no more for the requests of a call that has ended.
+    pub fn stop_waiting(&mut self, number: u64) -> Option<EndedCall> {
+        let call = self.late.remove(&number)?;
+        self.kept = self.kept.saturating_sub(call.requests.len());
+        Some(call)
+    }
+
+    /// A call begins. Calls that cannot be followed any more for it are returned.
     pub fn begin(&mut self, seq: u64, begin: &CallBegin) -> Option<Call> {
         let number = begin.call;
-        let replaced = self.drop_call(number).map(|mut c| {
-            c.obstacle.get_or_insert("its number was used again");
-            c
-        });
+        let replaced = self.lose_call(number, NUMBER);
+        let reused = replaced.is_some();
+        let oldest = self.by_age.values().next().copied();
+        let lost = match oldest {
+            Some(oldest) if self.calls.len() >= MAX_OPEN => self.lose_call(oldest, TOO_MANY),
+            _ => replaced,
+        };
+        let asynchronous = has_flag(begin, "async");
         let mut call = Call::new(begin.clone(), seq);
+        call.facts = FactsThen {
+            changes: self.facts.changes(),
+            order_unknown: self.facts.order_unknown(),
+            tags_inexact: self.facts.tags_inexact(asynchronous),
+        };
+        if reused {
+            // The next end with this number may be the old call's.
+            call.obstacle.get_or_insert(NUMBER);
+        }
         for other in self.calls.values_mut() {
             if other.meets(begin) {
                 other.concurrent = true;
@@ -127,13 +190,16 @@ impl World {
         }
         match begin.tag.map(Tag::new) {
             Some(Some(tag)) => {
-                if let Some(other) = self.by_tag.insert(tag, number) {
-                    let why = "two calls had the same tag at once";
-                    call.obstacle.get_or_insert(why);
-                    if let Some(other) = self.calls.get_mut(&other) {
-                        other.obstacle.get_or_insert(why);
+                let sharers = self.by_tag.entry(tag).or_default();
+                if !sharers.is_empty() || self.lost_tags.contains(&tag) {
+                    call.obstacle.get_or_insert(SHARED_TAG);
+                }
+                for other in sharers.iter() {
+                    if let Some(other) = self.calls.get_mut(other) {
+                        other.obstacle.get_or_insert(SHARED_TAG);
                     }
                 }
+                sharers.push(number);
             }
             Some(None) => {
                 call.obstacle.get_or_insert("the tag is no tag");
@@ -145,8 +211,22 @@ impl World {
         if has_flag(begin, "probe-tag") {
             self.tag_probe = Some(number);
         }
+        self.begun += 1;
+        call.age = self.begun;
+        self.by_age.insert(self.begun, number);
         self.calls.insert(number, call);
-        replaced
+        lost
+    }
+
+    /// Follows an open call no more. Its requests still come with its tag.
+    fn lose_call(&mut self, number: u64, why: &'static str) -> Option<Call> {
+        let mut call = self.drop_call(number)?;
+        call.obstacle.get_or_insert(why);
+        self.lost_tags.extend(call.begin.tag.and_then(Tag::new));
+        if self.tag_probe == Some(number) {
+            self.tag_probe = None;
+        }
+        Some(call)
     }
 
     /// A call ended; `None` where it never began.
@@ -185,19 +265,43 @@ impl World {
         forgotten
     }
 
-    /// Waits for the data requests that were in flight at the end of the call.
-    pub fn keep_late(&mut self, ended: EndedCall) {
-        self.late.insert(ended.begin.call, ended);
+    /// Waits for the data requests that were in flight at the end of the call; the
+    /// call itself where there are too many of its kind.
+    pub fn keep_late(&mut self, ended: EndedCall) -> Option<EndedCall> {
+        if self.late.len() >= MAX_OPEN {
+            return Some(ended);
+        }
+        self.kept += ended.requests.len();
+        self.late.insert(ended.begin.call, ended)
     }
 
     /// Calls that ended and still wait for their data requests; they wait no more.
     pub fn take_late(&mut self) -> Vec<EndedCall> {
-        self.late.drain().map(|(_, c)| c).collect()
+        let late: Vec<_> = self.late.drain().map(|(_, c)| c).collect();
+        let requests: usize = late.iter().map(|c| c.requests.len()).sum();
+        self.kept = self.kept.saturating_sub(requests);
+        late
     }
 
     /// Calls that ended and still wait for their data requests.
     pub fn late(&self) -> impl Iterator<Item = &EndedCall> {
         self.late.values()
+    }
+
+    /// How much is kept: open calls, late calls, ended calls, requests.
+    #[cfg(test)]
+    pub fn sizes(&self) -> [usize; 4] {
+        assert_eq!(self.by_age.len(), self.calls.len());
+        assert!(self.by_tag.len() <= self.calls.len());
+        let open = self.calls.values().map(|c| c.requests.len());
+        let late = self.late.values().map(|c| c.requests.len());
+        assert_eq!(open.chain(late).sum::<usize>(), self.kept);
+        [
+            self.calls.len(),
+            self.late.len(),
+            self.past.len(),
+            self.kept,
+        ]
     }
 
     /// Calls that have not ended.
@@ -220,15 +324,26 @@ impl World {
         self.flight.owes(&past.near, |disk| self.facts.is_log(disk))
     }
 
-    /// Whether a write near the call's blocks may have been taken after `seq`.
+    /// Whether a write near the call's blocks may have been taken or completed after `seq`.
     pub fn wrote_near(&self, past: &PastCall, seq: u64) -> bool {
         self.wrote_somewhere > seq
             || past.near.iter().any(|r| {
                 let parts = r.start / BUCKET..=r.end.saturating_sub(1) / BUCKET;
-                self.buckets
-                    .iter()
-                    .any(|(part, at)| *at > seq && parts.contains(part))
+                self.buckets.range(parts).any(|(_, at)| *at > seq)
             })
+    }
+
+    /// Whether a write that may be of the call's pages was taken or completed after
+    /// `seq`: blocks move (copy-on-write), so only log writes surely are not.
+    pub fn may_have_written(&self, seq: u64) -> bool {
+        self.wrote_somewhere > seq || self.wrote_blocks.is_some_and(|at| at > seq)
+    }
+
+    /// For how long the device has owed nothing to anybody since `from_ns`, where
+    /// nothing is in flight now. Its idleness is its own knowledge, so its host's
+    /// clock is the right one.
+    pub fn idle_ns(&self, from_ns: u64) -> u64 {
+        self.now_ns.saturating_sub(self.busy_ns.max(from_ns))
     }
 
     /// Failed requests in this boot that are no marked call's data, as far as is known.
@@ -276,6 +391,7 @@ impl World {
     /// Something happened to the data disk. True where it stopped serving.
     pub fn device(&mut self, event: &DeviceEvent) -> bool {
         self.facts.device(event);
+        self.busy_ns = self.now_ns;
         let stopped = self.flight.device(event);
         if stopped {
             self.obstruct(STOPPED);
@@ -286,6 +402,7 @@ impl World {
     /// Events are missing from here on.
     pub fn gap(&mut self, seq: u64, missing: u64) {
         self.wrote_somewhere = seq.saturating_add(missing);
+        self.busy_ns = self.now_ns;
         self.facts.gap();
         self.flight.gap();
         self.failures_unseen = true;
@@ -298,6 +415,7 @@ impl World {
         let mut old = std::mem::take(self);
         old.facts.boot();
         old.flight.boot();
+        (self.now_ns, self.busy_ns) = (old.now_ns, old.busy_ns);
         self.facts = old.facts;
         self.flight = old.flight;
         open.drain().map(|(_, c)| c).collect()
@@ -318,26 +436,38 @@ impl World {
 
     fn drop_call(&mut self, number: u64) -> Option<Call> {
         let call = self.calls.remove(&number)?;
+        self.by_age.remove(&call.age);
+        self.kept = self.kept.saturating_sub(call.requests.len());
+        self.failures_of_open = self.failures_of_open.saturating_sub(call.failed_data);
         if let Some(tag) = call.begin.tag.and_then(Tag::new)
-            && self.by_tag.get(&tag) == Some(&number)
+            && let Some(sharers) = self.by_tag.get_mut(&tag)
         {
-            self.by_tag.remove(&tag);
+            sharers.retain(|n| *n != number);
+            if sharers.is_empty() {
+                self.by_tag.remove(&tag);
+            }
         }
         Some(call)
     }
 
     fn failures_of_nobody(&self) -> u64 {
-        let open: u64 = self.calls.values().map(Call::failed_data_so_far).sum();
-        self.failures.saturating_sub(self.failures_of_calls + open)
+        let data = self.failures_of_calls + self.failures_of_open;
+        self.failures.saturating_sub(data)
     }
 
-    fn remember_write(&mut self, seq: u64, disk: &Range<u64>) {
+    fn remember_write(&mut self, seq: u64, op: Op, disk: &Range<u64>) {
+        if !writes_blocks(op) {
+            return;
+        }
+        if !self.facts.is_log(disk) {
+            self.wrote_blocks = Some(seq);
+        }
         if disk.is_empty() {
             return;
         }
         // A request is at most 4 GiB long, hence at most 2049 parts.
         for part in disk.start / BUCKET..=(disk.end - 1) / BUCKET {
-            if self.buckets.len() < MAX_BUCKETS || self.buckets.contains_key(&part) {
+            if self.buckets.contains_key(&part) || self.buckets.len() < MAX_BUCKETS {
                 self.buckets.insert(part, seq);
             } else {
                 self.wrote_somewhere = seq;
@@ -358,13 +488,14 @@ impl World {
         }
         if call.is("probe-plug-order") {
             let offsets: Vec<_> = call.data().filter_map(|r| r.file_offset()).collect();
-            self.facts.plug_order = if call.obstacle.is_some() || offsets.len() < 2 {
-                Probe::Inconclusive
-            } else if offsets.is_sorted() {
-                Probe::Good
-            } else {
-                Probe::Bad
-            };
+            self.facts
+                .plugged(if call.obstacle.is_some() || offsets.len() < 2 {
+                    Probe::Inconclusive
+                } else if offsets.is_sorted() {
+                    Probe::Good
+                } else {
+                    Probe::Bad
+                });
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::trace::event::{Op, RequestId, Status, Submit};
 
 /// Requests kept of one call. A call of 1 GiB in pieces of 32 KiB has half as many.
 const MAX_REQUESTS: usize = 1 << 16;
+/// Parts in the file that they may have together.
+const MAX_FRAGMENTS: usize = 1 << 18;
+const TOO_MANY_REQUESTS: &str = "too many requests of one call";
 /// Failed requests that are remembered of a call that ended.
 const MAX_FAILED: usize = 8;
 /// How far beyond its range a call's folios may reach: the largest folio of x86.
@@ -108,6 +111,17 @@ impl CallRequest {
     }
 }
 
+/// What was known at a call's begin: its first requests were sent under it.
+#[derive(Clone, Debug, Default)]
+pub struct FactsThen {
+    /// Changes until then of what the order depends on.
+    pub changes: u64,
+    /// Why arrival order said nothing about submission order.
+    pub order_unknown: Option<String>,
+    /// Why tags could not be trusted.
+    pub tags_inexact: Option<&'static str>,
+}
+
 /// A call that has begun.
 #[derive(Debug)]
 pub struct Call {
@@ -123,6 +137,14 @@ pub struct Call {
     pub obstacle: Option<&'static str>,
     /// Another marked call wrote to the same folios meanwhile.
     pub concurrent: bool,
+    /// What was known at its begin.
+    pub facts: FactsThen,
+    /// Its place among all that began.
+    pub age: u64,
+    /// Failed writes that are its data already by the extents of its begin.
+    pub failed_data: u64,
+    /// Those extents, once they were asked for.
+    begin_map: Option<FileMap>,
 }
 
 impl Call {
@@ -135,13 +157,17 @@ impl Call {
             requests: Vec::new(),
             strangers: Vec::new(),
             concurrent: false,
+            facts: FactsThen::default(),
+            age: 0,
+            failed_data: 0,
+            begin_map: None,
         }
     }
 
     /// Takes a request with the call's tag; its place in the list.
-    pub fn take(&mut self, id: RequestId, s: &Submit) -> Option<usize> {
-        if self.requests.len() == MAX_REQUESTS {
-            self.obstacle.get_or_insert("too many requests of one call");
+    pub fn take(&mut self, id: RequestId, s: &Submit, room: bool) -> Option<usize> {
+        if !room || self.requests.len() == MAX_REQUESTS {
+            self.obstacle.get_or_insert(TOO_MANY_REQUESTS);
             return None;
         }
         self.requests.push(CallRequest::new(id, s));
@@ -169,16 +195,17 @@ impl Call {
             && theirs.start < ours.end.saturating_add(FOLIO_REACH)
     }
 
-    /// Failed writes that are the call's data already by the extents of its begin.
-    pub fn failed_data_so_far(&self) -> u64 {
-        if self.requests.iter().all(|r| !r.failed()) {
-            return 0;
-        }
-        let map = FileMap::new(&self.range(), [self.begin.extents.as_deref(), None]);
-        let failed = self.requests.iter().filter(|r| r.failed());
-        failed
-            .filter(|r| matches!(classify(r, &map), Class::Data(_)))
-            .count() as u64
+    /// A request of it failed: 1 where it is data already by the extents of the begin.
+    pub fn count_failure(&mut self, index: usize) -> u64 {
+        let range = self.range();
+        let extents = self.begin.extents.as_deref();
+        let map = self
+            .begin_map
+            .get_or_insert_with(|| FileMap::new(&range, [extents, None]));
+        let request = self.requests.get(index);
+        let data = request.is_some_and(|r| matches!(classify(r, map), Class::Data(_)));
+        self.failed_data += u64::from(data);
+        u64::from(data)
     }
 
     /// The call ended.
@@ -189,8 +216,16 @@ impl Call {
             [end.extents.as_deref(), self.begin.extents.as_deref()],
         );
         let mut requests = self.requests;
+        let mut obstacle = self.obstacle;
+        let mut fragments = 0;
         for r in &mut requests {
             r.class = classify(r, &map);
+            fragments += r.fragments().len();
+            if fragments > MAX_FRAGMENTS {
+                r.class = Class::Unknown;
+                obstacle.get_or_insert(TOO_MANY_REQUESTS);
+                break;
+            }
         }
         let stray = |r: &CallRequest| matches!(classify(r, &map), Class::Data(_));
         EndedCall {
@@ -207,8 +242,9 @@ impl Call {
             requests,
             range,
             map,
-            obstacle: self.obstacle,
+            obstacle,
             concurrent: self.concurrent,
+            facts: self.facts,
             other_failures: false,
         }
     }
@@ -239,6 +275,8 @@ pub struct EndedCall {
     pub obstacle: Option<&'static str>,
     /// Another marked call wrote to the same folios meanwhile.
     pub concurrent: bool,
+    /// What was known at its begin.
+    pub facts: FactsThen,
     /// Before the end, requests of nobody failed in this boot.
     pub other_failures: bool,
 }
@@ -327,14 +365,14 @@ impl EndedCall {
                 near.push(disk..disk.saturating_add(end - start));
             }
         }
-        near.sort_unstable_by_key(|r| (r.start, r.end));
-        near.dedup();
+        let near = join(near);
         let failed = self.requests.iter().filter(|r| r.failed());
         PastCall {
             call: self.reference(),
             test: self.begin.test.clone(),
             writethrough: self.is("writethrough"),
             end_seq: self.end_seq,
+            range: self.range.clone(),
             near,
             failed: failed.take(MAX_FAILED).cloned().collect(),
         }
@@ -352,7 +390,10 @@ pub struct PastCall {
     pub writethrough: bool,
     /// Number of its end mark.
     pub end_seq: u64,
-    /// Its blocks on the disk and those that may share a folio with them.
+    /// Its range in the file, rounded out to blocks.
+    pub range: Range<u64>,
+    /// Its blocks on the disk and those that may share a folio with them, ascending
+    /// and apart from each other.
     pub near: Vec<Range<u64>>,
     /// Its failed requests, the first few.
     pub failed: Vec<CallRequest>,
@@ -365,6 +406,19 @@ impl PastCall {
             self.failed.push(request.clone());
         }
     }
+}
+
+/// The same bytes in ascending ranges with gaps between them.
+fn join(mut list: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    list.sort_unstable_by_key(|r| (r.start, r.end));
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for r in list {
+        match joined.last_mut() {
+            Some(last) if last.end >= r.start => last.end = last.end.max(r.end),
+            _ => joined.push(r),
+        }
+    }
+    joined
 }
 
 /// For a finding.

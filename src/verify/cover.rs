@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::flight::overlap;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 
@@ -50,10 +51,10 @@ impl Promise for Cover {
             r.fragments().iter().any(|f| {
                 let part = f.file..f.file + f.len;
                 // Of what is missing the neighbours are the proof, of a double both.
-                twice.iter().any(|t| super::flight::overlap(t, &part))
-                    || missing
-                        .iter()
-                        .any(|m| m.start == part.end || m.end == part.start)
+                let first = twice.partition_point(|t| t.end <= part.start);
+                twice.get(first).is_some_and(|t| overlap(t, &part))
+                    || missing.binary_search_by_key(&part.end, |m| m.start).is_ok()
+                    || missing.binary_search_by_key(&part.start, |m| m.end).is_ok()
             })
         };
         let requests: Vec<_> = call.data().filter(concerned).collect();

@@ -38,18 +38,19 @@ pub struct FileMap {
 impl FileMap {
     /// The map of `range` by `layers`, the most trusted first.
     pub fn new(range: &Range<u64>, layers: [Option<&[Extent]>; 2]) -> FileMap {
-        let mut map = BTreeMap::new();
+        let mut drawn = Drawn::default();
         for e in layers.into_iter().flatten().flatten() {
             let file = e.logical.max(range.start);
             let end = e.logical.saturating_add(e.length).min(range.end);
             if e.has_place() && file < end {
                 let disk = e.physical.saturating_add(file - e.logical);
                 let len = (end - file).min(u64::MAX - disk);
-                insert(&mut map, Piece { disk, file, len });
+                drawn.insert(Piece { disk, file, len });
             }
         }
-        let mut pieces: Vec<Piece> = Vec::with_capacity(map.len());
-        for piece in map.into_values() {
+        drawn.pieces.sort_unstable_by_key(|p| p.disk);
+        let mut pieces: Vec<Piece> = Vec::with_capacity(drawn.pieces.len());
+        for piece in drawn.pieces {
             // FIEMAP tells written and unwritten neighbours apart; the disk does not.
             match pieces.last_mut() {
                 Some(last)
@@ -111,28 +112,68 @@ impl FileMap {
     }
 }
 
-/// Inserts what no earlier piece covers.
-fn insert(map: &mut BTreeMap<u64, Piece>, new: Piece) {
-    let end = new.disk + new.len;
-    let mut at = new.disk;
-    while at < end {
-        if let Some((_, p)) = map.range(..=at).next_back()
-            && p.disk + p.len > at
-        {
-            at = p.disk + p.len;
-            continue;
+/// A map under construction.
+#[derive(Debug, Default)]
+struct Drawn {
+    pieces: Vec<Piece>,
+    /// What they cover: begin and end of ranges that do not touch. Extents that
+    /// cover each other a thousand times are still looked at once each.
+    covered: BTreeMap<u64, u64>,
+}
+
+impl Drawn {
+    /// Inserts what no earlier piece covers.
+    fn insert(&mut self, new: Piece) {
+        let end = new.disk + new.len;
+        if new.disk == end {
+            return;
         }
-        let stop = map.range(at..end).next().map_or(end, |(start, _)| *start);
-        map.insert(
-            at,
-            Piece {
-                disk: at,
-                file: new.file + (at - new.disk),
-                len: stop - at,
-            },
-        );
-        at = stop;
+        let (mut first, mut last, mut at) = (new.disk, end, new.disk);
+        // One that begins before may reach into the new one; the others begin in it.
+        let before = self.covered.range(..=new.disk).next_back();
+        if let Some((s, e)) = before.map(|(s, e)| (*s, *e))
+            && e >= at
+        {
+            work();
+            self.covered.remove(&s);
+            (first, at) = (s, e);
+            last = last.max(e);
+        }
+        let next = |c: &BTreeMap<u64, u64>| c.range(new.disk..=end).next().map(|(s, e)| (*s, *e));
+        while let Some((s, e)) = next(&self.covered) {
+            work();
+            self.covered.remove(&s);
+            self.draw(&new, at, s);
+            at = at.max(e);
+            last = last.max(e);
+        }
+        self.draw(&new, at, end);
+        self.covered.insert(first, last);
     }
+
+    /// The part of `new` from one place on the disk to another.
+    fn draw(&mut self, new: &Piece, from: u64, to: u64) {
+        if from < to {
+            work();
+            self.pieces.push(Piece {
+                disk: from,
+                file: new.file + (from - new.disk),
+                len: to - from,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Steps taken to draw maps on this thread.
+    pub static WORK: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// A step, where a test counts them.
+fn work() {
+    #[cfg(test)]
+    WORK.set(WORK.get() + 1);
 }
 
 #[cfg(test)]

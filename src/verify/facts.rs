@@ -13,6 +13,11 @@ use crate::trace::event::{DeviceEvent, DeviceKind};
 const INDIRECT_DESC: u64 = 1 << 28;
 /// Facts kept; a guest that tells more is not believed.
 const MAX_FACTS: usize = 256;
+/// What the guest tells that the order of arrival depends on.
+const ORDER_FACTS: [&str; 3] = ["scheduler", "queues", "pressure"];
+
+/// Reason: see the name.
+pub const PRESSURE: &str = "the guest is short of memory on purpose";
 
 /// What a probe call showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,9 +42,10 @@ pub struct Facts {
     offered: Option<u64>,
     features: Option<u64>,
     lost: bool,
+    changes: u64,
     logs: BTreeMap<u64, Range<u64>>,
     /// Whether one plugged batch arrived ascending.
-    pub plug_order: Probe,
+    plug_order: Probe,
     /// Whether a request arrived with its tag.
     pub tag_arrives: Probe,
 }
@@ -49,7 +55,9 @@ impl Facts {
     pub fn env(&mut self, facts: &BTreeMap<String, String>) {
         for (key, value) in facts {
             if self.env.len() < MAX_FACTS || self.env.contains_key(key) {
-                self.env.insert(key.clone(), value.clone());
+                let old = self.env.insert(key.clone(), value.clone());
+                let changed = old.as_ref() != Some(value);
+                self.changes += u64::from(changed && ORDER_FACTS.contains(&key.as_str()));
             }
         }
     }
@@ -79,14 +87,16 @@ impl Facts {
                 self.started.remove(&event.queue);
             }
             DeviceKind::Reset | DeviceKind::Connected => self.started.clear(),
-            _ => {}
+            _ => return,
         }
+        self.changes += 1;
     }
 
     /// Events are missing, among them perhaps a reboot: no fact crosses that.
     pub fn gap(&mut self) {
         *self = Facts {
             lost: true,
+            changes: self.changes + 1,
             ..Facts::default()
         };
     }
@@ -97,8 +107,21 @@ impl Facts {
             started: std::mem::take(&mut self.started),
             offered: self.offered,
             features: self.features,
+            changes: self.changes + 1,
             ..Facts::default()
         };
+    }
+
+    /// What a probe of the plug order showed.
+    pub fn plugged(&mut self, shown: Probe) {
+        self.changes += u64::from(self.plug_order != shown);
+        self.plug_order = shown;
+    }
+
+    /// Changes so far of what the order depends on: two equal answers mean that
+    /// it was the same all the time in between.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Whether all of `disk` lies in a log.
@@ -129,7 +152,7 @@ impl Facts {
     }
 
     /// The guest is short of memory on purpose: requests wait in lists that reorder.
-    pub fn memory_pressure(&self) -> bool {
+    fn memory_pressure(&self) -> bool {
         self.env.get("pressure").is_some_and(|v| v != "off")
     }
 
@@ -155,6 +178,7 @@ impl Facts {
             None => return Some(self.missing("the features are not known").into()),
         }
         match self.plug_order {
+            Probe::Good if self.memory_pressure() => Some(PRESSURE.into()),
             Probe::Good => None,
             Probe::Bad => Some("this kernel reorders a plugged batch".into()),
             Probe::Inconclusive => Some("the plug-order probe showed nothing".into()),

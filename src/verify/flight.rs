@@ -142,7 +142,7 @@ impl Flight {
         })
     }
 
-    /// What the device owes to `near`; `log` tells which writes are log writes.
+    /// What the device owes to `near` (ascending, apart from each other); `log` tells which writes are log writes.
     ///
     /// A folio may be larger than the range that asks, and extents move. So a
     /// write that is neither near nor a log write makes the answer unclear.
@@ -151,7 +151,10 @@ impl Flight {
             return Owes::Unclear(why);
         }
         let writes = || self.requests.values().filter(|r| writes_blocks(r.op));
-        let ours = |r: &InFlight| near.iter().any(|n| overlap(n, &r.disk));
+        let ours = |r: &InFlight| {
+            let first = near.partition_point(|n| n.end <= r.disk.start);
+            near.get(first).is_some_and(|n| overlap(n, &r.disk))
+        };
         let count = writes().filter(|r| ours(r)).count();
         if count > 0 {
             Owes::Writes(count)
@@ -187,6 +190,7 @@ pub fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-fn writes_blocks(op: Op) -> bool {
+/// Whether requests of this kind change blocks, as far as is known.
+pub fn writes_blocks(op: Op) -> bool {
     matches!(op, Op::Write | Op::Discard | Op::WriteZeroes | Op::Other)
 }

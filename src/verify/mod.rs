@@ -10,8 +10,9 @@
 //! * one file per promise, behind one trait, decides;
 //! * [`verdict`] adds up, [`render`] says it to people.
 //!
-//! Memory is bounded by what is in flight and by the calls that have not ended;
-//! of calls that have, a fixed number is remembered for later reports.
+//! Memory is bounded whatever the guest says: so many open calls, probes, requests,
+//! tests and findings, and of calls that ended a fixed number for later reports.
+//! So is the work per event.
 
 pub mod align;
 mod attribution;
@@ -35,7 +36,7 @@ mod tests;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 
-use self::attribution::{GAP, STOPPED, World};
+use self::attribution::{GAP, NUMBER, STOPPED, TOO_MANY, World};
 use self::call::{Call, EndedCall, has_flag};
 use self::contract::Contract;
 use self::promise::Promise;
@@ -62,6 +63,7 @@ impl Verifier {
 
     /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
+        self.world.now_ns = event.time_ns;
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => self.world.submit(event.seq, s),
             Body::Submit(_) => {}
@@ -134,6 +136,9 @@ impl Verifier {
     }
 
     fn begin(&mut self, seq: u64, begin: &CallBegin) {
+        if let Some(old) = self.world.stop_waiting(begin.call) {
+            self.never_settled(&old, NUMBER);
+        }
         if let Some(old) = self.world.begin(seq, begin) {
             self.call_lost(&old);
         }
@@ -151,6 +156,7 @@ impl Verifier {
         let judged = is_judged(&call.begin);
         let obstacle = call
             .obstacle
+            .or(call.facts.tags_inexact)
             .or_else(|| self.world.facts.tags_inexact(call.is("async")));
         if let Some(why) = obstacle {
             if judged {
@@ -165,8 +171,16 @@ impl Verifier {
         }
         if call.data_in_flight.is_empty() {
             self.settled(&call);
-        } else {
-            self.world.keep_late(call);
+        } else if let Some(call) = self.world.keep_late(call) {
+            self.never_settled(&call, TOO_MANY);
+        }
+    }
+
+    /// Nobody will know how the last requests of an ended call came out.
+    fn never_settled(&mut self, call: &EndedCall, why: &str) {
+        if is_judged(&call.begin) {
+            self.ledger
+                .not_checked(call.test(), &error_report::ABOUT, why);
         }
     }
 
@@ -188,10 +202,7 @@ impl Verifier {
     /// Nothing may be concluded across this point.
     fn interrupted(&mut self, why: &str, lost: bool) {
         for call in self.world.take_late() {
-            if is_judged(&call.begin) {
-                self.ledger
-                    .not_checked(call.test(), &error_report::ABOUT, why);
-            }
+            self.never_settled(&call, why);
         }
         for judge in &mut self.judges {
             judge.interrupted(lost);

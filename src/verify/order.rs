@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::facts::PRESSURE;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 
@@ -17,7 +18,8 @@ pub static ABOUT: About = About {
     broken_when: "a data request arrives after one that begins later in the file",
     not_checked_when: "more than one queue, an I/O scheduler, no indirect descriptors, a guest short of \
                        memory, or a kernel that the boot-time probe (one plugged batch of O_DIRECT \
-                       writes) shows to reorder, or that was not probed; extents unknown",
+                       writes) shows to reorder, or that was not probed, all this at the call's begin; \
+                       any of it changed until its end; extents unknown",
 };
 
 /// The judge.
@@ -35,11 +37,14 @@ impl Promise for Order {
 
     fn call_ended(&mut self, call: &EndedCall, world: &World, ledger: &mut Ledger) {
         let mut skip = |why: &str| ledger.not_checked(call.test(), &ABOUT, why);
-        if let Some(why) = world.facts.order_unknown() {
-            return skip(&why);
+        if let Some(why) = &call.facts.order_unknown {
+            return skip(why);
         }
-        if call.is("pressure") || world.facts.memory_pressure() {
-            return skip("the guest is short of memory on purpose");
+        if world.facts.changes() != call.facts.changes {
+            return skip("what the order depends on changed while the call ran");
+        }
+        if call.is("pressure") {
+            return skip(PRESSURE);
         }
         if let Some(why) = call.data_unclear() {
             return skip(why);

@@ -28,6 +28,17 @@ pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
     lines
 }
 
+/// A line that says which events are missing, and why.
+pub fn gap(first: u64, last: u64, why: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    let why: String = why.chars().map(clean).take(WIDTH).collect();
+    if first == last {
+        format!("event {first} is missing: {why}")
+    } else {
+        format!("events {first}..{last} are missing: {why}")
+    }
+}
+
 /// One promise: its verdict, then findings, reasons and observations.
 pub fn promise(p: &PromiseVerdict) -> Vec<String> {
     let summary = match &p.verdict {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What comes out: verdicts, findings and what was merely odd.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +14,12 @@ pub const SCHEMA: u32 = 1;
 /// Findings kept of one promise in one test; further ones are only counted, so
 /// that a kernel that is wrong a million times does not fill the memory.
 pub const MAX_FINDINGS: usize = 64;
+/// Findings kept of all promises and tests; beyond them one of each promise and test.
+const MAX_ALL_FINDINGS: usize = 4096;
+/// Tests that are told apart.
+pub const MAX_TESTS: usize = 4096;
+/// The name of all further ones.
+pub const FURTHER_TESTS: &str = "(further tests)";
 /// Different reasons kept of one promise in one test.
 const MAX_REASONS: usize = 32;
 
@@ -193,6 +199,8 @@ pub struct Ledger {
     off: Vec<bool>,
     contract: String,
     names: Vec<String>,
+    rows: HashMap<String, usize>,
+    findings: usize,
     tallies: Vec<Vec<Tally>>,
     loose: BTreeMap<String, u64>,
 }
@@ -206,6 +214,8 @@ impl Ledger {
                 .collect(),
             contract: contract.name.clone(),
             names: Vec::new(),
+            rows: HashMap::new(),
+            findings: 0,
             tallies: Vec::new(),
             loose: BTreeMap::new(),
         }
@@ -213,14 +223,19 @@ impl Ledger {
 
     /// A test exists, even if nothing in it can be judged.
     pub(super) fn test(&mut self, test: &str) -> usize {
-        // Tests are few and calls of one test come in a row: look at the last first.
-        let known = self.names.iter().rposition(|n| n == test);
-        known.unwrap_or_else(|| {
-            self.names.push(test.to_owned());
-            self.tallies
-                .push(vec![Tally::default(); promise::ABOUT.len()]);
-            self.names.len() - 1
-        })
+        if let Some(row) = self.rows.get(test) {
+            return *row;
+        }
+        let name = match self.names.len() {
+            0..MAX_TESTS => test,
+            MAX_TESTS => FURTHER_TESTS,
+            _ => return MAX_TESTS,
+        };
+        self.rows.insert(name.to_owned(), self.names.len());
+        self.names.push(name.to_owned());
+        self.tallies
+            .push(vec![Tally::default(); promise::ABOUT.len()]);
+        self.names.len() - 1
     }
 
     fn tally(&mut self, test: &str, about: &About) -> Option<&mut Tally> {
@@ -240,9 +255,15 @@ impl Ledger {
 
     pub(super) fn broken(&mut self, about: &About, finding: Finding) {
         let test = finding.test.clone();
+        let most = if self.findings < MAX_ALL_FINDINGS {
+            MAX_FINDINGS
+        } else {
+            1
+        };
         if let Some(t) = self.tally(&test, about) {
-            if t.findings.len() < MAX_FINDINGS {
+            if t.findings.len() < most {
                 t.findings.push(finding);
+                self.findings += 1;
             } else {
                 t.more += 1;
             }

@@ -16,6 +16,8 @@ use crate::trace::event::Status;
 /// Ranges that are followed of one call.
 const MAX_RANGES: usize = 16;
 const PAGE: u64 = 4096;
+/// Letters kept of a report's name.
+const MAX_AT: usize = 64;
 
 /// The promise in words.
 pub static ABOUT: About = About {
@@ -24,10 +26,12 @@ pub static ABOUT: About = About {
                still to come back.",
     judged_on: "page reports (cachestat) after the call's end, and the requests in flight at each",
     broken_when: "pages of one range are in writeback in two reports separated by a mark round trip \
-                  while the backend had no write of those folios' blocks taken or in flight at both",
-    not_checked_when: "no report followed, or only one with pages in writeback; at the reports writes \
+                  while the backend had no write of those folios' blocks in flight at both, and none \
+                  was taken or completed in between",
+    not_checked_when: "no report of the call's range followed, or the last of a range shows pages and only one with pages in writeback; at the reports writes \
                        of the blocks, or of unknown place, were in flight, a request was held back, or \
-                       the data disk was not running; events are missing in between; pages that left \
+                       the data disk was not running; one was taken or completed between the reports; \
+                       events are missing in between; pages that left \
                        writeback later, after another write of the blocks, were somebody else's",
 };
 
@@ -37,6 +41,25 @@ struct Seen {
     report: PageReport,
 }
 
+/// The last usable report of a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Last {
+    #[default]
+    None,
+    Clear,
+    Waits,
+}
+
+/// The ranges of one call.
+#[derive(Clone, Debug, Default)]
+struct Watch {
+    ranges: Vec<Watched>,
+    /// There were more ranges than are followed.
+    more: bool,
+    /// There was a report that says nothing about the call's pages.
+    odd: bool,
+}
+
 /// What the reports of one range said.
 #[derive(Clone, Debug, Default)]
 struct Watched {
@@ -44,7 +67,8 @@ struct Watched {
     len: u64,
     first: Option<Seen>,
     pair: Option<(Seen, Seen)>,
-    cleared: bool,
+    /// What the last usable report of all of it said.
+    last: Last,
     late: bool,
     unclear: Option<&'static str>,
 }
@@ -53,7 +77,7 @@ struct Watched {
 #[derive(Debug, Default)]
 pub(super) struct WritebackCleared {
     /// By call; only ended calls that were reported on and are still remembered.
-    calls: HashMap<u64, Vec<Watched>>,
+    calls: HashMap<u64, Watch>,
 }
 
 impl Promise for WritebackCleared {
@@ -61,37 +85,43 @@ impl Promise for WritebackCleared {
         &ABOUT
     }
 
-    fn mark(&mut self, seq: u64, mark: &Mark, world: &World, _ledger: &mut Ledger) {
+    fn mark(&mut self, seq: u64, mark: &Mark, world: &World, ledger: &mut Ledger) {
         let Mark::Report(report) = mark else { return };
         let Some(past) = world.past(report.call) else {
             return;
         };
-        let ranges = self.calls.entry(report.call).or_default();
-        if report.writeback == 0 {
-            for w in ranges.iter_mut().filter(|w| inside(w, report)) {
-                w.came_clear(past, world);
+        let watch = self.calls.entry(report.call).or_default();
+        if let Some(odd) = odd(report, past) {
+            watch.odd = true;
+            if past.writethrough {
+                ledger.observe(&past.test, &ABOUT, odd);
             }
+            return;
         }
+        let ranges = &mut watch.ranges;
         let same = |w: &Watched| (w.off, w.len) == (report.off, report.len);
-        if !ranges.iter().any(same) && ranges.len() < MAX_RANGES {
+        if !ranges.iter().any(same) {
+            if ranges.len() == MAX_RANGES {
+                watch.more = true;
+                return;
+            }
             ranges.push(Watched {
                 off: report.off,
                 len: report.len,
                 ..Watched::default()
             });
         }
-        let Some(range) = ranges.iter_mut().find(|w| same(w)) else {
-            return;
-        };
         if report.writeback == 0 {
-            range.cleared = true;
-        } else {
-            range.still_waits(seq, report, world.owes(past));
+            for w in ranges.iter_mut().filter(|w| inside(w, report)) {
+                w.came_clear(past, world);
+            }
+        } else if let Some(range) = ranges.iter_mut().find(|w| same(w)) {
+            range.still_waits(seq, report, past, world);
         }
     }
 
     fn interrupted(&mut self, lost: bool) {
-        for range in self.calls.values_mut().flatten() {
+        for range in self.calls.values_mut().flat_map(|w| &mut w.ranges) {
             range.first = None;
             if lost && range.pair.take().is_some() {
                 range.unclear = Some("events are missing after the reports");
@@ -100,14 +130,14 @@ impl Promise for WritebackCleared {
     }
 
     fn call_forgotten(&mut self, call: &PastCall, ledger: &mut Ledger) {
-        let ranges = self.calls.remove(&call.call.call).unwrap_or_default();
-        rule(call, &ranges, ledger);
+        let watch = self.calls.remove(&call.call.call).unwrap_or_default();
+        rule(call, &watch, ledger);
     }
 
     fn settle(&self, world: &World, ledger: &mut Ledger) {
         for past in world.all_past() {
-            let ranges = self.calls.get(&past.call.call);
-            rule(past, ranges.map_or(&[], Vec::as_slice), ledger);
+            let watch = self.calls.get(&past.call.call);
+            rule(past, watch.unwrap_or(&Watch::default()), ledger);
         }
     }
 
@@ -117,22 +147,33 @@ impl Promise for WritebackCleared {
 }
 
 impl Watched {
-    fn still_waits(&mut self, seq: u64, report: &PageReport, owes: Owes) {
-        match owes {
-            Owes::Writes(_) => {
-                self.unclear = Some("writes of the blocks were in flight at a report");
+    fn still_waits(&mut self, seq: u64, report: &PageReport, past: &PastCall, world: &World) {
+        let why = match world.owes(past) {
+            Owes::Nothing => None,
+            Owes::Writes(_) => Some("writes of the blocks were in flight at a report"),
+            Owes::Unclear(why) => Some(why),
+        };
+        if why.is_some() {
+            // What was seen before may have been the beginning of this writeback,
+            // and what is seen next its end.
+            self.first = None;
+            self.unclear = why;
+            return;
+        }
+        self.last = Last::Waits;
+        let mut report = report.clone();
+        report.at = report.at.chars().take(MAX_AT).collect();
+        let now = Seen { seq, report };
+        match self.first.take() {
+            Some(first) if !world.may_have_written(first.seq) => {
+                self.pair = Some((first.clone(), now));
+                self.first = Some(first);
             }
-            Owes::Unclear(why) => self.unclear = Some(why),
-            Owes::Nothing => {
-                let seen = Seen {
-                    seq,
-                    report: report.clone(),
-                };
-                match (&self.first, &mut self.pair) {
-                    (_, Some((_, second))) => *second = seen,
-                    (Some(first), pair) => *pair = Some((first.clone(), seen)),
-                    (None, _) => self.first = Some(seen),
+            first => {
+                if first.is_some() {
+                    self.unclear = Some("a write was taken or completed between the reports");
                 }
+                self.first = Some(now);
             }
         }
     }
@@ -142,6 +183,7 @@ impl Watched {
     /// sets the state before it submits and clears it a while after the completion.
     fn came_clear(&mut self, past: &PastCall, world: &World) {
         self.first = None;
+        self.last = Last::Clear;
         if self.pair.is_some() && world.wrote_near(past, past.end_seq) {
             self.pair = None;
             self.late = true;
@@ -154,10 +196,32 @@ fn inside(w: &Watched, report: &PageReport) -> bool {
     report.off <= w.off && w.off.saturating_add(w.len) <= report.off.saturating_add(report.len)
 }
 
-fn rule(past: &PastCall, ranges: &[Watched], ledger: &mut Ledger) {
+/// Pages that the range touches.
+fn pages(report: &PageReport) -> u64 {
+    let end = report.off.saturating_add(report.len);
+    end.div_ceil(PAGE) - report.off / PAGE
+}
+
+/// What is wrong with a report that says nothing about the call's pages.
+fn odd(report: &PageReport, past: &PastCall) -> Option<&'static str> {
+    let range = report.off..report.off.saturating_add(report.len);
+    let most = [report.cached, report.dirty, report.writeback];
+    if report.len == 0 {
+        Some("a page report of no length, not used")
+    } else if !super::flight::overlap(&range, &past.range) {
+        Some("a page report of a range that is not the call's, not used")
+    } else if most.iter().any(|n| *n > pages(report)) {
+        Some("a page report of more pages than its range has, not used")
+    } else {
+        None
+    }
+}
+
+fn rule(past: &PastCall, watch: &Watch, ledger: &mut Ledger) {
     if !past.writethrough {
         return;
     }
+    let ranges = &watch.ranges;
     let pages = |w: &&Watched| w.pair.as_ref().map_or(0, |(_, b)| b.report.writeback);
     let worst = ranges.iter().max_by_key(pages);
     if let Some((a, b)) = worst.and_then(|w| w.pair.as_ref()) {
@@ -170,12 +234,17 @@ fn rule(past: &PastCall, ranges: &[Watched], ledger: &mut Ledger) {
             "pages in writeback without a request, gone after a later write",
         );
     }
-    if ranges.iter().any(|w| w.cleared) {
+    let open = || ranges.iter().filter(|w| w.last != Last::Clear);
+    if !ranges.is_empty() && !watch.more && open().next().is_none() {
         return ledger.held(&past.test, &ABOUT);
     }
-    let unclear = ranges.iter().find_map(|w| w.unclear);
-    let reason = if ranges.is_empty() {
+    let unclear = open().find_map(|w| w.unclear);
+    let reason = if ranges.is_empty() && watch.odd {
+        "no usable page report followed the call"
+    } else if ranges.is_empty() {
         "no page report followed the call"
+    } else if open().next().is_none() {
+        "reports of too many ranges"
     } else {
         unclear.unwrap_or("only one usable report showed pages in writeback")
     };
@@ -204,7 +273,7 @@ fn finding(past: &PastCall, a: &Seen, b: &Seen) -> Finding {
          or in flight at both reports. {failed}",
         past.end_seq,
         b.report.writeback,
-        b.report.len.div_ceil(PAGE),
+        pages(&b.report),
         b.report.off,
         b.report.off.saturating_add(b.report.len),
         a.report.writeback,

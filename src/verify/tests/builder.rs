@@ -29,6 +29,10 @@ pub struct Stream {
     /// Queue of the next requests.
     pub queue: u16,
     pub epoch: u32,
+    /// The clock of the trace.
+    pub now_ns: u64,
+    /// When probes began.
+    pub began_ns: BTreeMap<u64, u64>,
 }
 
 pub fn ext(logical: u64, physical: u64, length: u64) -> Extent {
@@ -110,7 +114,7 @@ impl Stream {
         self.next += 1;
         self.events.push(Event {
             seq,
-            time_ns: 0,
+            time_ns: self.now_ns,
             body,
         });
         seq
@@ -276,13 +280,19 @@ impl Stream {
             at: "after-call".into(),
             off,
             len,
-            cached: 64,
+            cached: 0,
             dirty: 0,
             writeback,
         }))
     }
 
+    /// Time passes.
+    pub fn wait_ms(&mut self, ms: u64) {
+        self.now_ns += ms * 1_000_000;
+    }
+
     pub fn probe(&mut self, probe: u64, call: u64) -> u64 {
+        self.began_ns.insert(probe, self.now_ns);
         self.mark(Mark::ProbeBegin(ProbeBegin {
             probe,
             call,
@@ -291,7 +301,10 @@ impl Stream {
         }))
     }
 
+    /// The clock goes on to the time at which it has waited so long.
     pub fn probe_state(&mut self, probe: u64, waited_ms: u64, state: char, switches: u64) -> u64 {
+        let began = self.began_ns.get(&probe).copied().unwrap_or(0);
+        self.now_ns = self.now_ns.max(began + waited_ms * 1_000_000);
         self.mark(Mark::ProbeState(ProbeState {
             probe,
             waited_ms,

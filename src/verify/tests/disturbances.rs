@@ -191,7 +191,7 @@ fn two_calls_with_one_tag_cannot_be_told_apart() {
     s.end(&a, B as i64);
     s.end(&b, B as i64);
     s.silent();
-    s.not_checked("cover", "two calls had the same tag");
+    s.not_checked("cover", "another open call has its tag");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod aftermath;
 mod align_cover;
+mod attacks;
 mod builder;
 mod disturbances;
 mod legal;

@@ -207,8 +207,9 @@ fn at_rest(events: &[Event], add: impl FnOnce(&mut Stream)) -> Vec<Event> {
     let mut s = Stream {
         next: events.last().unwrap().seq + 1,
         events: events.to_vec(),
-        queue: 0,
         epoch: 1,
+        now_ns: events.last().unwrap().time_ns,
+        ..Stream::default()
     };
     s.all_ok();
     add(&mut s);
@@ -220,8 +221,8 @@ fn a_leaked_page_breaks_writeback_cleared() {
     each("writeback-cleared", 1, |events, call, dice| {
         let pages = 1 + dice.below(9);
         *events = at_rest(events, |s| {
-            s.report_range(call.ended.call, 0, 32 * B, pages);
-            s.report_range(call.ended.call, 0, 32 * B, pages);
+            s.report_range(call.ended.call, 0, 64 * B, pages);
+            s.report_range(call.ended.call, 0, 64 * B, pages);
         });
         true
     });
