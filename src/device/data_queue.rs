@@ -100,19 +100,19 @@ impl DataQueue {
         self.hub.trace.record(&Body::Decide(Decide {
             request,
             rule: decision.rule,
-            hold: decision.hold,
-            status: decision.status,
+            hold: decision.plan.hold.is_some(),
+            status: decision.plan.status,
             name: decision.name.clone(),
         }));
         if let Some(pending) = self.pending.get_mut(&token) {
             // A planned success stores the data like any other.
-            pending.planned = decision.status.filter(|s| !s.is_ok());
+            pending.planned = decision.plan.status.filter(|s| !s.is_ok());
         }
-        if decision.hold {
+        if decision.plan.hold.is_some() {
             self.hub.hold(&decision.name);
             self.held.insert(token, decision.name);
         }
-        decision.hold
+        decision.plan.hold.is_some()
     }
 
     /// Does a request, or gives it the status that is planned for it.

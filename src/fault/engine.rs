@@ -5,7 +5,7 @@
 use wtblk_shared::mark::{Control, Mark};
 
 use super::calls::{Calls, Position, sectors};
-use super::request::{Decision, Request};
+use super::request::{Decision, Hold, Plan, Request};
 use super::scenario::{Rule, Scenario, SectorRange, Trigger};
 use crate::trace::event::DATA_DISK;
 
@@ -108,8 +108,11 @@ impl Engine {
                     // The parser refuses scenarios with so many rules.
                     rule: u16::try_from(index).unwrap_or(u16::MAX),
                     name: state.rule.name.clone(),
-                    hold: state.holds(),
-                    status: state.rule.action.status,
+                    plan: Plan {
+                        hold: state.holds().then(Hold::default),
+                        status: state.rule.action.status,
+                        ..Plan::default()
+                    },
                 });
             }
         }

@@ -6,7 +6,7 @@ use wtblk_shared::tag::Tag;
 
 use super::calls::MAX_CALLS;
 use super::engine::Engine;
-use super::request::{Decision, Request};
+use super::request::{Decision, Hold, Plan, Request};
 use super::scenario::Scenario;
 use crate::trace::event::{Op, Status};
 
@@ -95,8 +95,11 @@ fn the_nth_data_write_of_a_call() {
         Some(Decision {
             rule: 0,
             name: "second".into(),
-            hold: true,
-            status: Some(Status::IOERR)
+            plan: Plan {
+                hold: Some(Hold::default()),
+                status: Some(Status::IOERR),
+                ..Plan::default()
+            }
         })
     );
     assert_eq!(fires(&mut e, &write(8, 5)), None, "the third");
@@ -245,11 +248,14 @@ fn release_arm_and_disarm() {
     assert_eq!(fires(&mut e, &w).as_deref(), Some("b"));
     e.mark(&control(Control::Release, "*"));
     let d = e.decide(&w, 0).unwrap();
-    assert_eq!((d.hold, d.status), (false, Some(Status::UNSUPP)));
+    assert_eq!(
+        (d.plan.hold.is_some(), d.plan.status),
+        (false, Some(Status::UNSUPP))
+    );
     assert!(e.rules()[1].released && !e.rules()[1].holds());
     e.mark(&control(Control::Arm, "b"));
     assert!(!e.rules()[1].released && e.rules()[1].seen == 0 && e.rules()[1].fired == 0);
-    assert!(e.decide(&w, 0).unwrap().hold);
+    assert!(e.decide(&w, 0).unwrap().plan.hold.is_some());
     e.mark(&control(Control::Disarm, "*"));
     assert_eq!(fires(&mut e, &w), None);
     e.mark(&control(Control::Arm, "*"));
@@ -430,8 +436,8 @@ mod random {
                             let state = &before.rules()[usize::from(d.rule)];
                             fired[usize::from(d.rule)] += 1;
                             prop_assert_eq!(&state.rule.name, &d.name);
-                            prop_assert!(state.armed && (d.hold || d.status.is_some()));
-                            prop_assert_eq!(d.hold, state.holds());
+                            prop_assert!(state.armed && (d.plan.hold.is_some() || d.plan.status.is_some()));
+                            prop_assert_eq!(d.plan.hold.is_some(), state.holds());
                             prop_assert_eq!(d.status, state.rule.action.status);
                         }
                     }
