@@ -438,7 +438,7 @@ mod random {
                             prop_assert_eq!(&state.rule.name, &d.name);
                             prop_assert!(state.armed && (d.plan.hold.is_some() || d.plan.status.is_some()));
                             prop_assert_eq!(d.plan.hold.is_some(), state.holds());
-                            prop_assert_eq!(d.status, state.rule.action.status);
+                            prop_assert_eq!(d.plan.status, state.rule.action.status);
                         }
                     }
                 }
