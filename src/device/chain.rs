@@ -3,13 +3,10 @@
 //! told from one that has ended. Each descriptor is read once, so that a guest
 //! that rewrites it meanwhile fools only itself.
 
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memory::{GuestMap, Segment};
-
-const F_NEXT: u16 = 1;
-const F_WRITE: u16 = 2;
-const F_INDIRECT: u16 = 4;
 
 /// Bytes of a descriptor.
 const DESC_LEN: u32 = 16;
@@ -67,24 +64,24 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
         walked += 1;
         let desc = read(map, &table, index)
             .ok_or_else(|| broken(format!("descriptor {index} is not in guest memory")))?;
-        if desc.flags & F_INDIRECT != 0 {
+        if desc.refers_to_indirect_table() {
             table = enter(&desc, &table).map_err(broken)?;
             (index, walked) = (0, 0);
             continue;
         }
         let segment = Segment {
-            addr: desc.addr,
-            len: desc.len,
+            addr: desc.addr().0,
+            len: desc.len(),
         };
-        let writable = desc.flags & F_WRITE != 0;
+        let writable = desc.is_write_only();
         // A fault of one segment does not end the walk: the end of the chain may hold a status
         // byte through which the guest can be told.
-        let fault = if desc.len == 0 {
+        let fault = if segment.len == 0 {
             Some("a descriptor of length 0".to_owned())
         } else if !map.holds(segment) {
             Some(format!(
                 "{} bytes at {:#x} are not guest memory",
-                desc.len, desc.addr
+                segment.len, segment.addr
             ))
         } else if !writable && !chain.writable.is_empty() {
             Some("a readable descriptor after a writable one".to_owned())
@@ -98,11 +95,11 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
         } else {
             chain.readable.push(segment);
         }
-        bytes += u64::from(desc.len);
-        if desc.flags & F_NEXT == 0 {
+        bytes += u64::from(segment.len);
+        if !desc.has_next() {
             break;
         }
-        index = u32::from(desc.next);
+        index = u32::from(desc.next());
     }
     if bytes > u64::from(u32::MAX) {
         first_fault.get_or_insert_with(|| "the chain is longer than 4 GiB".into());
@@ -116,23 +113,9 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
     }
 }
 
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
 fn read(map: &GuestMap, table: &Table, index: u32) -> Option<Descriptor> {
     let at = table.addr.checked_add(u64::from(index * DESC_LEN))?;
-    let raw: [u8; 16] = map.memory().read_obj(GuestAddress(at)).ok()?;
-    let raw = u128::from_le_bytes(raw);
-    Some(Descriptor {
-        addr: raw as u64,
-        len: (raw >> 64) as u32,
-        flags: (raw >> 96) as u16,
-        next: (raw >> 112) as u16,
-    })
+    map.read_obj(GuestAddress(at)).ok()
 }
 
 /// The table that an indirect descriptor leads to.
@@ -140,20 +123,21 @@ fn enter(desc: &Descriptor, from: &Table) -> Result<Table, String> {
     if from.indirect {
         return Err("an indirect descriptor inside an indirect table".into());
     }
-    if desc.flags & F_NEXT != 0 {
+    if desc.has_next() {
         return Err("an indirect descriptor with a next one".into());
     }
-    if desc.len == 0 || !desc.len.is_multiple_of(DESC_LEN) {
-        return Err(format!("an indirect table of {} bytes", desc.len));
+    let len = desc.len();
+    if len == 0 || !len.is_multiple_of(DESC_LEN) {
+        return Err(format!("an indirect table of {len} bytes"));
     }
-    let count = desc.len / DESC_LEN;
+    let count = len / DESC_LEN;
     if count > INDIRECT_MAX {
         return Err(format!(
             "an indirect table of {count} descriptors, the limit is {INDIRECT_MAX}"
         ));
     }
     Ok(Table {
-        addr: desc.addr,
+        addr: desc.addr().0,
         count,
         indirect: true,
     })
@@ -176,13 +160,8 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn put(map: &GuestMap, table: u64, at: u64, d: (u64, u32, u16, u16)) {
-        let raw = u128::from(d.0)
-            | u128::from(d.1) << 64
-            | u128::from(d.2) << 96
-            | u128::from(d.3) << 112;
-        map.memory()
-            .write_obj(raw.to_le_bytes(), GuestAddress(table + 16 * at))
-            .unwrap();
+        let desc = Descriptor::new(d.0, d.1, d.2, d.3);
+        map.write_obj(desc, GuestAddress(table + 16 * at)).unwrap();
     }
 
     fn walked(descs: &[(u64, u32, u16, u16)]) -> Result<Chain, Malformed> {

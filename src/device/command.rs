@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
 use super::memory::GuestMap;
 use super::ring::RingPlace;
+use super::wake::Wake;
 
 /// How long a stop waits for I/O that the host kernel holds.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -89,21 +88,20 @@ impl<T> Pending<T> {
 pub(super) struct WorkerHandle {
     queue: u16,
     orders: Sender<Command>,
-    wake: Arc<EventFd>,
+    wake: Arc<Wake>,
 }
 
 impl WorkerHandle {
     pub fn new(queue: u16, orders: Sender<Command>) -> io::Result<WorkerHandle> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(WorkerHandle {
             queue,
             orders,
-            wake: Arc::new(EventFd::from_flags(flags)?),
+            wake: Arc::new(Wake::new()?),
         })
     }
 
     /// Readable when there are orders; the worker drains it.
-    pub fn wake(&self) -> Arc<EventFd> {
+    pub fn wake(&self) -> Arc<Wake> {
         self.wake.clone()
     }
 
@@ -112,7 +110,7 @@ impl WorkerHandle {
         let (tell, answer) = sync_channel(1);
         // A worker that is gone drops the order, and with it `tell`: the wait ends at once.
         let _ = self.orders.send(order(tell));
-        let _ = self.wake.write(1);
+        self.wake.signal();
         Pending {
             queue: self.queue,
             answer,
@@ -131,6 +129,6 @@ impl WorkerHandle {
     /// Ends the worker.
     pub fn shutdown(&self) {
         let _ = self.orders.send(Command::Shutdown);
-        let _ = self.wake.write(1);
+        self.wake.signal();
     }
 }

@@ -12,30 +12,29 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::command::ANSWER_LIMIT;
 use super::disk::Disk;
 use super::socket::{Socket, accept};
 use super::transport::Handler;
+use super::wake::Wake;
 use crate::trace::event::DeviceKind;
 
 /// Ends a [`serve`] thread from another one.
 pub(super) struct Stopper {
     stopping: AtomicBool,
     /// Readable when it is time to end.
-    wake: EventFd,
+    wake: Wake,
     /// The connection that is being served.
     current: Mutex<Option<UnixStream>>,
 }
 
 impl Stopper {
     pub fn new() -> io::Result<Arc<Stopper>> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Arc::new(Stopper {
             stopping: AtomicBool::new(false),
-            wake: EventFd::from_flags(flags)?,
+            wake: Wake::new()?,
             current: Mutex::new(None),
         }))
     }
@@ -43,7 +42,7 @@ impl Stopper {
     /// The thread finishes what is in flight and ends.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let _ = self.wake.write(1);
+        self.wake.signal();
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = &*current {
             // Only our side hears of it: the front end keeps its connection until its requests
@@ -71,7 +70,7 @@ pub(super) fn serve(
     disk: Arc<Disk>,
     socket: Socket,
     stopper: Arc<Stopper>,
-    ended: Arc<EventFd>,
+    ended: Arc<Wake>,
 ) -> io::Result<JoinHandle<()>> {
     let name = format!("{}-conn", disk.name);
     thread::Builder::new().name(name).spawn(move || {
@@ -79,7 +78,7 @@ pub(super) fn serve(
             Socket::Connected(stream) => connection(&disk, stream, &stopper),
             Socket::Listening(..) => listen(&disk, &socket, &stopper),
         }
-        let _ = ended.write(1);
+        ended.signal();
     })
 }
 

@@ -332,9 +332,7 @@ pub(super) fn scatter(map: &GuestMap, data: &[Segment], bytes: &[u8]) -> Option<
     let mut rest = bytes;
     for segment in data {
         let (now, later) = rest.split_at(rest.len().min(segment.len as usize));
-        map.memory()
-            .write_slice(now, GuestAddress(segment.addr))
-            .ok()?;
+        map.write_slice(now, GuestAddress(segment.addr)).ok()?;
         rest = later;
     }
     Some((bytes.len() - rest.len()) as u32)

@@ -7,9 +7,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use wtblk_shared::mark::Mark;
 
+use super::wake::Wake;
 use crate::fault::Engine;
 use crate::fault::request::{Decision, Request};
 use crate::trace::TraceWriter;
@@ -24,18 +24,17 @@ pub(super) struct Hub {
     held: Mutex<BTreeMap<String, u64>>,
     in_flight: AtomicU64,
     /// Readable when the number of held requests has changed: a mark may wait for it.
-    changed: EventFd,
+    changed: Wake,
 }
 
 impl Hub {
     pub fn new(trace: Arc<TraceWriter>, engine: Engine) -> io::Result<Hub> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Hub {
             trace,
             engine: (!engine.is_empty()).then(|| Mutex::new(engine)),
             held: Mutex::default(),
             in_flight: AtomicU64::new(0),
-            changed: EventFd::from_flags(flags)?,
+            changed: Wake::new()?,
         })
     }
 
@@ -93,8 +92,7 @@ impl Hub {
     pub fn hold(&self, rule: &str) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         *held.entry(rule.to_owned()).or_default() += 1;
-        // Fails only when the counter is full, and then it is readable anyway.
-        let _ = self.changed.write(1);
+        self.changed.signal();
     }
 
     /// A rule holds one request less.
@@ -122,7 +120,7 @@ impl Hub {
     }
 
     /// The event behind [`Hub::hold`]; its reader drains it.
-    pub fn changed(&self) -> &EventFd {
+    pub fn changed(&self) -> &Wake {
         &self.changed
     }
 }

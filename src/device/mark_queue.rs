@@ -224,10 +224,7 @@ fn read_mark(taken: &Taken, parsed: &Parsed) -> Result<(Mark, MarkEvent), String
     let mut at = 0;
     for segment in &parsed.data {
         let part = &mut bytes[at..at + segment.len as usize];
-        let read = taken
-            .map
-            .memory()
-            .read_slice(part, GuestAddress(segment.addr));
+        let read = taken.map.read_slice(part, GuestAddress(segment.addr));
         read.map_err(|e| e.to_string())?;
         at += segment.len as usize;
     }
@@ -257,7 +254,7 @@ impl QueueDevice for MarkQueue {
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {
-        let _ = self.hub.changed().read();
+        self.hub.changed().drain();
         self.end_waits(false);
         done.append(&mut self.over);
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's memory: the regions that the front end shares, mapped. A map
 //! never changes; a change of regions makes a new one, and whoever still works
-//! with the old keeps it mapped through its `Arc`.
+//! with the old keeps it mapped through its `Arc`. To vm-memory and the crates
+//! on top of it a map is guest memory like any other.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -38,6 +39,7 @@ pub(super) struct Segment {
 }
 
 /// See the module.
+#[derive(Clone)]
 pub(super) struct GuestMap {
     memory: GuestMemoryMmap,
     regions: Vec<RegionInfo>,
@@ -100,20 +102,12 @@ impl GuestMap {
         Ok(GuestMap { memory, regions })
     }
 
-    /// Access by guest physical address.
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-
-    /// Guest physical address of an address in the front end's process, if `len` bytes from it
-    /// lie in one region.
-    pub fn user_to_guest(&self, user: u64, len: u64) -> Option<u64> {
-        let region = self.regions.iter().find(|r| {
-            user.checked_sub(r.user)
-                .and_then(|at| at.checked_add(len))
-                .is_some_and(|end| end <= r.size)
-        })?;
-        Some(region.guest + (user - region.user))
+    /// Guest physical address of an address in the front end's process.
+    pub fn user_to_guest(&self, user: u64) -> Option<u64> {
+        let at = |r: &RegionInfo| user.checked_sub(r.user).filter(|at| *at < r.size);
+        self.regions
+            .iter()
+            .find_map(|r| at(r).map(|at| r.guest + at))
     }
 
     /// Whether all of the segment is memory.
@@ -138,6 +132,18 @@ impl GuestMap {
         // SAFETY: the slices are inside regions of this map, mapped readable and writable until
         // the map (which the buffers keep) is dropped; nobody makes Rust references to them.
         Some(unsafe { Buffers::new(ranges, self.clone()) })
+    }
+}
+
+impl GuestMemoryBackend for GuestMap {
+    type R = GuestRegionMmap;
+
+    fn find_region(&self, addr: GuestAddress) -> Option<&GuestRegionMmap> {
+        self.memory.find_region(addr)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
+        self.memory.iter()
     }
 }
 
@@ -197,10 +203,10 @@ pub(super) mod tests {
         let map = map
             .with(info(0x10000, 0x1000, 0x1000), file(0x1000))
             .unwrap();
-        assert_eq!(map.user_to_guest(0x7000_8000, 0x8000), Some(0x8000));
-        assert_eq!(map.user_to_guest(0x7000_8000, 0x8001), None);
-        assert_eq!(map.user_to_guest(0x1fff, 1), Some(0x10fff));
-        assert_eq!(map.user_to_guest(u64::MAX, 2), None);
+        assert_eq!(map.user_to_guest(0x7000_8000), Some(0x8000));
+        assert_eq!(map.user_to_guest(0x7001_0000), None);
+        assert_eq!(map.user_to_guest(0x1fff), Some(0x10fff));
+        assert_eq!(map.user_to_guest(u64::MAX), None);
         let across = Segment {
             addr: 0xfff0,
             len: 0x20,

@@ -21,6 +21,7 @@ mod serve;
 mod settings;
 mod socket;
 mod transport;
+mod wake;
 mod worker;
 
 pub use serve::serve;

@@ -92,9 +92,7 @@ fn take_header(map: &GuestMap, segments: &mut Vec<Segment>) -> Option<[u8; HEADE
     for segment in segments.iter_mut() {
         let n = (segment.len as usize).min(HEADER_LEN - have);
         let part = &mut header[have..have + n];
-        map.memory()
-            .read_slice(part, GuestAddress(segment.addr))
-            .ok()?;
+        map.read_slice(part, GuestAddress(segment.addr)).ok()?;
         have += n;
         segment.addr += n as u64;
         segment.len -= n as u32;
@@ -118,8 +116,7 @@ mod tests {
 
     fn header(map: &GuestMap, kind: u32, ioprio: u32, sector: u64) {
         let raw = u128::from(kind) | u128::from(ioprio) << 32 | u128::from(sector) << 64;
-        map.memory()
-            .write_obj(raw.to_le_bytes(), GuestAddress(0x2000))
+        map.write_obj(raw.to_le_bytes(), GuestAddress(0x2000))
             .unwrap();
     }
 

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde_json::json;
 use wtblk_shared::disk::{DATA_SERIAL, MARK_DISK_LEN, MARK_SERIAL, SECTOR};
 
@@ -26,6 +25,7 @@ use super::hub::Hub;
 use super::mark_queue::MarkQueue;
 use super::settings::{ServeConfig, Settings};
 use super::socket::Socket;
+use super::wake::Wake;
 use crate::fault::Engine;
 use crate::store::Store;
 use crate::trace::TraceWriter;
@@ -63,9 +63,7 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         );
     }
 
-    let ended = Arc::new(EventFd::from_flags(
-        EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-    )?);
+    let ended = Arc::new(Wake::new()?);
     let mut running = vec![data_disk(&hub, &settings, &*store, socket, &ended)?];
     if let Some(socket) = mark_socket {
         let workers = running[0].disk.workers.clone();
@@ -87,12 +85,7 @@ struct Running {
     stopper: Arc<Stopper>,
 }
 
-fn run(
-    disk: Arc<Disk>,
-    workers: Threads,
-    socket: Socket,
-    ended: Arc<EventFd>,
-) -> io::Result<Running> {
+fn run(disk: Arc<Disk>, workers: Threads, socket: Socket, ended: Arc<Wake>) -> io::Result<Running> {
     let stopper = Stopper::new()?;
     let connection = connection::serve(disk.clone(), socket, stopper.clone(), ended)?;
     Ok(Running {
@@ -108,7 +101,7 @@ fn data_disk(
     settings: &Settings,
     store: &dyn Store,
     socket: Socket,
-    ended: &Arc<EventFd>,
+    ended: &Arc<Wake>,
 ) -> Result<Running> {
     let state = Arc::new(DiskState {
         capacity: store.capacity(),
@@ -166,7 +159,7 @@ fn mark_disk(
     });
     let threads = disk.run(idle, |_| Ok(MarkQueue::new(hub.clone(), data.clone())))?;
     // Only the end of the disk under test ends the process.
-    let nobody = Arc::new(EventFd::new()?);
+    let nobody = Arc::new(Wake::new()?);
     Ok(run(disk, threads, socket, nobody)?)
 }
 
@@ -212,7 +205,7 @@ fn signal_pipe() -> io::Result<UnixStream> {
 }
 
 /// Waits for the end; says what it was.
-fn wait(signals: &UnixStream, ended: &EventFd) -> Result<&'static str> {
+fn wait(signals: &UnixStream, ended: &Wake) -> Result<&'static str> {
     loop {
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),

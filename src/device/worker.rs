@@ -3,16 +3,13 @@
 //! gives them back. What a request means is its [`QueueDevice`]'s business.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{self, Malformed};
@@ -21,6 +18,7 @@ use super::hub::Hub;
 use super::memory::GuestMap;
 use super::request::{self, Parsed};
 use super::ring::{Ring, RingError};
+use super::wake::Wake;
 use crate::trace::event::{DeviceKind, Status};
 
 /// A request that was taken from the ring.
@@ -69,14 +67,19 @@ pub(super) trait QueueDevice: Send {
 struct Active {
     ring: Ring,
     epoch: u32,
-    enabled: bool,
     /// Not served any more, because it was found broken.
     broken: bool,
     /// By head: whether the chain is in flight.
     taken: Vec<bool>,
-    kick: Option<File>,
-    call: Option<File>,
-    err: Option<File>,
+    /// The vring could keep it, but has no way to signal it.
+    err: Option<Wake>,
+}
+
+impl Active {
+    /// Whether requests are taken.
+    fn serving(&self) -> bool {
+        !self.broken && self.ring.vring().is_enabled()
+    }
 }
 
 /// What is needed to complete a request.
@@ -93,7 +96,7 @@ pub(super) struct Worker<D> {
     pub queue: u16,
     pub hub: Arc<Hub>,
     pub orders: Receiver<Command>,
-    pub wake: Arc<EventFd>,
+    pub wake: Arc<Wake>,
     pub device: D,
     active: Option<Active>,
     slots: HashMap<u64, Slot>,
@@ -106,7 +109,7 @@ impl<D: QueueDevice> Worker<D> {
         (disk, queue): (u8, u16),
         hub: Arc<Hub>,
         orders: Receiver<Command>,
-        wake: Arc<EventFd>,
+        wake: Arc<Wake>,
         device: D,
     ) -> Worker<D> {
         Worker {
@@ -130,7 +133,7 @@ impl<D: QueueDevice> Worker<D> {
             if kicked {
                 self.drain_kick();
             }
-            let _ = self.wake.read();
+            self.wake.drain();
             while let Ok(order) = self.orders.try_recv() {
                 if matches!(order, Command::Shutdown) {
                     return;
@@ -148,9 +151,13 @@ impl<D: QueueDevice> Worker<D> {
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.device.event(), PollFlags::POLLIN),
         ];
-        let serving = self.active.as_ref().filter(|a| a.enabled && !a.broken);
-        if let Some(kick) = serving.and_then(|a| a.kick.as_ref()) {
-            fds.push(PollFd::new(kick.as_fd(), PollFlags::POLLIN));
+        let serving = self.active.as_ref().filter(|a| a.serving());
+        // Locked over the wait, which keeps the fd open; nobody else has this vring.
+        let vring = serving.map(|a| a.ring.vring());
+        if let Some(kick) = vring.as_ref().and_then(|v| v.get_kick().as_ref()) {
+            // SAFETY: `vring` keeps the fd open, and lives longer than `fds` is used.
+            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
+            fds.push(PollFd::new(kick, PollFlags::POLLIN));
         }
         let timeout = match self.device.deadline() {
             None => PollTimeout::NONE,
@@ -167,16 +174,8 @@ impl<D: QueueDevice> Worker<D> {
         let Some(active) = &mut self.active else {
             return;
         };
-        let Some(kick) = &mut active.kick else { return };
-        let mut count = [0; 8];
-        match kick.read(&mut count) {
-            Ok(_) => {}
-            // Somebody else drained it.
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(e) => {
-                active.kick = None;
-                self.break_ring(&RingError(format!("the kick fd cannot be read: {e}")));
-            }
+        if let Err(error) = active.ring.drain_kick() {
+            self.break_ring(&error);
         }
     }
 
@@ -192,19 +191,19 @@ impl<D: QueueDevice> Worker<D> {
             }
             Command::Enable(on, tell) => {
                 if let Some(active) = &mut self.active {
-                    active.enabled = on;
+                    active.ring.set_enabled(on);
                 }
                 let _ = tell.send(());
             }
             Command::Call(call, tell) => {
                 if let Some(active) = &mut self.active {
-                    active.call = call;
-                    signal(&mut active.call);
+                    active.ring.set_call(call);
+                    active.ring.notify();
                 }
                 let _ = tell.send(());
             }
             Command::Memory(map, tell) => {
-                let moved = self.active.as_mut().map(|active| active.ring.remap(map));
+                let moved = self.active.as_mut().map(|active| active.ring.remap(&map));
                 if let Some(Err(error)) = moved {
                     self.break_ring(&error);
                 }
@@ -229,30 +228,31 @@ impl<D: QueueDevice> Worker<D> {
         let Start {
             map, place, size, ..
         } = start;
+        let err = start.err.map(Wake::from);
         let (a, b) = (u64::from(size), u64::from(start.epoch));
         match Ring::new(map, place, size, start.base, start.event_idx) {
-            Ok(ring) => {
+            Ok(mut ring) => {
                 self.hub
                     .event(self.disk, self.queue, DeviceKind::QueueStart, a, b, "");
-                let mut active = Active {
+                ring.set_kick(start.kick);
+                ring.set_call(start.call);
+                ring.set_enabled(start.enabled);
+                // Some front ends wait for one notification after they have set the fd, and there
+                // may be used entries of an earlier device that the guest was not told of.
+                ring.notify();
+                self.active = Some(Active {
                     ring,
                     epoch: start.epoch,
-                    enabled: start.enabled,
                     broken: false,
                     taken: vec![false; usize::from(size)],
-                    kick: start.kick,
-                    call: start.call,
-                    err: start.err,
-                };
-                // Some front ends wait for one notification after they have set the fd.
-                signal(&mut active.call);
-                self.active = Some(active);
+                    err,
+                });
             }
             Err(RingError(text)) => {
                 self.hub
                     .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &text);
                 tracing::warn!(queue = self.queue, "ring refused: {text}");
-                signal(&mut { start.err });
+                err.iter().for_each(Wake::signal);
             }
         }
     }
@@ -303,7 +303,7 @@ impl<D: QueueDevice> Worker<D> {
         let Some(active) = self.active.as_mut() else {
             return Ok(());
         };
-        if !active.enabled || active.broken {
+        if !active.serving() {
             return Ok(());
         }
         loop {
@@ -315,7 +315,7 @@ impl<D: QueueDevice> Worker<D> {
                     )));
                 }
                 let ring = &active.ring;
-                let map = ring.map().clone();
+                let map = ring.map();
                 let parsed = chain::walk(&map, ring.table(), ring.size(), head)
                     .and_then(|chain| request::parse(&map, chain));
                 let token = self.next_token;
@@ -359,7 +359,7 @@ impl<D: QueueDevice> Worker<D> {
         }
         if let Some(active) = &mut self.active {
             match active.ring.wants_notification() {
-                Ok(true) => signal(&mut active.call),
+                Ok(true) => active.ring.notify(),
                 Ok(false) => {}
                 Err(error) => self.break_ring(&error),
             }
@@ -402,7 +402,7 @@ impl<D: QueueDevice> Worker<D> {
         };
         if !active.broken {
             active.broken = true;
-            signal(&mut active.err);
+            active.err.iter().for_each(Wake::signal);
             self.hub
                 .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &error.0);
             tracing::warn!(queue = self.queue, "ring stopped: {}", error.0);
@@ -414,23 +414,13 @@ impl<D: QueueDevice> Worker<D> {
 fn publish(active: &mut Active, slot: &Slot, done: &Done) -> Result<u16, RingError> {
     let mut len = 0;
     if let Some(at) = slot.status_at {
-        let written = slot.map.memory().write_obj(done.status.0, GuestAddress(at));
+        let written = slot.map.write_obj(done.status.0, GuestAddress(at));
         written.map_err(|e| RingError(format!("cannot write a status at {at:#x}: {e}")))?;
         len = done.written.saturating_add(1);
     }
     active.taken[usize::from(slot.head)] = false;
     active.ring.publish(slot.head, len)?;
     active.ring.avail_idx()
-}
-
-/// Adds one to an eventfd of the front end (set non-blocking when it came).
-fn signal(fd: &mut Option<File>) {
-    if let Some(fd) = fd
-        && let Err(error) = fd.write(&1u64.to_ne_bytes())
-        && error.kind() != std::io::ErrorKind::WouldBlock
-    {
-        tracing::warn!(%error, "cannot notify the front end");
-    }
 }
 
 /// A poll that ends early would spin: up to the next millisecond.

@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -156,10 +157,9 @@ impl Driver {
     }
 
     pub fn put_desc(&self, table: u64, at: u64, addr: u64, len: u32, flags: u16, next: u16) {
-        let raw = u128::from(addr) | u128::from(len) << 64;
-        let raw = raw | u128::from(flags) << 96 | u128::from(next) << 112;
+        let desc = Descriptor::new(addr, len, flags, next);
         let to = GuestAddress(table + 16 * at);
-        self.memory.write_obj(raw.to_le_bytes(), to).unwrap();
+        self.memory.write_obj(desc, to).unwrap();
     }
 
     /// Makes the chain of these descriptors available (linked in order; flags without NEXT).

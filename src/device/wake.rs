@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! An eventfd that `poll` can wait for.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// See the module.
+pub(super) struct Wake(EventFd);
+
+impl Wake {
+    pub fn new() -> io::Result<Wake> {
+        Ok(Wake(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?))
+    }
+
+    /// Makes it readable.
+    pub fn signal(&self) {
+        // A full counter is readable already.
+        if let Err(error) = self.0.write(1)
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            tracing::warn!(%error, "cannot write an eventfd");
+        }
+    }
+
+    /// Makes it unreadable.
+    pub fn drain(&self) {
+        // Fails where it was unreadable before.
+        let _ = self.0.read();
+    }
+}
+
+/// An eventfd of the front end.
+impl From<File> for Wake {
+    fn from(file: File) -> Wake {
+        // SAFETY: the file gives up the fd that it owned alone.
+        Wake(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) })
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the fd is open as long as `self`, from which the lifetime is.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
