@@ -143,6 +143,10 @@ fn submit(id: RequestId, s: &Submit) -> String {
 
 fn decide(d: &Decide) -> String {
     let mut line = format!("#{} by rule {} ({}):", d.request, d.rule, clean(&d.name));
+    if !d.plan.is_empty() {
+        let _ = write!(line, " {}", clean(&d.plan));
+        return line;
+    }
     if d.hold {
         line.push_str(" hold");
     }

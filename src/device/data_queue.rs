@@ -103,6 +103,7 @@ impl DataQueue {
             hold: decision.plan.hold.is_some(),
             status: decision.plan.status,
             name: decision.name.clone(),
+            plan: decision.plan.to_string(),
         }));
         if let Some(pending) = self.pending.get_mut(&token) {
             // A planned success stores the data like any other.
@@ -225,6 +226,7 @@ impl QueueDevice for DataQueue {
             sector: parsed.sector,
             bytes: parsed.bytes,
             tag: Tag::from_ioprio(parsed.ioprio),
+            inflight: u32::try_from(self.hub.in_flight()).unwrap_or(u32::MAX),
         };
         let pending = Pending {
             id,

@@ -49,7 +49,7 @@ impl Hub {
     pub fn mark(&self, mark: &Mark) {
         if let Some(engine) = &self.engine {
             let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-            engine.mark(mark);
+            engine.mark(mark, self.trace.now_ns());
         }
     }
 

@@ -7,7 +7,7 @@ use wtblk_shared::mark::{Control, Mark};
 use super::calls::{Calls, Position, sectors};
 use super::request::{Decision, Hold, Plan, Request};
 use super::scenario::{Rule, Scenario, SectorRange, Trigger};
-use crate::trace::event::DATA_DISK;
+use crate::trace::event::{DATA_DISK, Status};
 
 /// The rules of a scenario and what has become of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +120,7 @@ impl Engine {
     }
 
     /// Takes note of a mark.
-    pub fn mark(&mut self, mark: &Mark) {
+    pub fn mark(&mut self, mark: &Mark, _now_ns: u64) {
         match mark {
             Mark::Boot => {
                 self.calls.clear();
@@ -139,6 +139,32 @@ impl Engine {
             Mark::Control(control) => self.control(control),
             _ => {}
         }
+    }
+
+    /// A request was completed with this status (before the guest can see it).
+    pub fn completed(&mut self, _request: &Request, _status: Status) {}
+
+    /// Rules whose held requests are to be let go now, because the event that their
+    /// `until` names has come. To be asked after every `decide`, `mark` and
+    /// `completed`; each is told once. The rule goes on to hold what comes later.
+    pub fn take_releases(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Ranges whose content before the last write is to be kept, for stale reads:
+    /// sorted, not overlapping, 16 MiB at most in all.
+    pub fn kept_ranges(&self) -> Vec<SectorRange> {
+        Vec::new()
+    }
+
+    /// The named state that the rules are in.
+    pub fn state(&self) -> &str {
+        "start"
+    }
+
+    /// Moves to a state; false where no rule speaks of it: then it is not a state.
+    pub fn set_state(&mut self, _state: &str) -> bool {
+        false
     }
 
     /// Tests run one after the other: the begin of one is the end of any other.

@@ -6,6 +6,7 @@ mod calls;
 mod diagnosis;
 mod engine;
 mod parse;
+mod plan_text;
 mod read;
 pub mod request;
 mod rules;

@@ -22,6 +22,9 @@ pub struct Request {
     pub bytes: u32,
     /// The call tag, if it has one.
     pub tag: Option<Tag>,
+    /// Requests of the disk that were taken and not completed when this one
+    /// was decided on, itself among them: alone it is 1.
+    pub inflight: u32,
 }
 
 /// What a rule wants done with a request.
@@ -76,18 +79,21 @@ pub struct OrderSlot {
     pub group: u64,
     /// How many requests the group has.
     pub size: u32,
-    /// This request's turn, `0..size`. With [`OrderBy::Turn`] it is known at once;
-    /// with the others the device sorts when the group is complete.
+    /// This request's place in the order: the device sorts by it, and by arrival
+    /// where it is the same, when the group is complete. One group has one kind.
     pub turn: OrderBy,
+    /// The group goes in its order as it is when its first request has waited so
+    /// long, ns. Until then only a release of the rule lets an incomplete one go.
+    pub limit_ns: Option<u64>,
 }
 
 /// How the turns of a group are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OrderBy {
-    /// By this number, known when the request arrives.
+    /// This is its turn, `0..size`: known when the request arrives.
     Turn(u32),
-    /// By ascending sector.
-    Sector,
+    /// By ascending offset: bytes in the file where the call is known, else bytes on the disk.
+    Offset(u64),
 }
 
 /// What becomes of a request's data. Sectors count from the request's first.
@@ -99,12 +105,14 @@ pub enum DataFault {
     Corrupt(Vec<(u32, u8)>),
     /// A write is not stored; a flush is not done. Acknowledged all the same.
     Dropped,
-    /// The I/O goes to this sector instead.
+    /// The I/O goes to this sector instead. The engine does not know where the
+    /// disk ends: I/O beyond it is not done and counts as done.
     Misdirected(u64),
-    /// A read gives what the range held before its last write, where that was kept.
+    /// A read gives what the range held before its last write. It lies wholly
+    /// within the ranges that the device was told to keep ([`super::Engine::kept_ranges`]).
     Stale,
-    /// A flush covers only what was completed before the flush was *submitted*
-    /// minus the last so many writes.
+    /// A flush covers only what was completed before the flush was *submitted*,
+    /// but for the last so many writes of it.
     LateFlush(u32),
 }
 

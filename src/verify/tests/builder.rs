@@ -215,6 +215,7 @@ impl Stream {
             hold: true,
             status: None,
             name: "r".into(),
+            plan: String::new(),
         }));
     }
 
