@@ -68,7 +68,8 @@ impl Hub {
         };
         let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = engine.rules().iter().map(|state| {
+        let rules = engine.rules();
+        let rules = rules.iter().map(|state| {
             let name = &state.rule.name;
             let held = held.get(name).copied().unwrap_or(0);
             format!("{}:{}:{held}", name.replace(' ', "%20"), state.fired)
