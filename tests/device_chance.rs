@@ -108,7 +108,7 @@ fn run(steps: &[Step], last: Option<DeviceFault>, volatile: bool) {
     let mut sent = [0u64; 2];
     // By queue: slot, head, of what is out.
     let mut out: [BTreeMap<u64, u16>; 2] = Default::default();
-    let mut stop = |d: &mut Driver, out: &mut [BTreeMap<u64, u16>; 2], queue: usize| {
+    let stop = |d: &mut Driver, out: &mut [BTreeMap<u64, u16>; 2], queue: usize| {
         let base = d.stop(queue);
         for (_, head) in std::mem::take(&mut out[queue]) {
             assert!(d.is_done(queue, head), "released by the stop");

@@ -173,7 +173,7 @@ fn complete(c: &Complete, latency_ns: Option<u64>) -> String {
 }
 
 /// The name of an operation, as scenarios spell it.
-fn op_name(op: Op) -> &'static str {
+pub(super) fn op_name(op: Op) -> &'static str {
     match op {
         Op::Read => "read",
         Op::Write => "write",

@@ -181,7 +181,7 @@ impl Hub {
         };
         let engine = lock(engine);
         let held = lock(&self.held);
-        let rules = engine.rules().iter().map(|state| RuleStanding {
+        let rules = engine.rules().into_iter().map(|state| RuleStanding {
             name: state.rule.name.clone(),
             seen: state.seen,
             fired: state.fired,

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use wtblk_shared::disk::SECTOR;
 
 use super::socket::Address;
-use crate::fault::request::{Decision, Request};
-use crate::fault::{OnStop, Scenario, SectorRange};
+use crate::fault::request::{Decision, DeviceFault, Request};
+use crate::fault::{DataAction, OnStop, Scenario, SectorRange};
 use crate::store::{Cache, FileStore, ImageOptions, KeptStore, MemoryStore, Store, VolatileStore};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
@@ -122,12 +122,19 @@ impl Settings {
         })
     }
 
+    /// Whether a rule asks what is durable.
+    pub(super) fn needs_cache(&self) -> bool {
+        self.scenario.rules.iter().any(|rule| {
+            let flush = matches!(
+                rule.action.data,
+                Some(DataAction::DropFlush | DataAction::LateFlush(_))
+            );
+            flush || rule.action.device == Some(DeviceFault::Cut)
+        })
+    }
+
     /// Opens where the bytes live.
-    pub(super) fn store(
-        &self,
-        volatile: bool,
-        kept: &[SectorRange],
-    ) -> Result<Layers> {
+    pub(super) fn store(&self, volatile: bool, kept: &[SectorRange]) -> Result<Layers> {
         let mut store = self.bottom()?;
         let mut cache = None;
         if volatile && !self.read_only {
