@@ -11,6 +11,7 @@ pub mod control;
 pub mod device;
 pub mod fault;
 pub mod harness;
+pub mod input;
 pub mod report;
 pub mod store;
 pub mod trace;

@@ -207,3 +207,131 @@ fn a_read_only_image_is_one_sentence() {
     );
     assert!(!dir.path().join("s").exists(), "the socket was left behind");
 }
+
+#[test]
+fn a_reader_that_goes_away_changes_neither_status_nor_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = wtblk()
+        .args(["run", "--accel", "tcg", "--defect", "misaligned"])
+        .args(["--test", "overwrite-unaligned", "--out"])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(dir.path().join("results.json").exists());
+}
+
+/// A run whose device or QEMU (whose command line holds `word`) is killed in the middle.
+fn killed_in_mid_run(word: &str) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let child = wtblk()
+        .args([
+            "run",
+            "--accel",
+            "tcg",
+            "--repeat",
+            "1000",
+            "--test",
+            "error-mid-call",
+            "--out",
+        ])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let console = dir.path().join("boot-1/console.log");
+    until("the guest prints", Duration::from_secs(60), || {
+        std::fs::read_to_string(&console).is_ok_and(|text| text.contains("KTAP version 1"))
+    });
+    let is_it = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.contains(word) && !line.contains(" run ")
+    };
+    let victim = processes_with(dir.path())
+        .into_iter()
+        .find(is_it)
+        .expect("a child");
+    kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
+    let output = child.wait_with_output().unwrap();
+    until("no orphan is left", Duration::from_secs(10), || {
+        processes_with(dir.path()).is_empty()
+    });
+    assert!(
+        dir.path().join("results.json").exists(),
+        "what ended before must be kept"
+    );
+    let said = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+    (output.status.code(), said.concat())
+}
+
+#[test]
+fn a_killed_device_is_trouble_of_the_host_and_no_finding() {
+    let (status, said) = killed_in_mid_run(" serve ");
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("the device ended before the guest"), "{said}");
+    assert!(
+        said.contains("Bail out!") && !said.contains("\nnot ok"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_killed_qemu_is_trouble_of_the_host_and_no_finding() {
+    let (status, said) = killed_in_mid_run("qemu-system");
+    assert_eq!(status, Some(2), "{said}");
+    assert!(
+        said.contains("QEMU ended") && !said.contains("\nnot ok"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_scenario_without_end_is_refused() {
+    for file in ["/dev/zero", "/"] {
+        let run = run(&["--scenario", file]);
+        assert_eq!(run.status, 2, "{}", run.said());
+        assert!(run.stderr.contains("no regular file"), "{}", run.said());
+    }
+}
+
+#[test]
+fn a_trace_never_takes_the_place_of_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("img");
+    let serve = |image: &str, trace: &str| {
+        let mut command = wtblk();
+        command
+            .current_dir(dir.path())
+            .args(["serve", "--socket", "s", "--image", image, "--trace", trace]);
+        let output = command.output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    for (image_name, trace) in [("img", "img"), ("img", "./img"), ("x.data", "x")] {
+        let image = image.with_file_name(image_name);
+        std::fs::write(&image, vec![7u8; 1 << 20]).unwrap();
+        let (status, said) = serve(image_name, trace);
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains("is no trace"), "{said}");
+        assert_eq!(std::fs::read(&image).unwrap(), vec![7u8; 1 << 20]);
+    }
+}
+
+#[test]
+fn an_interrupt_before_the_boot_has_the_same_status() {
+    // The process group of a terminal: QEMU's version, mkfs and wtblk all get it.
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("qemu");
+    std::fs::write(&fake, "#!/bin/sh\nkill -INT $PPID\nexit 1\n").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let run = run(&["--qemu", fake.to_str().unwrap()]);
+    assert_eq!(run.status, 130, "{}", run.said());
+}

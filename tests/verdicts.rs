@@ -120,3 +120,101 @@ fn a_seed_is_printed_and_the_command_repeats_the_run() {
     );
     assert!(!repeat.contains("--out"), "{repeat}");
 }
+
+fn scenario(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), text).expect("the scenario");
+    file
+}
+
+#[test]
+fn a_kernel_without_the_flag_decides_nothing() {
+    // The reference kernel knows 0x200 only: another value is a flag that it never heard of.
+    let run = run(&["--flag", "0x400"]);
+    assert_eq!(run.status, 3, "{}", run.said());
+    for test in run.results["tests"].as_array().expect("tests") {
+        let why = test["skipped"].as_str().expect("a reason");
+        assert!(why.contains("0x400") && why.contains("absent"), "{why}");
+    }
+}
+
+#[test]
+fn misaligned_is_skipped_where_it_is_no_defect() {
+    let file = scenario("version = 1\n[device]\nlogical_block = 4096\n");
+    let path = file.path().to_str().expect("a path");
+    let run = run(&[
+        "--scenario",
+        path,
+        "--defect",
+        "misaligned",
+        "--test",
+        "overwrite-unaligned",
+    ]);
+    assert_eq!(run.status, 3, "{}", run.said());
+    let why = run.results["tests"][0]["skipped"]
+        .as_str()
+        .expect("a reason");
+    assert!(why.contains("logical blocks (4096) smaller"), "{why}");
+}
+
+#[test]
+fn blocks_of_4096_bytes_are_not_blamed() {
+    let file = scenario("version = 1\n[device]\nlogical_block = 4096\n");
+    assert_clean(
+        &run(&["--scenario", file.path().to_str().expect("a path")]),
+        by_nature,
+    );
+}
+
+#[test]
+fn the_tests_after_a_hung_one_get_a_boot_of_their_own() {
+    let run = run(&[
+        "--defect",
+        "leak-writeback",
+        "--test",
+        "error-mid-call",
+        "--test",
+        "overwrite-aligned",
+    ]);
+    assert_eq!(run.status, 1, "{}", run.said());
+    assert_eq!(
+        run.results["boots"].as_array().map(Vec::len),
+        Some(2),
+        "{}",
+        run.said()
+    );
+    assert_eq!(run.results["tests"][1]["boot"], "boot-2");
+    assert_eq!(run.verdict("overwrite-aligned", "guest"), "held");
+    assert_eq!(run.verdict("overwrite-aligned", "align"), "held");
+}
+
+#[test]
+fn a_guest_at_its_limit_is_ended_and_judged_and_our_own_doing_is_no_finding() {
+    // Nobody releases it: the guest waits for us, not for its kernel.
+    let file = scenario(
+        "version = 1\n[[fault]]\nname = \"never\"\ntest = \"overwrite-aligned\"\n\
+         when = { op = \"write\", nth_in_call = 1 }\naction = { hold = true }\n",
+    );
+    let path = file.path().to_str().expect("a path");
+    let run = run(&[
+        "--scenario",
+        path,
+        "--test",
+        "overwrite-aligned",
+        "--limit",
+        "8",
+    ]);
+    assert_eq!(run.status, 1, "{}", run.said());
+    let how = run.results["tests"][0]["unfinished"]
+        .as_str()
+        .expect("how it ended");
+    assert!(how.contains("time limit"), "{how}");
+    assert_eq!(run.verdict("overwrite-aligned", "guest"), "broken");
+    for (_, subtest, verdict, _) in run.verdicts() {
+        assert!(
+            subtest == "guest" || verdict != "broken",
+            "{subtest}\n{}",
+            run.said()
+        );
+    }
+}

@@ -145,7 +145,14 @@ impl Subject {
 
     /// After the call its blocks are neither dirty nor in writeback.
     /// The device judges the same from the reports.
-    fn check_clean(&self, t: &Test, what: &str, call: u64, off: u64, len: u64) -> Result<(), Fail> {
+    pub fn check_clean(
+        &self,
+        t: &Test,
+        what: &str,
+        call: u64,
+        off: u64,
+        len: u64,
+    ) -> Result<(), Fail> {
         if t.world.fact("cachestat") != "yes" {
             return Ok(());
         }

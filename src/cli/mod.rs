@@ -101,10 +101,22 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(status::HELD),
         Err(error) => {
-            eprintln!("wtblk: {error:#}");
+            eprintln!("wtblk: {}", in_one_sentence(&error));
             ExitCode::from(status::CANNOT)
         }
     }
+}
+
+/// The error and its causes, each said once: some name their cause themselves.
+fn in_one_sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{colon}{cause}");
+        }
+    }
+    text
 }
 
 /// `wtblk trace show FILE | head` is no error.

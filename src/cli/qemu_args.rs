@@ -18,14 +18,16 @@ const MEMORY: &str = "512M";
 
 /// Both machines, as text to be copied.
 pub(super) fn text(disks: &Disks<'_>) -> String {
+    // Linux uses no more queues than it has CPUs.
+    let cpus = disks.queues;
     let memory = format!("-object memory-backend-memfd,id=mem,size={MEMORY},share=on");
     let pc = [
-        format!("-M pc,memory-backend=mem -m {MEMORY}"),
+        format!("-M pc,memory-backend=mem -smp {cpus} -m {MEMORY}"),
         memory.clone(),
         devices(disks, "vhost-user-blk-pci"),
     ];
     let microvm = [
-        format!("-M microvm,acpi=off,memory-backend=mem -m {MEMORY}"),
+        format!("-M microvm,acpi=off,memory-backend=mem -smp {cpus} -m {MEMORY}"),
         memory,
         "-global virtio-mmio.force-legacy=false".to_owned(),
         devices(disks, "vhost-user-blk"),
@@ -75,5 +77,6 @@ mod tests {
         assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4"));
         assert!(text.contains("vhost-user-blk,chardev=wtblk-mark,num-queues=1"));
         assert!(text.contains("force-legacy=false"));
+        assert_eq!(text.matches("-smp 4").count(), 2);
     }
 }

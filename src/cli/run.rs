@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `wtblk run`.
 
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,12 +57,32 @@ pub struct RunArgs {
     /// Whether the guest tags its calls in the I/O priority.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = ["on", "off"])]
     tags: String,
-    /// Queues of the data disk.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
-    queues: u16,
+    /// Queues of the data disk, and CPUs; what a scenario says, else 1.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: Option<u16>,
     /// Longest time of one boot in seconds; 30 and 20 for each test if not given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
+}
+
+/// Standard output of a run. Whoever reads it may go (`| head`): the run goes on,
+/// its results and its status are the same.
+struct Patient<W>(W);
+
+impl<W: Write> Write for Patient<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self.0.flush() {
+            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other,
+        }
+    }
 }
 
 fn flag_value(text: &str) -> Result<u32, String> {
@@ -98,15 +119,17 @@ impl RunArgs {
             limit: self.limit.map(Duration::from_secs),
             command,
         };
-        run::run(options, &mut std::io::stdout().lock())
+        run::run(options, &mut Patient(std::io::stdout().lock()))
     }
 
     /// The command that repeats this run, but for the seed: what was typed,
     /// without --seed and --out.
     fn command_line(&self) -> String {
-        let mut words = vec!["wtblk".to_owned()];
+        let mut typed = std::env::args();
+        // As typed: who has it not on the PATH must be able to paste the line.
+        let mut words = vec![quoted(&typed.next().unwrap_or_else(|| "wtblk".to_owned()))];
         let mut skip = false;
-        for word in std::env::args().skip(1) {
+        for word in typed {
             if skip {
                 skip = false;
             } else if word == "--seed" || word == "--out" {

@@ -2,7 +2,6 @@
 //! What is to be served: options beat the scenario, that beats defaults; what
 //! contradicts itself is refused.
 
-use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -12,7 +11,8 @@ use wtblk_shared::disk::SECTOR;
 
 use super::socket::Address;
 use crate::fault::request::{Decision, DeviceFault, Request};
-use crate::fault::{DataAction, OnStop, Scenario, SectorRange};
+use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange};
+use crate::input;
 use crate::store::{Cache, FileStore, ImageOptions, KeptStore, MemoryStore, Store, VolatileStore};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
@@ -91,8 +91,7 @@ impl Settings {
     pub fn of(config: &ServeConfig) -> Result<Settings> {
         let mut parsed = Vec::new();
         for path in &config.scenarios {
-            let text = fs::read_to_string(path)
-                .with_context(|| format!("cannot read scenario {}", path.display()))?;
+            let text = input::text(path, "scenario", fault::MAX_TEXT)?;
             parsed.push(Scenario::parse(&path.display().to_string(), &text)?);
         }
         let scenario = Scenario::merge(parsed)?;

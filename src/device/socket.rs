@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 /// Where a front end comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,17 +90,25 @@ fn inherit(fd: RawFd) -> Result<Socket> {
     }
     // SAFETY: the number is only looked up; the borrow ends before the fd is owned.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    let kind = getsockopt(&borrowed, sockopt::SockType)
+        .map_err(|e| anyhow::anyhow!("fd {fd} is not an open socket: {e}"))?;
+    if kind != SockType::Stream {
+        bail!("fd {fd} is a socket, but no stream");
+    }
     let listening = getsockopt(&borrowed, sockopt::AcceptConn)
         .map_err(|e| anyhow::anyhow!("fd {fd} is not an open socket: {e}"))?;
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: the fd is open (just checked) and was given to us by whoever started us;
     // nothing else in this process uses the number.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok(if listening {
-        Socket::Listening(UnixListener::from(owned), None)
-    } else {
-        Socket::Connected(UnixStream::from(owned))
-    })
+    if listening {
+        return Ok(Socket::Listening(UnixListener::from(owned), None));
+    }
+    let stream = UnixStream::from(owned);
+    if let Err(e) = stream.peer_addr() {
+        bail!("fd {fd} is neither a listening nor a connected Unix socket: {e}");
+    }
+    Ok(Socket::Connected(stream))
 }
 
 /// Accepts, with a stream that blocks whatever the listener does.

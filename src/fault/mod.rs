@@ -38,6 +38,7 @@ pub use action::{Action, DataAction, Delay, HoldFor, Misdirect, Order, Permutati
 pub use diagnosis::{Problem, ScenarioError};
 pub use engine::{Engine, RuleView};
 pub use explain::explain;
+pub use parse::MAX_TEXT;
 pub use rule::{After, CallIs, Class, Count, FileRange, Per, Rule, SectorRange, TestIs, Trigger};
 pub use scenario::{Device, OnStop, Scenario, Source};
 pub use schema::schema;

@@ -15,8 +15,8 @@ use super::scenario::{Device, OnStop, Place, Scenario, Set, Source};
 
 /// The version of the format.
 const VERSION: u64 = 1;
-/// Longest file.
-const MAX_TEXT: usize = 1024 * 1024;
+/// Longest text of a scenario, bytes.
+pub const MAX_TEXT: u64 = 1024 * 1024;
 /// Most rules of a scenario, merged or not.
 const MAX_RULES: usize = 4096;
 /// Most flags of calls that rules may speak of.
@@ -35,7 +35,7 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         }],
         ..Scenario::default()
     };
-    if text.len() > MAX_TEXT {
+    if text.len() as u64 > MAX_TEXT {
         reader.complain(
             0..0,
             format!(

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use wtblk_shared::exit;
 
 use super::child;
@@ -59,38 +59,42 @@ pub fn resolve(
     match choice {
         Choice::Tcg => return Ok(Accel::Tcg),
         Choice::Kvm if !usable() => bail!("--accel kvm: /dev/kvm cannot be opened"),
-        Choice::Kvm => return Ok(Accel::Kvm),
         Choice::Auto if !usable() => return Ok(Accel::Tcg),
-        Choice::Auto => {}
+        Choice::Auto | Choice::Kvm => {}
     }
-    let memory = paths::cache()?.join("accel");
+    let accel = proved(qemu, machine, kernel, initramfs)?;
+    if choice == Choice::Kvm && accel != Accel::Kvm {
+        bail!(
+            "--accel kvm: /dev/kvm is there, but does not boot the guest (proved by a boot without disks)"
+        );
+    }
+    Ok(accel)
+}
+
+/// What a proof boot showed, now or on this host before.
+fn proved(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<Accel> {
+    let memory = paths::cache()?.join("kvm-proofs");
+    fs::create_dir_all(&memory).with_context(|| format!("cannot make {}", memory.display()))?;
     let host = fs::read_to_string("/proc/version").unwrap_or_default();
     let question = format!("{host}{:?} {machine:?}", qemu.version);
     let key = paths::key([("host", question.as_bytes())]);
-    if let Ok(text) = fs::read_to_string(&memory)
-        && let Some(answer) = text.strip_prefix(&key)
-    {
-        return Ok(if answer.trim() == "kvm" {
-            Accel::Kvm
-        } else {
-            Accel::Tcg
-        });
+    let memory = memory.join(key);
+    if let Ok(answer) = fs::read_to_string(&memory) {
+        let kvm = answer.trim() == "kvm";
+        return Ok(if kvm { Accel::Kvm } else { Accel::Tcg });
     }
-    let accel = if prove(qemu, machine, kernel, initramfs)? {
-        Accel::Kvm
-    } else {
-        Accel::Tcg
-    };
-    eprintln!(
-        "wtblk: /dev/kvm {}",
-        if accel == Accel::Kvm {
-            "boots the guest"
-        } else {
-            "does not boot the guest; using emulation (remembered)"
-        }
-    );
-    paths::write_whole(&memory, format!("{key} {}\n", accel.name()).as_bytes())?;
-    Ok(accel)
+    let boots = |accel| prove(accel, qemu, machine, kernel, initramfs);
+    if boots(Accel::Kvm)? {
+        eprintln!("wtblk: /dev/kvm boots the guest (remembered)");
+        paths::write_whole(&memory, Accel::Kvm.name().as_bytes())?;
+        return Ok(Accel::Kvm);
+    }
+    // A kernel that boots nowhere says nothing about KVM: that is not remembered.
+    if boots(Accel::Tcg)? {
+        eprintln!("wtblk: /dev/kvm does not boot the guest; using emulation (remembered)");
+        paths::write_whole(&memory, Accel::Tcg.name().as_bytes())?;
+    }
+    Ok(Accel::Tcg)
 }
 
 fn usable() -> bool {
@@ -101,11 +105,17 @@ fn usable() -> bool {
         .is_ok()
 }
 
-fn prove(qemu: &Qemu, machine: Machine, kernel: &Path, initramfs: &Path) -> Result<bool> {
+fn prove(
+    accel: Accel,
+    qemu: &Qemu,
+    machine: Machine,
+    kernel: &Path,
+    initramfs: &Path,
+) -> Result<bool> {
     let words = ["wtblk_list".to_owned()];
     let vm = Vm {
         machine,
-        accel: Accel::Kvm,
+        accel,
         kernel,
         initramfs,
         words: &words,

@@ -22,7 +22,7 @@ use super::console::Console;
 use super::image;
 use super::qemu::{Machine, Qemu, Vm};
 use crate::trace::TraceReader;
-use crate::trace::event::{Body, DATA_DISK, Event};
+use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
 use crate::verify::verdict::Verdicts;
@@ -45,6 +45,8 @@ pub struct Plan<'a> {
     pub scenarios: &'a [PathBuf],
     /// Queues of the data disk.
     pub queues: u16,
+    /// Logical block of the data disk, bytes: the smallest sector of its file system.
+    pub sector: u32,
     /// Our words for the kernel command line.
     pub words: Vec<String>,
     /// Seed of the fault engine.
@@ -64,7 +66,9 @@ pub enum Ended {
     Guest(u8),
     /// The kernel panicked: its line.
     Panic(String),
-    /// QEMU ended otherwise: its status and last words.
+    /// The guest shut the machine down or reset it without a word.
+    Left,
+    /// QEMU failed, or was killed: its status and last words.
     Qemu(String),
     /// The limit was reached; the guest was killed.
     Limit,
@@ -86,6 +90,9 @@ pub struct Outcome {
     pub last_lines: Vec<String>,
     /// Seconds from QEMU's start to its end.
     pub seconds: f64,
+    /// The device could not store what the guest wrote: why. No verdict of such a
+    /// boot is about the guest.
+    pub store_error: Option<String>,
 }
 
 /// How long the device may take to end after SIGTERM: its own limit for store
@@ -104,8 +111,8 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         .with_context(|| format!("cannot make {}", plan.dir.display()))?;
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join("trace.wtblk");
-    image::xfs(&image)?;
     let _image = Removed(image.clone());
+    image::xfs(&image, plan.sector)?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
     let (mark_ours, mark_theirs) = UnixStream::pair()?;
     let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
@@ -165,6 +172,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         ended,
         console: follower.console,
         verdicts: follower.verifier.finish(),
+        store_error: follower.store_error,
         last_lines: follower.last,
         seconds,
     })
@@ -253,6 +261,7 @@ struct Follower {
     console: Console,
     verifier: Verifier,
     in_flight: HashSet<u64>,
+    store_error: Option<String>,
     last: Vec<String>,
 }
 
@@ -262,6 +271,7 @@ impl Follower {
             console: Console::default(),
             verifier: Verifier::new(Contract::default()),
             in_flight: HashSet::new(),
+            store_error: None,
             last: Vec::new(),
         }
     }
@@ -326,6 +336,7 @@ impl Follower {
             .and_then(exit::from_qemu_status)
         {
             Some(code) => Ended::Guest(code),
+            None if status.is_some_and(|s| s.success()) => Ended::Left,
             None => {
                 let said = std::fs::read_to_string(qemu_log).unwrap_or_default();
                 let status = status.map_or("closed its console".to_owned(), |s| s.to_string());
@@ -356,6 +367,9 @@ impl Follower {
             }
             Body::Complete(complete) => {
                 self.in_flight.remove(&complete.request);
+            }
+            Body::Device(device) if device.kind == DeviceKind::StoreError => {
+                self.store_error.get_or_insert_with(|| device.text.clone());
             }
             _ => {}
         }

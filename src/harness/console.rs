@@ -88,6 +88,8 @@ pub struct Console {
     pub panic: Option<String>,
     /// The guest said that it could not go on: its reason.
     pub bail_out: Option<String>,
+    /// What the guest found out about itself (`docs/guest-tests.md`, "Keys of `env`").
+    pub env: Option<String>,
     diagnostics: Vec<String>,
     kernel: Vec<KernelFinding>,
 }
@@ -128,6 +130,10 @@ impl Console {
         }
         if let Some(reason) = line.strip_prefix("Bail out! ") {
             self.bail_out = Some(reason.to_owned());
+            return true;
+        }
+        if let Some(env) = line.strip_prefix("# wtblk-guest env ") {
+            self.env = Some(env.to_owned());
             return true;
         }
         if let Some(text) = line.strip_prefix("# ") {

@@ -6,7 +6,8 @@ use crate::report::model::{Subtest, TestResult, Verdict};
 use crate::verify::render;
 use crate::verify::verdict::{self, PromiseVerdict, Verdicts};
 
-/// Findings of one promise in one test that are printed; all are in results.json.
+/// Findings of one promise in one test that are printed, the first in full; all
+/// are in results.json.
 const SHOWN: usize = 3;
 
 /// Puts together what is known of a test. Repetition, boot and comparison are the caller's.
@@ -41,7 +42,7 @@ fn guest(test: &ConsoleTest) -> Subtest {
     if let Outcome::Timeout(why) = &test.outcome {
         text.push(why.clone());
     }
-    let decisions = u64::from(verdict == Verdict::Held);
+    let decisions = u64::from(verdict != Verdict::NotChecked);
     Subtest {
         name: "guest".into(),
         verdict,
@@ -85,6 +86,7 @@ fn promise(promise: &PromiseVerdict) -> Subtest {
     let reasons = |map: &std::collections::BTreeMap<String, u64>| -> Vec<String> {
         map.keys().cloned().collect()
     };
+    let mut decisions = promise.held;
     let (verdict, reasons, text, findings) = match &promise.verdict {
         verdict::Verdict::Held { .. } => (
             Verdict::Held,
@@ -96,11 +98,11 @@ fn promise(promise: &PromiseVerdict) -> Subtest {
             (Verdict::NotChecked, reasons(why), Vec::new(), Vec::new())
         }
         verdict::Verdict::Broken { findings, more } => {
-            let mut text: Vec<String> = findings
-                .iter()
-                .take(SHOWN)
-                .flat_map(render::finding)
-                .collect();
+            decisions += findings.len() as u64 + more;
+            let mut text: Vec<String> = findings.iter().take(1).flat_map(render::finding).collect();
+            for finding in findings.iter().take(SHOWN).skip(1) {
+                text.extend(render::in_short(finding));
+            }
             let further = findings.len().saturating_sub(SHOWN) as u64 + more;
             if further > 0 {
                 text.push(format!(
@@ -117,7 +119,7 @@ fn promise(promise: &PromiseVerdict) -> Subtest {
     Subtest {
         name: promise.promise.clone(),
         verdict,
-        decisions: promise.held,
+        decisions,
         reasons,
         text,
         findings,

@@ -385,6 +385,8 @@ fn make(cache: &Path, tree: &Path, log: &Path) -> Result<()> {
     command.args(["vmlinux", "bzImage"]);
     command.env("CCACHE_DIR", cache.with_file_name("ccache"));
     command
+        // The same compiler is the same wherever and whenever it was unpacked.
+        .env("CCACHE_COMPILERCHECK", "content")
         .env("CCACHE_BASEDIR", tree)
         .env("CCACHE_NOHASHDIR", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -19,7 +19,8 @@ pub fn cache() -> Result<PathBuf> {
             PathBuf::from(home).join(".cache")
         }
     };
-    let dir = base.join("wtblk");
+    let dir = std::path::absolute(base.join("wtblk"))
+        .context("no current folder for a relative XDG_CACHE_HOME")?;
     fs::create_dir_all(&dir)
         .with_context(|| format!("cannot make the cache folder {}", dir.display()))?;
     Ok(dir)

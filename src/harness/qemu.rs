@@ -123,7 +123,9 @@ impl Vm<'_> {
             Machine::Microvm => "microvm,acpi=off,memory-backend=mem",
             Machine::Pc => "pc,memory-backend=mem",
         };
-        command.args(["-M", machine, "-accel", self.accel.name(), "-smp", "1"]);
+        command.args(["-M", machine, "-accel", self.accel.name()]);
+        // Linux uses no more queues than it has CPUs.
+        command.arg("-smp").arg(self.queues.to_string());
         command.arg("-m").arg(format!("{}M", self.memory));
         command.arg("-object").arg(format!(
             "memory-backend-memfd,id=mem,size={}M,share=on",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use wtblk_shared::exit;
 
 use super::accel::{self, Choice};
@@ -21,7 +21,8 @@ use super::judge;
 use super::kernel;
 use super::paths;
 use super::qemu::{Machine, Qemu, machine_for};
-use crate::fault::Scenario;
+use crate::fault::{MAX_TEXT, Scenario};
+use crate::input;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
 use crate::report::results::{BootSummary, Results, SCHEMA};
@@ -57,15 +58,16 @@ pub struct Options {
     pub flag: u32,
     /// Whether calls are tagged.
     pub tags: bool,
-    /// Queues of the data disk.
-    pub queues: u16,
+    /// Queues of the data disk; `None`: what the scenarios say, else 1.
+    pub queues: Option<u16>,
     /// Longest time of one boot; `None`: by the number of tests.
     pub limit: Option<Duration>,
     /// The command line that repeats the run, without seed and out.
     pub command: String,
 }
 
-/// Runs of the cache that are kept when a new one is made there.
+/// Runs of the cache that are kept when a new one is made there, beside those
+/// that found something.
 const KEEP_RUNS: usize = 20;
 /// Seconds that a boot may take before and after its tests, and per test.
 /// Generous: a limit that a loaded machine reaches is a false alarm.
@@ -84,6 +86,9 @@ struct Run {
     out: PathBuf,
     defect: Option<Defect>,
     scenarios: Vec<PathBuf>,
+    queues: u16,
+    /// Logical block of the data disk, bytes.
+    sector: u32,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
 }
@@ -94,39 +99,59 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    let mut run = Run::prepare(options, interrupted)?;
-    let tests = run.chosen_tests()?;
+    // A signal reaches every process of the terminal: what failed because of it
+    // (mkfs, say) is not what is to be told.
+    let stopped = |e| {
+        if interrupted.load(Ordering::Relaxed) {
+            Ok(None)
+        } else {
+            Err(e)
+        }
+    };
+    let prepared = Run::prepare(options, Arc::clone(&interrupted));
+    let prepared = prepared
+        .and_then(|run| Ok((run.chosen_tests()?, run)))
+        .map_or_else(stopped, |p| Ok(Some(p)))?;
+    let Some((tests, mut run)) = prepared else {
+        return Ok(status::INTERRUPTED);
+    };
     let repeat = run.options.repeat;
     let mut results: Vec<TestResult> = Vec::new();
     ktap::begin(print, tests.len() * repeat as usize)?;
-    for round in 1..=repeat {
-        let mut left: VecDeque<String> = tests.iter().cloned().collect();
-        while !left.is_empty() && !run.interrupted.load(Ordering::Relaxed) {
-            let scenarios = run.scenarios_for(left.make_contiguous())?;
-            for result in run.one_boot(round, &mut left, &scenarios)? {
-                ktap::test(print, results.len() + 1, &result, repeat)?;
-                results.push(result);
-            }
-        }
-    }
-    let status = if run.interrupted.load(Ordering::Relaxed) {
-        status::INTERRUPTED
-    } else {
-        status_of(&results)
+    let trouble = run.rounds(&tests, &mut results, print).err();
+    let trouble = trouble.filter(|_| !run.interrupted.load(Ordering::Relaxed));
+    let status = match &trouble {
+        Some(_) => status::CANNOT,
+        None if run.interrupted.load(Ordering::Relaxed) => status::INTERRUPTED,
+        None => status_of(&results),
     };
-    run.finish(&results, status, print)?;
-    Ok(status)
+    if let Some(error) = &trouble {
+        let text = error.to_string();
+        writeln!(
+            print,
+            "Bail out! {}",
+            text.lines().next().unwrap_or_default()
+        )?;
+    } else if status == status::INTERRUPTED {
+        writeln!(print, "Bail out! interrupted")?;
+    }
+    run.finish(&results, status, trouble.as_ref(), print)?;
+    trouble.map_or(Ok(status), Err)
 }
 
 impl Run {
     fn prepare(options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
         // What is cheap to refuse is refused before anything is built.
         let qemu = Qemu::find(options.qemu.as_deref())?;
-        let scenarios = checked_scenarios(&options.scenarios)?;
+        let scenario = checked_scenarios(&options.scenarios)?;
+        let queues = options.queues.or(scenario.device.queues()).unwrap_or(1);
+        let sector = scenario.device.logical_block().unwrap_or(512);
         let defect = options.defect.as_deref().map(known_defect).transpose()?;
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
         }
+        let seed = options.seed.unwrap_or_else(draw_seed);
+        let out = out_dir(options.out.as_deref())?;
         let kernel = match &options.kernel {
             Some(kernel) if !kernel.is_file() => {
                 bail!("--kernel {}: no such file", kernel.display())
@@ -135,16 +160,15 @@ impl Run {
             None => kernel::build()?.vmlinux(),
         };
         let initramfs = match &options.initramfs {
-            Some(file) if !file.is_file() => bail!("--initramfs {}: no such file", file.display()),
+            Some(file) if !file.is_file() => {
+                bail!("--initramfs {}: there is no such file", file.display())
+            }
             Some(file) => file.clone(),
             None => guest::initramfs()?,
         };
         let machine = options.machine.map_or_else(|| machine_for(&kernel), Ok)?;
         let accel = accel::resolve(options.accel, &qemu, machine, &kernel, &initramfs)?;
-        let seed = options.seed.unwrap_or_else(draw_seed);
-        let out = out_dir(options.out.as_deref())?;
         Ok(Run {
-            options,
             qemu,
             kernel,
             initramfs,
@@ -153,10 +177,38 @@ impl Run {
             seed,
             out,
             defect,
-            scenarios,
+            scenarios: options.scenarios.clone(),
+            queues,
+            sector,
+            options,
             interrupted,
             boots: Vec::new(),
         })
+    }
+
+    /// Every test, as often as asked, in as few boots as the guest allows.
+    fn rounds(
+        &mut self,
+        tests: &[String],
+        results: &mut Vec<TestResult>,
+        print: &mut impl Write,
+    ) -> Result<()> {
+        let repeat = self.options.repeat;
+        for round in 1..=repeat {
+            let mut left: VecDeque<String> = tests.iter().cloned().collect();
+            while !left.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
+                let scenarios = self.scenarios_for(left.make_contiguous())?;
+                let (ended, trouble) = self.one_boot(round, &mut left, &scenarios)?;
+                for result in ended {
+                    ktap::test(print, results.len() + 1, &result, repeat)?;
+                    results.push(result);
+                }
+                if let Some(trouble) = trouble {
+                    return Err(trouble);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn chosen_tests(&self) -> Result<Vec<String>> {
@@ -170,6 +222,14 @@ impl Run {
             _ => return Ok(names),
         };
         for name in &wanted {
+            if let Some(defect) = self.defect.as_ref().filter(|_| self.options.expect)
+                && !defect.test.iter().any(|t| &t.name == name)
+            {
+                bail!(
+                    "--expect: the defect table says nothing of test '{name}' under '{}'",
+                    defect.name
+                );
+            }
             if !names.contains(name) {
                 bail!(
                     "there is no test '{name}'; the tests are: {}",
@@ -195,13 +255,14 @@ impl Run {
     }
 
     /// Boots for as many of the tests left as the guest lives for, and takes
-    /// those that ended (or ended the guest) off the list.
+    /// those that ended (or ended the guest) off the list. Trouble of the host is
+    /// no finding: what ended before it stands, the run does not go on.
     fn one_boot(
         &mut self,
         round: u32,
         left: &mut VecDeque<String>,
         scenarios: &[PathBuf],
-    ) -> Result<Vec<TestResult>> {
+    ) -> Result<(Vec<TestResult>, Option<anyhow::Error>)> {
         let name = format!("boot-{}", self.boots.len() + 1);
         let dir = self.out.join(&name);
         let tests: Vec<String> = left.iter().cloned().collect();
@@ -216,7 +277,8 @@ impl Run {
             initramfs: &self.initramfs,
             tests: &tests,
             scenarios,
-            queues: self.options.queues,
+            queues: self.queues,
+            sector: self.sector,
             words: self.words(&tests),
             seed: self.seed.wrapping_add(u64::from(round - 1)),
             dir: &dir,
@@ -226,20 +288,25 @@ impl Run {
         self.boots.push(BootSummary {
             dir: name.clone(),
             ended: in_words(&outcome.ended),
+            guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
-        let mut console = outcome.console;
-        let before_plan = console.plan.is_none();
-        // The guest died in the test after the last one that it reported.
-        let unfinished = match &outcome.ended {
-            Ended::Interrupted => return Ok(Vec::new()),
-            Ended::Guest(_) if console.tests.len() == tests.len() => None,
-            Ended::Guest(_) if matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_))) => {
-                None
-            }
-            how => Some(in_words(how)),
+        if let Some(why) = &outcome.store_error {
+            bail!(
+                "the device could not store what the guest wrote ({why}): this boot proves nothing"
+            );
+        }
+        let trouble = match &outcome.ended {
+            Ended::Interrupted => return Ok((Vec::new(), None)),
+            Ended::Device(_) | Ended::Qemu(_) => Some(anyhow!(
+                "{}; see {}",
+                in_words(&outcome.ended),
+                dir.display()
+            )),
+            _ => None,
         };
-        if before_plan || console.bail_out.is_some() {
+        let mut console = outcome.console;
+        if console.plan.is_none() || console.bail_out.is_some() {
             let why = console.bail_out.unwrap_or_else(|| in_words(&outcome.ended));
             bail!(
                 "the guest did not come up: {why}\nthe last lines of its console ({}):\n{}",
@@ -247,6 +314,13 @@ impl Run {
                 outcome.last_lines.join("\n")
             );
         }
+        // The guest died in the test after the last one that it reported.
+        let hung =
+            matches!(console.tests.last(), Some(t) if matches!(t.outcome, Outcome::Timeout(_)));
+        let unfinished = match &outcome.ended {
+            Ended::Guest(_) if hung || console.tests.len() == tests.len() => None,
+            how => Some(in_words(how)).filter(|_| trouble.is_none()),
+        };
         if let Some(how) = &unfinished
             && let Some(next) = tests.get(console.tests.len())
         {
@@ -271,7 +345,7 @@ impl Run {
             result.unexpected = self.compare(test, &result);
             results.push(result);
         }
-        Ok(results)
+        Ok((results, trouble))
     }
 
     /// With `--expect`: the differences to the defect table.
@@ -312,7 +386,13 @@ impl Run {
         words
     }
 
-    fn finish(&self, results: &[TestResult], status: u8, print: &mut impl Write) -> Result<()> {
+    fn finish(
+        &self,
+        results: &[TestResult],
+        status: u8,
+        trouble: Option<&anyhow::Error>,
+        print: &mut impl Write,
+    ) -> Result<()> {
         let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
         let mut environment = std::collections::BTreeMap::new();
         environment.insert("kernel", self.kernel.display().to_string());
@@ -334,6 +414,7 @@ impl Run {
             schema: SCHEMA,
             wtblk: env!("CARGO_PKG_VERSION"),
             status,
+            error: trouble.map(|error| format!("{error:#}")),
             repeat_with: repeat_with.clone(),
             seed: self.seed,
             environment,
@@ -372,18 +453,15 @@ impl Run {
     }
 }
 
-/// Reads the user's scenarios once here, so that a typo is told before a boot.
-fn checked_scenarios(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+/// Reads the user's scenarios once here, so that a typo is told before a boot and
+/// what they say of the device is known; merged.
+fn checked_scenarios(files: &[PathBuf]) -> Result<Scenario> {
     let mut parsed = Vec::new();
     for file in files {
-        let text = fs::read_to_string(file)
-            .with_context(|| format!("cannot read the scenario {}", file.display()))?;
+        let text = input::text(file, "scenario", MAX_TEXT)?;
         parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
     }
-    if parsed.len() > 1 {
-        Scenario::merge(parsed)?;
-    }
-    Ok(files.to_vec())
+    Ok(Scenario::merge(parsed)?)
 }
 
 fn known_defect(name: &str) -> Result<Defect> {
@@ -409,6 +487,7 @@ fn in_words(ended: &Ended) -> String {
         Ended::Guest(exit::BROKEN) => "the guest program broke".to_owned(),
         Ended::Guest(code) => format!("the guest ended with code {code}"),
         Ended::Panic(line) => format!("the guest kernel panicked: {line}"),
+        Ended::Left => "the guest shut the machine down, or reset it, without a word".to_owned(),
         Ended::Qemu(how) => format!("QEMU ended: {how}"),
         Ended::Limit => "the guest reached its time limit and was killed".to_owned(),
         Ended::Device(how) => format!("the device ended before the guest: {how}"),
@@ -422,6 +501,13 @@ fn draw_seed() -> u64 {
         .unwrap_or_default();
     // Short enough to be typed.
     (now.as_nanos() as u64 ^ u64::from(std::process::id())) % 1_000_000
+}
+
+/// Whether the run in this folder is over and found nothing.
+fn held(dir: &Path) -> bool {
+    let results = fs::read(dir.join("results.json")).unwrap_or_default();
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap_or_default();
+    results["status"] == status::HELD
 }
 
 /// The folder for results: given (must not hold a run already), or a new one in the cache.
@@ -446,8 +532,9 @@ fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     old.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
     let surplus = old.len().saturating_sub(KEEP_RUNS - 1);
     for dir in &old[..surplus] {
-        // Only finished runs: another wtblk may be busy in its own.
-        if dir.join("results.json").exists() {
+        // What held is not worth keeping for ever; a finding is, and another wtblk
+        // may be busy in a folder without results.
+        if held(dir) {
             let _ = fs::remove_dir_all(dir);
         }
     }

@@ -54,6 +54,9 @@ fn one(out: &mut impl Write, number: usize, subtest: &Subtest) -> io::Result<()>
     let name = clean(&subtest.name);
     match subtest.verdict {
         Verdict::Held => {
+            for line in &subtest.text {
+                writeln!(out, "  # {line}")?;
+            }
             writeln!(out, "  ok {number} {name}")?;
             for reason in &subtest.reasons {
                 writeln!(out, "  # {name}: not checked for a part: {reason}")?;
@@ -112,6 +115,8 @@ KTAP version 1
 1..3
   KTAP version 1
   1..2
+  # line one
+  # line # two
   ok 1 guest
   # guest: not checked for a part: no call in this test
   ok 2 align # SKIP not checked: no call in this test

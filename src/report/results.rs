@@ -20,6 +20,8 @@ pub struct Results {
     pub wtblk: &'static str,
     /// The command's exit status.
     pub status: u8,
+    /// Why the run could not go on (status 2); null where it could.
+    pub error: Option<String>,
     /// The command line that repeats this run.
     pub repeat_with: String,
     /// Seed of the run.
@@ -43,6 +45,8 @@ pub struct BootSummary {
     pub dir: String,
     /// How it ended, in words.
     pub ended: String,
+    /// What the guest found out about itself; null where it did not come so far.
+    pub guest: Option<String>,
     /// Seconds from QEMU's start to its end.
     pub seconds: f64,
 }

@@ -74,8 +74,10 @@ impl TraceReader {
                 source,
             })
         };
-        let (index, data) = (open(path)?, open(&data_path)?);
+        // The named file first: whether it is a trace at all is the first thing to say.
+        let index = open(path)?;
         let header = Header::parse(&read_header(&index, path)?).map_err(|b| refuse(path, b))?;
+        let data = open(&data_path)?;
         header
             .check_data(&read_header(&data, &data_path)?)
             .map_err(|b| refuse(&data_path, b))?;

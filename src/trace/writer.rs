@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -14,8 +14,8 @@ use super::chunks::{Chunk, Chunks};
 use super::error::TraceError;
 use super::event::Body;
 use super::format::{
-    CHUNK_BYTES, CHUNK_RECORDS, HEADER_BYTES, MAX_CHUNKS, RECORD_WORDS, commit_word, mix, text_sum,
-    text_words,
+    CHUNK_BYTES, CHUNK_RECORDS, DATA_MAGIC, HEADER_BYTES, INDEX_MAGIC, MAX_CHUNKS, RECORD_WORDS,
+    commit_word, mix, text_sum, text_words,
 };
 use super::header::HeaderWriter;
 use super::record::{FACTS, TEXT_SUM, cut, encode, lost_text, text_ref};
@@ -63,9 +63,11 @@ impl TraceWriter {
         };
         let data_path = data_path(path);
         for name in [path, &data_path] {
-            // The new file takes the name of the old: never that of a device or directory.
-            if fs::metadata(name).is_ok_and(|m| !m.is_file()) {
-                return Err(failed(io::Error::other("it exists and is no regular file")));
+            // The new file takes the name of the old: never that of an image, a
+            // device, a folder or anything else that is no trace.
+            if let Some(why) = irreplaceable(name) {
+                let why = format!("{} exists and {why}", name.display());
+                return Err(failed(io::Error::other(why)));
             }
         }
         let index = Fresh::create(path).map_err(failed)?;
@@ -159,6 +161,21 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Why a trace must not take this name; `None` where nothing or a trace has it.
+fn irreplaceable(name: &Path) -> Option<&'static str> {
+    let meta = fs::metadata(name).ok()?;
+    if !meta.is_file() {
+        return Some("is no regular file");
+    }
+    if meta.len() == 0 {
+        return None;
+    }
+    let mut magic = [0; 8];
+    let read = File::open(name).and_then(|mut file| file.read_exact(&mut magic));
+    let known = [INDEX_MAGIC, DATA_MAGIC].contains(&u64::from_le_bytes(magic));
+    (read.is_err() || !known).then_some("is no trace: it is not overwritten")
+}
+
 /// A file that has not got its name yet; removed when it never gets it.
 struct Fresh {
     file: File,
@@ -169,7 +186,7 @@ struct Fresh {
 
 impl Fresh {
     fn create(path: &Path) -> io::Result<Fresh> {
-        let temporary = with_suffix(path, ".new");
+        let temporary = with_suffix(path, ".wtblk-new");
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}

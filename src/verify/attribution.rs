@@ -23,7 +23,7 @@ const MAX_BUCKETS: usize = 1 << 16;
 /// Reason: see the name.
 pub const GAP: &str = "events are missing while the call ran";
 /// Reason: see the name.
-pub const STOPPED: &str = "the backend stopped while the call ran";
+pub const STOPPED: &str = "the guest or the device was ended while a call ran";
 
 /// Everything known at this moment.
 #[derive(Debug, Default)]

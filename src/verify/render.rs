@@ -82,6 +82,15 @@ pub fn finding(f: &Finding) -> Vec<String> {
     lines
 }
 
+/// One finding after another of the same promise: only what happened.
+pub fn in_short(f: &Finding) -> Vec<String> {
+    let mut wrapped = wrap(&f.happened, "            ").into_iter();
+    let first = wrapped.next().unwrap_or_default();
+    let mut lines = vec![format!("  {:<10}{}", "also", first.trim_start())];
+    lines.extend(wrapped);
+    lines
+}
+
 fn call(c: &CallRef) -> String {
     let result = match c.result {
         Some(r) if r < 0 => format!("returned {r} ({})", errno_name(r)),

@@ -7,6 +7,7 @@ mod held_writes;
 mod multi_extent;
 mod overwrite_aligned;
 mod overwrite_unaligned;
+mod returns_after_io;
 mod unsupported;
 
 use crate::test::{Fail, Test};
@@ -29,6 +30,7 @@ pub const ALL: &[Case] = &[
     Case { name: "overwrite-unaligned", needs: &[Need::Flag, Need::SmallSectorsForMisaligned], run: overwrite_unaligned::run },
     Case { name: "multi-extent", needs: &[Need::Flag], run: multi_extent::run },
     Case { name: "beyond-eof", needs: &[Need::Flag], run: beyond_eof::run },
+    Case { name: "returns-after-io", needs: &[Need::Flag], run: returns_after_io::run },
     Case { name: "error-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: error_mid_call::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];

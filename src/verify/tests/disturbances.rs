@@ -92,7 +92,7 @@ fn a_backend_that_stopped_ends_the_judgement() {
         });
         s.silent();
         for promise in BY_CALL {
-            s.not_checked(promise, "the backend stopped");
+            s.not_checked(promise, "the guest or the device was ended");
         }
     }
     // The mark disk is another disk.
@@ -117,7 +117,7 @@ fn an_early_return_and_then_a_stop_leaves_the_error_open() {
     s.device(DeviceKind::QueueStop, 0, 0, "");
     s.abandon(a);
     s.broken("sync-return", &[]);
-    s.not_checked("error-report", "the backend stopped");
+    s.not_checked("error-report", "the guest or the device was ended");
 }
 
 #[test]
