@@ -37,7 +37,9 @@ fn every_key_is_documented() {
     assert!(keys.len() > 60);
     for key in keys {
         assert!(
-            page.contains(&format!("`{key}`")) || page.contains(&format!("{key} =")),
+            page.contains(&format!("`{key}`"))
+                || page.contains(&format!("[{key}]"))
+                || page.contains(&format!("{key} =")),
             "{key} is not in docs/scenario.md"
         );
     }
@@ -117,7 +119,7 @@ fn ready_made_files_are_good_and_fit_the_schema() {
     for file in scenarios() {
         texts.push(std::fs::read_to_string(file).unwrap());
     }
-    assert!(texts.len() >= 3);
+    assert!(texts.len() >= 2);
     let schema = schema();
     for text in texts {
         let scenario = Scenario::parse("f", &text).unwrap_or_else(|e| panic!("{text}{e}"));
