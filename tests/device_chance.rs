@@ -108,20 +108,23 @@ fn run(steps: &[Step], last: Option<DeviceFault>, volatile: bool) {
     let mut sent = [0u64; 2];
     // By queue: slot, head, of what is out.
     let mut out: [BTreeMap<u64, u16>; 2] = Default::default();
-    let stop = |d: &mut Driver, out: &mut [BTreeMap<u64, u16>; 2], queue: usize| {
-        let base = d.stop(queue);
-        for (_, head) in std::mem::take(&mut out[queue]) {
-            assert!(d.is_done(queue, head), "released by the stop");
-        }
-        d.queues[queue].forget();
-        d.start(queue, base);
-    };
+    let stop =
+        |d: &mut Driver, mark: &mut Driver, out: &mut [BTreeMap<u64, u16>; 2], queue: usize| {
+            // The mark's barrier: everything was taken.
+            assert_eq!(mark.mark("note text=stop"), 0);
+            let base = d.stop(queue);
+            for (_, head) in std::mem::take(&mut out[queue]) {
+                assert!(d.is_done(queue, head), "released by the stop");
+            }
+            d.queues[queue].forget();
+            d.start(queue, base);
+        };
     for step in steps {
         match step {
             Step::Request(queue, kind, at, plan) => {
                 if sent[*queue] % 32 == 31 {
                     // Slots and descriptors come round.
-                    stop(&mut d, &mut out, *queue);
+                    stop(&mut d, &mut mark, &mut out, *queue);
                 }
                 sent[*queue] += 1;
                 if let Some(plan) = plan {
@@ -139,7 +142,7 @@ fn run(steps: &[Step], last: Option<DeviceFault>, volatile: bool) {
                 d.kick(*queue);
             }
             Step::Release => assert_eq!(mark.mark("release"), 0),
-            Step::Stop(queue) => stop(&mut d, &mut out, *queue),
+            Step::Stop(queue) => stop(&mut d, &mut mark, &mut out, *queue),
         }
     }
     if let Some(device) = last {

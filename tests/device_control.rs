@@ -78,7 +78,7 @@ fn every_verb() {
         .permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
     // A tagged write of a marked call, held.
-    let begin = "begin call=7 test=t dev=1 ino=2 open=3 off=0 len=4096 flags= isize=0 bsize=4096 tag=5 extents=4096:1536000:4096:0";
+    let begin = "begin call=7 test=t dev=1 ino=2 open=3 off=0 len=4096 flags= isize=0 bsize=4096 tag=5 ext=4096:1536000:4096:0";
     assert_eq!(w.mark.mark(begin), 0);
     let slot = w.data.slot(1, 1);
     let tag = wtblk_shared::tag::Tag::new(5).unwrap();
