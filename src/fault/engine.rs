@@ -8,7 +8,7 @@ use super::action::{Action, DataAction, Permutation};
 use super::calls::sectors;
 use super::dice::Dice;
 use super::eval::{Asked, Asker, Event, Names, Node, Note, World, number};
-use super::index::{OpMask, Shelf, Shelves, op_mask, place, shelf};
+use super::index::{OpMask, Shelf, Shelves, first, op_mask, place, shelf};
 use super::places::Places;
 use super::plan::{Circumstances, plan};
 use super::request::{Decision, Request};
@@ -273,7 +273,7 @@ impl Engine {
         }
         list.clear();
         if let Some(shelves) = self.shelves.get(place(op)) {
-            shelves.ask(asked, self.world.state, &mut list);
+            shelves.ask(asked, &self.world, &mut list);
         }
         for &rule in &list {
             let Some(state) = self.rules.get_mut(rule as usize) else {
@@ -525,8 +525,8 @@ impl Engine {
         }
         for (index, state) in (0u32..).zip(&self.rules) {
             let group = state.group.and_then(|g| self.groups.get_mut(g));
-            if let (Some(group), Shelf::Tick(count), true) = (group, &state.shelf, state.in_test) {
-                group.wait(index, *count, state.counted);
+            if let (Some(group), Shelf::Tick(turn), true) = (group, &state.shelf, state.in_test) {
+                group.wait(index, *turn, state.dice, state.counted);
             }
         }
         for index in 0..self.rules.len() {
@@ -575,7 +575,10 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 fn ready(rule: &Rule, names: &mut Names, groups: &mut Vec<Group>, seed: u64) -> RuleState {
     let (slots, bases) = (names.slots, names.bases.len());
     let node = names.node(&rule.when);
-    let shelf = shelf(&rule.when);
+    let shelf = match shelf(&rule.when) {
+        Shelf::General => first(&node).map_or(Shelf::General, Shelf::First),
+        narrower => narrower,
+    };
     let group = matches!(shelf, Shelf::Pure | Shelf::Tick(_)).then(|| {
         let ops = op_mask(&rule.when);
         groups.iter().position(|g| g.ops == ops).unwrap_or_else(|| {

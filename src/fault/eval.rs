@@ -172,7 +172,7 @@ impl Node {
     }
 
     /// The same for what does not count.
-    fn is(&self, world: &World, asked: &Asked<'_>) -> bool {
+    pub(super) fn is(&self, world: &World, asked: &Asked<'_>) -> bool {
         let request = asked.request;
         let call = asked.call.as_ref();
         match self {

@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 
-use super::eval::Asked;
+use super::eval::{Asked, Node, World};
 use super::intervals::Intervals;
 use super::rule::{CallIs, Count, Per, Trigger};
+use super::ticks::Turn;
 use crate::trace::event::Op;
 
 const OPS: [Op; 7] = [
@@ -90,7 +91,7 @@ pub(super) enum Shelf {
     /// It is about all requests of its kinds.
     Pure,
     /// It counts the requests of its kinds, and nothing else.
-    Tick(Count),
+    Tick(Turn),
     /// It needs one of these places.
     Lba(Vec<std::ops::Range<u64>>),
     /// The n-th data request of a call, by kind or not.
@@ -101,8 +102,8 @@ pub(super) enum Shelf {
     State(String),
     /// A request of some call.
     Call,
-    /// A size.
-    Size(u64, u64),
+    /// Something cheap to look at first.
+    First(Node),
     /// Must be asked always.
     General,
 }
@@ -115,10 +116,15 @@ pub(super) fn shelf(trigger: &Trigger) -> Shelf {
     let mut parts = Vec::new();
     must_hold(trigger, &mut parts);
     let others: Vec<_> = parts.iter().filter(|t| !only_ops(t)).collect();
-    if let [Trigger::Count(count)] = others.as_slice()
-        && count.per == Per::Rule
-    {
-        return Shelf::Tick(*count);
+    match others.as_slice() {
+        [Trigger::Count(count)] if count.per == Per::Rule => {
+            return Shelf::Tick(match count.every {
+                true => Turn::Every(count.n.max(1)),
+                false => Turn::Nth(count.n),
+            });
+        }
+        [Trigger::Chance(wins)] => return Shelf::Tick(Turn::Dice(*wins)),
+        _ => {}
     }
     let mut best = Shelf::General;
     for part in &parts {
@@ -135,7 +141,6 @@ pub(super) fn shelf(trigger: &Trigger) -> Shelf {
             | Trigger::File(_)
             | Trigger::Flags(_)
             | Trigger::Count(Count { per: Per::Call, .. }) => Shelf::Call,
-            Trigger::Size { min, max } => Shelf::Size(*min, *max),
             _ => continue,
         };
         if found.narrow() < best.narrow() {
@@ -143,6 +148,17 @@ pub(super) fn shelf(trigger: &Trigger) -> Shelf {
         }
     }
     best
+}
+
+/// A part that must hold and is cheap to look at: most rules of a crowd differ in it.
+pub(super) fn first(node: &Node) -> Option<Node> {
+    match node {
+        Node::All { plain, .. } => plain.iter().find_map(first),
+        Node::Size(..) | Node::InFlight(..) | Node::After(..) | Node::Class(_) => {
+            Some(node.clone())
+        }
+        _ => None,
+    }
 }
 
 /// The places of an `any` each of whose parts needs a place.
@@ -168,7 +184,7 @@ impl Shelf {
             Shelf::Nth(..) | Shelf::Number(_) => 2,
             Shelf::State(_) => 3,
             Shelf::Call => 4,
-            Shelf::Size(..) => 5,
+            Shelf::First(_) => 5,
             Shelf::General => 6,
         }
     }
@@ -184,7 +200,7 @@ pub(super) struct Shelves {
     state: HashMap<u32, Vec<u32>>,
     call: Vec<u32>,
     /// Side by side, so that a thousand that do not fit are passed over quickly.
-    size: Vec<(u64, u64, u32)>,
+    first: Vec<(Node, u32)>,
     general: Vec<u32>,
     /// Some rule needs one of several places: it may be found twice.
     several: bool,
@@ -209,7 +225,7 @@ impl Shelves {
                 Shelf::Number(n) => s.number.entry(*n).or_default().push(rule),
                 Shelf::State(name) => s.state.entry(state(name)).or_default().push(rule),
                 Shelf::Call => s.call.push(rule),
-                Shelf::Size(min, max) => s.size.push((*min, *max, rule)),
+                Shelf::First(node) => s.first.push((node.clone(), rule)),
                 Shelf::General => s.general.push(rule),
             }
         }
@@ -218,7 +234,7 @@ impl Shelves {
     }
 
     /// Rules that may be about the request, each once.
-    pub(super) fn ask(&self, asked: &Asked<'_>, state: u32, into: &mut Vec<u32>) {
+    pub(super) fn ask(&self, asked: &Asked<'_>, world: &World, into: &mut Vec<u32>) {
         into.extend_from_slice(&self.general);
         if !asked.sectors.is_empty() {
             let first = into.len();
@@ -232,12 +248,11 @@ impl Shelves {
                 into.dedup();
             }
         }
-        if let Some(list) = self.state.get(&state) {
+        if let Some(list) = self.state.get(&world.state) {
             into.extend_from_slice(list);
         }
-        let bytes = u64::from(asked.request.bytes);
-        for (min, max, rule) in &self.size {
-            if (*min..=*max).contains(&bytes) {
+        for (node, rule) in &self.first {
+            if node.is(world, asked) {
                 into.push(*rule);
             }
         }

@@ -1,11 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rules that do nothing but count the requests of some kinds: they share one
+//! Rules that do nothing but count (or throw dice on) the requests of some kinds: they share one
 //! counter, and each is looked at when its turn comes, not for every request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::dice::Dice;
 use super::index::OpMask;
-use super::rule::Count;
+use super::parse_when::CHANCES;
+
+/// When a rule's turn is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Turn {
+    /// At the n-th request.
+    Nth(u64),
+    /// At every n-th.
+    Every(u64),
+    /// So many of 2^53 throws win.
+    Dice(u64),
+}
+
+impl Turn {
+    /// The first turn behind so many requests.
+    fn next(self, dice: Dice, counted: u64) -> Option<u64> {
+        match self {
+            Turn::Nth(n) => (counted < n).then_some(n),
+            Turn::Every(n) => counted.checked_add(n - counted % n),
+            Turn::Dice(wins) => next_win(dice, wins, counted),
+        }
+    }
+}
 
 /// The rules of one set of kinds.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,7 +39,17 @@ pub(super) struct Group {
     /// Rules about every request that can fire.
     pub(super) ready: BTreeSet<u32>,
     /// Rules by the total at which their turn comes.
-    turns: BTreeMap<u64, Vec<(u32, Count)>>,
+    turns: BTreeMap<u64, Vec<Waiting>>,
+}
+
+/// A rule that waits for its turn.
+#[derive(Clone, Debug, PartialEq)]
+struct Waiting {
+    rule: u32,
+    turn: Turn,
+    dice: Dice,
+    /// What it will have counted by then.
+    counted: u64,
 }
 
 impl Group {
@@ -35,18 +68,17 @@ impl Group {
         self.turns.clear();
     }
 
-    /// A rule that has counted so many: when is its turn?
-    pub(super) fn wait(&mut self, rule: u32, count: Count, counted: u64) {
-        let n = count.n.max(1);
-        let left = if count.every {
-            n - counted % n
-        } else if counted < n {
-            n - counted
-        } else {
-            return;
-        };
-        if let Some(at) = self.total.checked_add(left) {
-            self.turns.entry(at).or_default().push((rule, count));
+    /// A rule that has counted so many waits for its next turn.
+    pub(super) fn wait(&mut self, rule: u32, turn: Turn, dice: Dice, counted: u64) {
+        if let Some(next) = turn.next(dice, counted)
+            && let Some(at) = self.total.checked_add(next - counted)
+        {
+            self.turns.entry(at).or_default().push(Waiting {
+                rule,
+                turn,
+                dice,
+                counted: next,
+            });
         }
     }
 
@@ -60,16 +92,59 @@ impl Group {
         if !due {
             return;
         }
-        let Some((at, rules)) = self.turns.pop_first() else {
+        let Some((_, rules)) = self.turns.pop_first() else {
             return;
         };
-        for (rule, count) in rules {
-            into.push(rule);
-            if count.every
-                && let Some(next) = at.checked_add(count.n.max(1))
-            {
-                self.turns.entry(next).or_default().push((rule, count));
-            }
+        for w in rules {
+            into.push(w.rule);
+            self.wait(w.rule, w.turn, w.dice, w.counted);
         }
     }
+}
+
+/// The first throw behind `counted` (from 1) that wins. Not each throw is
+/// thrown: the dice say how many lose before the next wins. They begin anew with
+/// every block of throws, so that the answer depends on `counted` alone.
+fn next_win(dice: Dice, wins: u64, counted: u64) -> Option<u64> {
+    // About 64 wins in each block.
+    let block = (CHANCES / wins.max(1)).saturating_mul(64).max(1);
+    let mut start = counted - counted % block;
+    // A block without a win has a chance of e^-64.
+    for _ in 0..4 {
+        let blocks = dice.of(start);
+        let mut at = start;
+        for n in 0.. {
+            at = at.checked_add(losses(blocks.throw(n) >> 11, wins, block))?;
+            if at - start >= block {
+                break;
+            }
+            if at >= counted {
+                return at.checked_add(1);
+            }
+            at += 1;
+        }
+        start = start.checked_add(block)?;
+    }
+    None
+}
+
+/// How many throws lose before one wins: the greatest n with (1-p)^n > u, in whole
+/// numbers, because logarithms differ between machines.
+fn losses(u: u64, wins: u64, most: u64) -> u64 {
+    let q = u128::from(CHANCES.saturating_sub(wins));
+    // (1-p)^(2^k), scaled by 2^53.
+    let mut powers = vec![q];
+    while powers.len() < 63 && (1u64 << powers.len()) <= most {
+        let last = powers.last().copied().unwrap_or(0);
+        powers.push((last * last) >> 53);
+    }
+    let (mut all, mut n) = (u128::from(CHANCES), 0u64);
+    for (k, power) in powers.iter().enumerate().rev() {
+        let next = (all * power) >> 53;
+        if next > u128::from(u) {
+            all = next;
+            n += 1 << k;
+        }
+    }
+    n.min(most)
 }
