@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
 use proptest::prelude::*;
 
 use super::super::MemoryStore;
