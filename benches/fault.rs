@@ -3,8 +3,9 @@
 //! `cargo bench --bench fault`; the ratio to `one rule` says more than the time on a busy machine.
 
 use std::hint::black_box;
+use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion};
 use wtblk::fault::request::Request;
 use wtblk::fault::{Engine, Scenario};
 use wtblk::trace::event::Op;
@@ -136,9 +137,13 @@ fn decide(c: &mut Criterion) {
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default().warm_up_time(std::time::Duration::from_millis(300)).measurement_time(std::time::Duration::from_secs(1)).sample_size(20);
-    targets = decide
+/// Criterion's own macros make a function without documentation.
+fn main() {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .sample_size(20)
+        .configure_from_args();
+    decide(&mut criterion);
+    criterion.final_summary();
 }
-criterion_main!(benches);

@@ -198,14 +198,14 @@ fn a_connection_closed_by_a_rule() {
             use vhost::VhostBackend;
             d.frontend.get_features().is_err().then_some(())
         });
+        // The next one is served when the rings of this one have stopped.
+        let mut next = f.inside.data(1);
         assert_eq!(d.is_done(0, last), !lose);
         assert_eq!(d.is_done(1, held), !lose);
         if !lose {
             assert_eq!(d.status(d.slot(1, 1) + 0x20), 1);
         }
         assert_eq!(f.inside.image(8, 512)[0], if lose { 0 } else { 9 });
-        // The next one is served as if nothing had been.
-        let mut next = f.inside.data(1);
         assert_eq!(next.write(0, &[5; 512]), 0);
         drop((d, next, mark));
         let trace = f.inside.end();

@@ -127,15 +127,18 @@ fn request() -> impl Strategy<Value = Request> {
     })
 }
 
-fn mark() -> impl Strategy<Value = Mark> {
+fn extents() -> impl Strategy<Value = Option<Vec<Extent>>> {
     let extent =
         (number(), number(), number(), any::<bool>()).prop_map(|(l, p, len, clean)| Extent {
-            logical: l * 512,
+            logical: l % (1 << 50) * 512,
             physical: p % (1 << 50) * 512,
             length: len % (1 << 50) * 512,
             flags: if clean { 0 } else { 2 },
         });
-    let extents = || prop::option::of(prop::collection::vec(extent.clone(), 0..4));
+    prop::option::of(prop::collection::vec(extent, 0..4))
+}
+
+fn mark() -> impl Strategy<Value = Mark> {
     let begin = (
         0u64..4,
         0u64..9,
@@ -236,7 +239,7 @@ proptest! {
                     if let Some(d) = decision {
                         prop_assert!(ready[usize::from(d.rule)]);
                         fired[usize::from(d.rule)] += 1;
-                        if let Some(order) = d.plan.order
+                        if let Some(order) = &d.plan.order
                             && let OrderBy::Turn(turn) = order.turn
                         {
                             prop_assert!(turn < order.size);

@@ -146,8 +146,8 @@ pub(super) fn meant<'k>(said: &str, known: &[&'k str]) -> Option<&'k str> {
         .iter()
         .map(|word| (distance(said, word), *word))
         .min()?;
-    let few = (said.chars().count().max(near.1.len()) / 3).max(1);
-    (near.0 <= few).then_some(near.1)
+    let few = said.chars().count().max(near.1.len()) / 3;
+    (near.0 <= few || said.eq_ignore_ascii_case(near.1)).then_some(near.1)
 }
 
 /// Letters to put in, leave out, exchange or swap with their neighbour.

@@ -4,15 +4,15 @@
 
 use wtblk_shared::mark::{CallBegin, Control, Mark};
 
-use super::action::{Action, DataAction, Permutation};
+use super::action::{DataAction, Permutation};
 use super::calls::sectors;
-use super::dice::Dice;
-use super::eval::{Asked, Asker, Event, Names, Node, Note, World, number};
-use super::index::{OpMask, Shelf, Shelves, first, op_mask, place, shelf};
+use super::eval::{Asked, Asker, Names, Note, World};
+use super::index::{OpMask, Shelf, Shelves, op_mask, place};
 use super::places::Places;
 use super::plan::{Circumstances, plan};
 use super::request::{Decision, Request};
-use super::rule::{Class, Rule, SectorRange, Trigger};
+use super::rule::{Class, SectorRange, Trigger};
+use super::rule_state::{RuleState, RuleView, arm, keeps_back, ready};
 use super::scenario::Scenario;
 use super::ticks::Group;
 use crate::trace::event::{DATA_DISK, Op, Status};
@@ -46,64 +46,6 @@ struct Needs {
     class: bool,
 }
 
-/// A rule and what has become of it.
-#[derive(Clone, Debug, PartialEq)]
-struct RuleState {
-    rule: Rule,
-    node: Node,
-    shelf: Shelf,
-    dice: Dice,
-    /// Its slots for `after`, with their events.
-    bases: Vec<(usize, Event)>,
-    /// All its slots.
-    slots: std::ops::Range<usize>,
-    until: Option<(Event, u64)>,
-    goto: Option<u32>,
-    seen: u64,
-    fired: u64,
-    armed: bool,
-    generation: u64,
-    groups_before: u64,
-    released: bool,
-    in_test: bool,
-    /// It does something even when it keeps nothing back.
-    more: bool,
-    /// Its group in `groups`, where it only counts.
-    group: Option<usize>,
-    /// What it counted before the group's total was `base`; it counts on while `counting`.
-    counted: u64,
-    base: u64,
-    counting: bool,
-}
-
-/// A rule and its counters, as they are now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RuleView<'e> {
-    /// The rule.
-    pub rule: &'e Rule,
-    /// Requests that its `when` is about, whether it fired or not.
-    pub seen: u64,
-    /// Requests it fired on.
-    pub fired: u64,
-    /// It may fire (until `times` is used up).
-    pub armed: bool,
-    /// It was released: it keeps nothing back.
-    pub released: bool,
-    /// Its test is under way, or it is of no test.
-    pub in_test: bool,
-}
-
-impl RuleView<'_> {
-    /// It keeps requests back, now.
-    pub fn holds(&self) -> bool {
-        keeps_back(&self.rule.action) && !self.released
-    }
-}
-
-fn keeps_back(action: &Action) -> bool {
-    action.hold.is_some() || action.order.is_some()
-}
-
 impl Engine {
     /// The engine of a scenario. All rules are armed.
     pub fn new(scenario: &Scenario, seed: u64) -> Engine {
@@ -134,15 +76,7 @@ impl Engine {
                 class: any(&|t| matches!(t, Trigger::Class(_))),
             },
             world: World {
-                notes: names
-                    .notes
-                    .into_iter()
-                    .map(|text| Note {
-                        text,
-                        count: 0,
-                        last_ns: 0,
-                    })
-                    .collect(),
+                notes: names.notes.into_iter().map(Note::new).collect(),
                 fired: vec![0; rules.len()],
                 slots: vec![0; names.slots],
                 ..World::default()
@@ -211,13 +145,6 @@ impl Engine {
     /// another call took their tag.
     pub fn calls_dropped(&self) -> u64 {
         self.world.calls.dropped()
-    }
-
-    /// The call that the request would be counted for, and where in its file it
-    /// begins, without counting it: for those who list requests.
-    pub fn call_of(&self, request: &Request) -> Option<(u64, Option<u64>)> {
-        let view = self.world.calls.clone().count(request, self.needs.file)?;
-        Some((view.number, view.file.first().map(|r| r.start)))
     }
 
     /// What is to be done with the request. The first rule that can fire wins;
@@ -440,7 +367,7 @@ impl Engine {
             }
         }
         all.sort_by_key(|r| r.start);
-        super::parse_action::joined(&all)
+        super::parse_data::joined(&all)
     }
 
     /// The named state that the rules are in.
@@ -566,106 +493,5 @@ impl Engine {
 }
 
 fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
-    match (one, other) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (one, other) => one.or(other),
-    }
-}
-
-fn ready(rule: &Rule, names: &mut Names, groups: &mut Vec<Group>, seed: u64) -> RuleState {
-    let (slots, bases) = (names.slots, names.bases.len());
-    let node = names.node(&rule.when);
-    let shelf = match shelf(&rule.when) {
-        Shelf::General => first(&node).map_or(Shelf::General, Shelf::First),
-        narrower => narrower,
-    };
-    let group = matches!(shelf, Shelf::Pure | Shelf::Tick(_)).then(|| {
-        let ops = op_mask(&rule.when);
-        groups.iter().position(|g| g.ops == ops).unwrap_or_else(|| {
-            groups.push(Group::new(ops));
-            groups.len() - 1
-        })
-    });
-    let until = rule.action.hold.as_ref().and_then(|h| h.until.as_ref());
-    let goto = rule.goto.as_ref();
-    let rest = Action {
-        hold: None,
-        order: None,
-        ..rule.action.clone()
-    };
-    RuleState {
-        dice: Dice::new(seed, &rule.name),
-        until: until.map(|u| names.event(u)),
-        goto: goto.map(|state| number(&mut names.states, state) as u32),
-        bases: names.bases.get(bases..).unwrap_or_default().to_vec(),
-        slots: slots..names.slots,
-        node,
-        shelf,
-        group,
-        seen: 0,
-        fired: 0,
-        armed: true,
-        generation: 0,
-        groups_before: 0,
-        released: false,
-        in_test: rule.test.is_none(),
-        more: goto.is_some() || !rest.is_nothing(),
-        counted: 0,
-        base: 0,
-        counting: false,
-        rule: rule.clone(),
-    }
-}
-
-/// As at the start: what it counts is 0, and what happened before does not count.
-fn arm(state: &mut RuleState, world: &mut World) {
-    if let Some(order) = &state.rule.action.order {
-        let begun = state.fired.div_ceil(u64::from(order.group.max(1)));
-        state.groups_before += begun;
-    }
-    state.armed = true;
-    state.released = false;
-    state.seen = 0;
-    state.fired = 0;
-    state.generation += 1;
-    state.counted = 0;
-    // What was counted meanwhile goes with it.
-    state.counting = false;
-    for slot in state.slots.clone() {
-        if let Some(count) = world.slots.get_mut(slot) {
-            *count = 0;
-        }
-    }
-    for (slot, event) in &state.bases {
-        let now = world.count(*event);
-        if let Some(base) = world.slots.get_mut(*slot) {
-            *base = now;
-        }
-    }
-}
-
-impl RuleState {
-    /// A rule that would do nothing does not stand in the way of those after it.
-    fn is_ready(&self) -> bool {
-        self.armed
-            && self.rule.times.is_none_or(|times| self.fired < times)
-            && (!self.released || self.more)
-    }
-
-    fn can_fire(&self, asked: &Asked<'_>) -> bool {
-        let suits = match &self.rule.action.data {
-            None => true,
-            // Old content is kept of these ranges alone.
-            Some(DataAction::Stale(ranges)) => {
-                asked.request.op == Op::Read
-                    && ranges.iter().any(|r| {
-                        r.start <= asked.sectors.start
-                            && asked.sectors.end <= r.end()
-                            && !asked.sectors.is_empty()
-                    })
-            }
-            Some(data) => data.suits(asked.request.op),
-        };
-        suits && self.is_ready()
-    }
+    one.into_iter().chain(other).min()
 }

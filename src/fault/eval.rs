@@ -78,6 +78,16 @@ pub(super) struct Note {
     pub(super) last_ns: u64,
 }
 
+impl Note {
+    pub(super) fn new(text: String) -> Note {
+        Note {
+            text,
+            count: 0,
+            last_ns: 0,
+        }
+    }
+}
+
 impl World {
     /// How often it has happened.
     pub(super) fn count(&self, event: Event) -> u64 {

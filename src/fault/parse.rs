@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use toml::de::{DeTable, DeValue};
 
+use super::action::DataAction;
 use super::diagnosis::{Problem, ScenarioError};
 use super::keys::{DEVICE, TOP};
 use super::parse_rules::{rules, word};
@@ -21,6 +22,8 @@ pub const MAX_TEXT: u64 = 1024 * 1024;
 const MAX_RULES: usize = 4096;
 /// Most flags of calls that rules may speak of.
 const MAX_FLAGS: usize = 64;
+/// Most sectors of which old content is kept: 16 MiB.
+const MAX_KEPT: u64 = 32 * 1024;
 
 pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     let mut reader = Reader {
@@ -68,6 +71,7 @@ pub(super) fn check_whole(scenario: &Scenario, problems: &mut Vec<Problem>) {
         );
         problems.push(scenario.problem(&size.place, message));
     }
+    kept(scenario, problems);
     if let Some(rule) = too_many_flags(scenario) {
         let message =
             format!("too many flags of calls, expected at most {MAX_FLAGS} in all rules together");
@@ -76,6 +80,24 @@ pub(super) fn check_whole(scenario: &Scenario, problems: &mut Vec<Problem>) {
     if let Some(rule) = scenario.rules.get(MAX_RULES) {
         let message = format!("too many rules, expected at most {MAX_RULES}");
         problems.push(scenario.problem(&rule.place, message));
+    }
+}
+
+/// What is kept for stale reads is bounded; the rule with which it is too much.
+fn kept(scenario: &Scenario, problems: &mut Vec<Problem>) {
+    let mut total = 0u64;
+    for rule in &scenario.rules {
+        let Some(DataAction::Stale(ranges)) = &rule.action.data else {
+            continue;
+        };
+        total = ranges.iter().fold(total, |t, r| t.saturating_add(r.len));
+        if total > MAX_KEPT {
+            let message = format!(
+                "with the ranges of this rule {total} sectors are to be kept for `stale`, expected at most {MAX_KEPT} (16 MiB) in all rules together"
+            );
+            problems.push(scenario.problem(&rule.place, message));
+            return;
+        }
     }
 }
 

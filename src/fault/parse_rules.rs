@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-use super::action::{Action, DataAction};
+use super::action::Action;
 use super::diagnosis::meant;
 use super::index::op_mask;
 use super::keys::FAULT;
@@ -20,8 +20,6 @@ use super::units::A_COUNT;
 /// Longest name of a rule.
 const MAX_NAME: usize = 64;
 const A_NAME: &str = "1 to 64 letters, digits, `-`, `_` or `.`";
-/// Most sectors of which old content is kept: 16 MiB.
-const MAX_KEPT: u64 = 32 * 1024;
 
 /// The rules, in file order.
 pub(super) fn rules<'v, 'i: 'v>(
@@ -90,7 +88,6 @@ pub(super) fn rules<'v, 'i: 'v>(
             });
         }
     }
-    kept(reader, &rules);
     for rule in &rules {
         events(reader, rule, &names);
     }
@@ -107,24 +104,6 @@ fn fits(reader: &mut Reader<'_>, value: &Value<'_>, when: &Trigger, action: &Act
             data.suits_what()
         );
         reader.complain(value.span(), message);
-    }
-}
-
-/// What is kept for stale reads is bounded.
-fn kept(reader: &mut Reader<'_>, rules: &[Rule]) {
-    let mut total = 0u64;
-    for rule in rules {
-        let Some(DataAction::Stale(ranges)) = &rule.action.data else {
-            continue;
-        };
-        let before = total;
-        total = ranges.iter().fold(total, |t, r| t.saturating_add(r.len));
-        if before <= MAX_KEPT && total > MAX_KEPT {
-            let message = format!(
-                "with the ranges of this rule {total} sectors are to be kept for `stale`, expected at most {MAX_KEPT} (16 MiB) in all rules together"
-            );
-            reader.complain(rule.place.span.clone(), message);
-        }
     }
 }
 

@@ -61,10 +61,8 @@ impl Reader<'_> {
                     said.escape_debug(),
                     one_of(&known)
                 );
-                let hint = match meant(said, &known) {
-                    Some(word) => Some(format!("did you mean `{word}`?")),
-                    None => elsewhere(said),
-                };
+                let near = || meant(said, &known).map(|w| format!("did you mean `{w}`?"));
+                let hint = elsewhere(said).or_else(near);
                 self.complain_meant(key.span(), message, hint);
             }
         }
