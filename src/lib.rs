@@ -7,6 +7,7 @@
 //! `docs/architecture.md`.
 
 pub mod cli;
+pub mod control;
 pub mod device;
 pub mod fault;
 pub mod harness;

@@ -106,15 +106,17 @@ fn any_body() -> impl Strategy<Value = Body> {
         (
             any::<(u64, u16, bool)>(),
             prop::option::of(status.clone()),
+            ".{0,40}",
             ".{0,40}"
         )
             .prop_map(
-                |((request, rule, hold), status, name)| Body::Decide(Decide {
+                |((request, rule, hold), status, name, plan)| Body::Decide(Decide {
                     request,
                     rule,
                     hold,
                     status,
-                    name
+                    name,
+                    plan
                 })
             ),
         (any::<(u64, u16, bool, u64)>(), status).prop_map(

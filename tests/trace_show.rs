@@ -52,6 +52,7 @@ fn events() -> Vec<Body> {
             hold: true,
             status: Some(Status::IOERR),
             name: "fail-first".into(),
+            plan: "hold, IOERR".into(),
         }),
         Body::Submit(Submit {
             op: Op::Flush,
@@ -119,7 +120,7 @@ fn one_aligned_line_per_event() {
        2 T mark     test error-mid-call begins
        3 T mark     begin call 1 t: ino 133 4096+4096 [writethrough] tag 17 isize 8192 extents 1 4096->lba 4096+8
        4 T submit   #4 write lba 4096+8 (4096 B) tag 17 q0
-       5 T decide   #4 by rule 0 (fail-first): hold IOERR
+       5 T decide   #4 by rule 0 (fail-first): hold, IOERR
        6 T submit   #6 flush q1
        7 T complete #6 OK after T ms avail 2
        8 T mark     release fail-first

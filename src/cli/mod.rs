@@ -3,7 +3,9 @@
 
 pub mod kernel;
 mod qemu_args;
+pub mod replay;
 pub mod run;
+pub mod scenario;
 pub mod serve;
 pub mod trace;
 pub mod verify;

@@ -60,6 +60,12 @@ pub struct ServeArgs {
     /// Refuse writes
     #[arg(long)]
     read_only: bool,
+    /// Make a control socket, for `wtblk ctl`
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Keep what was not flushed out of the image until it is (or the disk ends in order)
+    #[arg(long)]
+    volatile_cache: bool,
     /// Seed of the scenario's random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -117,6 +123,11 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         queues: args.queues,
         read_only: args.read_only,
         seed: args.seed,
+        control: args.control.clone(),
+        volatile_cache: args.volatile_cache,
+        plans: None,
+        kept: Vec::new(),
+        end: None,
     })
 }
 

@@ -143,6 +143,10 @@ fn submit(id: RequestId, s: &Submit) -> String {
 
 fn decide(d: &Decide) -> String {
     let mut line = format!("#{} by rule {} ({}):", d.request, d.rule, clean(&d.name));
+    if !d.plan.is_empty() {
+        let _ = write!(line, " {}", clean(&d.plan));
+        return line;
+    }
     if d.hold {
         line.push_str(" hold");
     }
@@ -169,7 +173,7 @@ fn complete(c: &Complete, latency_ns: Option<u64>) -> String {
 }
 
 /// The name of an operation, as scenarios spell it.
-fn op_name(op: Op) -> &'static str {
+pub(super) fn op_name(op: Op) -> &'static str {
     match op {
         Op::Read => "read",
         Op::Write => "write",

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::memory::GuestMap;
 use super::ring::RingPlace;
 use super::wake::Wake;
+use super::worker::Flight;
 
 /// How long a stop waits for I/O that the host kernel holds.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -56,6 +57,14 @@ pub(super) enum Command {
     Sync(SyncSender<()>),
     /// Let go what the rule (`None`: any rule) holds; tells how many.
     Release(Option<String>, SyncSender<u64>),
+    /// Let go this one request, where it is held; tells how many that were.
+    ReleaseOne(u64, SyncSender<u64>),
+    /// As `Release`, but the worker itself makes the event: the rules want it so.
+    LetGo(String),
+    /// The turn of this request of a group has come.
+    Go(u64),
+    /// Tell what is in flight.
+    List(SyncSender<Vec<Flight>>),
     /// End the thread.
     Shutdown,
 }
@@ -126,9 +135,14 @@ impl WorkerHandle {
         self.post(order).wait(Instant::now() + limit)
     }
 
+    /// Gives an order that has no answer.
+    pub fn tell(&self, order: Command) {
+        let _ = self.orders.send(order);
+        self.wake.signal();
+    }
+
     /// Ends the worker.
     pub fn shutdown(&self) {
-        let _ = self.orders.send(Command::Shutdown);
-        self.wake.signal();
+        self.tell(Command::Shutdown);
     }
 }

@@ -24,6 +24,8 @@ use crate::trace::event::DeviceKind;
 /// Ends a [`serve`] thread from another one.
 pub(super) struct Stopper {
     stopping: AtomicBool,
+    /// A rule closes the connection that is being served.
+    hung_up: AtomicBool,
     /// Readable when it is time to end.
     wake: Wake,
     /// The connection that is being served.
@@ -34,6 +36,7 @@ impl Stopper {
     pub fn new() -> io::Result<Arc<Stopper>> {
         Ok(Arc::new(Stopper {
             stopping: AtomicBool::new(false),
+            hung_up: AtomicBool::new(false),
             wake: Wake::new()?,
             current: Mutex::new(None),
         }))
@@ -43,6 +46,16 @@ impl Stopper {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.wake.signal();
+        self.shut();
+    }
+
+    /// Closes the connection that is being served, as if the front end had; the next is served.
+    pub fn hang_up(&self) {
+        self.hung_up.store(true, Ordering::SeqCst);
+        self.shut();
+    }
+
+    fn shut(&self) {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = &*current {
             // Only our side hears of it: the front end keeps its connection until its requests
@@ -53,6 +66,10 @@ impl Stopper {
 
     fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn hung_up(&self) -> bool {
+        self.hung_up.load(Ordering::SeqCst)
     }
 
     fn set_current(&self, stream: Option<UnixStream>) {
@@ -130,6 +147,7 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
             Ok(()) => {}
             // Our own shutdown looks like the peer's.
             Err(Error::Disconnected) if stopper.stopping() => break "stopping".to_owned(),
+            Err(Error::Disconnected) if stopper.hung_up() => break "a rule".to_owned(),
             Err(Error::Disconnected) => break "disconnected".to_owned(),
             Err(Error::SocketBroken(e)) => break format!("disconnected: {e}"),
             Err(error) => break format!("bad message: {error}"),
@@ -141,6 +159,10 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
     // The requests in flight are finished before the socket is closed.
     let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
     rings.stop_all();
+    if disk.state.is_some() {
+        disk.hub.outage.closed();
+    }
+    stopper.hung_up.store(false, Ordering::SeqCst);
     event(DeviceKind::Disconnected, number, &why);
     tracing::info!(disk = disk.name, "front end {number} gone: {why}");
     stopper.set_current(None);

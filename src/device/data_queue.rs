@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A queue of the disk under test: each request is recorded, put before the
-//! rules, perhaps held, and done by the store.
+//! rules, and goes through its `steps`; it waits where its plan says so.
 
-use std::collections::{BTreeMap, HashMap};
+mod steps;
+
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use vm_memory::{Bytes, GuestAddress};
-use wtblk_shared::disk::{DATA_SERIAL, SECTOR};
 use wtblk_shared::tag::Tag;
 
+use super::groups::Key;
 use super::hub::Hub;
 use super::memory::{GuestMap, Segment};
 use super::request::Parsed;
-use super::worker::{Done, QueueDevice, Taken};
-use crate::fault::request::{Decision, Request};
-use crate::store::{self, Completion, StoreQueue};
-use crate::trace::event::{
-    Body, Complete, DATA_DISK, Decide, DeviceKind, Op, RequestId, Status, Submit,
-};
+use super::worker::{Done, Flight, QueueDevice, Taken};
+use crate::fault::request::{Decision, Plan, Request};
+use crate::store::{Completion, StoreQueue};
+use crate::trace::event::{Body, Complete, DATA_DISK, Decide, DeviceKind, Op, Status, Submit};
 
 /// Bytes of a serial (virtio 1.3, 5.2.6.1).
 const ID_LEN: usize = 20;
@@ -36,18 +35,58 @@ pub(super) struct DiskState {
     pub abandon_on_stop: bool,
 }
 
+/// What a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    Nothing,
+    Delay,
+    Hold,
+    Order,
+    /// For the end of its ring.
+    Hang,
+    Store,
+    /// It is over, and about to be given back.
+    Over,
+}
+
 /// A request between its submission and its completion.
 struct Pending {
-    id: RequestId,
-    op: Op,
-    sector: u64,
-    bytes: u32,
+    request: Request,
     data: Vec<Segment>,
     map: Arc<GuestMap>,
-    /// The status that a rule gives it; the store then does nothing.
-    planned: Option<Status>,
+    rule: Option<(u16, String)>,
+    plan: Plan,
+    /// The next step.
+    step: usize,
+    waits: Waits,
+    until: Option<Instant>,
+    /// Operations that the store has of it.
+    ops: usize,
+    status: Status,
+    /// Bytes of data written to the guest.
+    written: u32,
     /// A write in write-through mode whose data is written and being flushed.
     flushing: bool,
+    /// Its ring stops and abandons it: nothing more is done.
+    lost: bool,
+    /// Of a flush: the writes that were completed when it was submitted.
+    covers: u64,
+}
+
+impl Pending {
+    /// An error status that the plan gives it. A planned success is like any other.
+    fn error(&self) -> Option<Status> {
+        self.plan.status.filter(|s| !s.is_ok())
+    }
+
+    fn group(&self) -> Option<Key> {
+        let slot = self.plan.order.as_ref()?;
+        Some((self.rule.as_ref()?.0, slot.group))
+    }
+
+    fn rule(&self) -> &str {
+        self.rule.as_ref().map_or("", |r| r.1.as_str())
+    }
 }
 
 /// See the module.
@@ -57,8 +96,13 @@ pub(super) struct DataQueue {
     queue: u16,
     store: Box<dyn StoreQueue>,
     pending: HashMap<u64, Pending>,
-    /// Held requests in the order of their submission, each with its rule.
-    held: BTreeMap<u64, String>,
+    /// The request of an operation that the store has.
+    ops: HashMap<u64, u64>,
+    next_op: u64,
+    /// Delays and limits of holds, with the request.
+    clocks: BTreeSet<(Instant, u64)>,
+    /// The ring is stopping: nothing waits any more; whether it is abandoned.
+    stopping: Option<bool>,
     over: Vec<Done>,
     reaped: Vec<Completion>,
 }
@@ -76,7 +120,10 @@ impl DataQueue {
             queue,
             store,
             pending: HashMap::new(),
-            held: BTreeMap::new(),
+            ops: HashMap::new(),
+            next_op: 0,
+            clocks: BTreeSet::new(),
+            stopping: None,
             over: Vec::new(),
             reaped: Vec::new(),
         }
@@ -86,121 +133,110 @@ impl DataQueue {
         self.hub.event(DATA_DISK, self.queue, kind, a, b, text);
     }
 
-    fn finish(&mut self, token: u64, status: Status, written: u32) {
+    /// The decision is recorded and becomes the request's.
+    fn adopt(&mut self, token: u64, decision: Decision) {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return;
+        };
+        let plan = decision.plan;
+        self.hub.trace.record(&Body::Decide(Decide {
+            request: pending.request.id,
+            rule: decision.rule,
+            // The device keeps it back, in whatever way.
+            hold: plan.hold.is_some()
+                || plan.order.is_some()
+                || plan.hang
+                || plan.delay_ns.is_some(),
+            status: plan.status,
+            name: decision.name.clone(),
+            plan: plan.to_string(),
+        }));
+        pending.plan = plan;
+        pending.rule = Some((decision.rule, decision.name));
+    }
+
+    fn finish(&mut self, token: u64, status: Status, written: u32, abandon: bool) {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return;
+        };
+        pending.waits = Waits::Over;
         self.over.push(Done {
             token,
             status,
             written,
-            abandon: false,
+            used_len: pending.plan.used_len,
+            abandon,
         });
     }
 
-    /// The decision is recorded; whether the request is held.
-    fn obey(&mut self, token: u64, request: RequestId, decision: Decision) -> bool {
-        self.hub.trace.record(&Body::Decide(Decide {
-            request,
-            rule: decision.rule,
-            hold: decision.hold,
-            status: decision.status,
-            name: decision.name.clone(),
-        }));
-        if let Some(pending) = self.pending.get_mut(&token) {
-            // A planned success stores the data like any other.
-            pending.planned = decision.status.filter(|s| !s.is_ok());
-        }
-        if decision.hold {
-            self.hub.hold(&decision.name);
-            self.held.insert(token, decision.name);
-        }
-        decision.hold
-    }
-
-    /// Does a request, or gives it the status that is planned for it.
-    fn begin(&mut self, token: u64) {
-        let Some(pending) = self.pending.get(&token) else {
-            return;
-        };
-        if let Some(status) = pending.planned {
-            return self.finish(token, status, 0);
-        }
-        match pending.op {
-            Op::Read | Op::Write => match self.transfer(pending) {
-                Some(op) => self.store.submit(token, op),
-                None => self.finish(token, Status::IOERR, 0),
-            },
-            Op::Flush => self.store.submit(token, store::Op::Flush),
-            Op::GetId => match write_id(&pending.map, &pending.data) {
-                Some(written) => self.finish(token, Status::OK, written),
-                None => self.finish(token, Status::IOERR, 0),
-            },
-            Op::Discard | Op::WriteZeroes | Op::Other => self.finish(token, Status::UNSUPP, 0),
-        }
-    }
-
-    /// The store's operation; `None` where the request is not to be had.
-    fn transfer(&self, pending: &Pending) -> Option<store::Op> {
-        let offset = pending.sector.checked_mul(SECTOR)?;
-        let end = offset.checked_add(u64::from(pending.bytes))?;
-        let whole = u64::from(pending.bytes) % SECTOR == 0;
-        let write = pending.op == Op::Write;
-        if !whole || end > self.disk.capacity || (write && self.disk.read_only) {
-            return None;
-        }
-        let buffers = pending.map.buffers(&pending.data)?;
-        Some(if write {
-            store::Op::Write { offset, buffers }
-        } else {
-            store::Op::Read { offset, buffers }
-        })
-    }
-
-    fn stored(&mut self, completion: Completion) {
-        let Completion { token, result } = completion;
+    /// The request waits no more for what it waited for.
+    fn unwait(&mut self, token: u64) {
         let Some(pending) = self.pending.get_mut(&token) else {
             return;
         };
-        if let Err(error) = result {
-            let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
-            let (id, text) = (pending.id, error.to_string());
-            self.event(DeviceKind::StoreError, errno, id, &text);
-            return self.finish(token, Status::IOERR, 0);
+        if let Some(until) = pending.until.take() {
+            self.clocks.remove(&(until, token));
         }
-        let through = !self.disk.writeback.load(Ordering::Relaxed);
-        if pending.op == Op::Write && through && !pending.flushing {
-            pending.flushing = true;
-            return self.store.submit(token, store::Op::Flush);
+        match pending.waits {
+            Waits::Hold => self.hub.let_go(pending.rule()),
+            Waits::Order => {
+                self.hub.let_go(pending.rule());
+                if let Some(key) = pending.group() {
+                    self.hub.groups.leave(key, (self.queue, token));
+                }
+            }
+            Waits::Hang => self.hub.add_hung(-1),
+            Waits::Nothing | Waits::Delay | Waits::Store | Waits::Over => {}
         }
-        let written = if pending.op == Op::Read {
-            pending.bytes
-        } else {
-            0
-        };
-        self.finish(token, Status::OK, written);
+        pending.waits = Waits::Nothing;
     }
 
-    fn let_go(&mut self, tokens: Vec<u64>, abandon: bool) -> u64 {
+    /// Delays that are over and holds that have reached their limit.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        while let Some(&(at, token)) = self.clocks.first() {
+            if at > now {
+                break;
+            }
+            self.clocks.pop_first();
+            let Some(pending) = self.pending.get(&token) else {
+                continue;
+            };
+            if pending.waits == Waits::Hold {
+                let (id, rule) = (pending.request.id, pending.rule().to_owned());
+                self.event(DeviceKind::Release, 1, id, &rule);
+            }
+            self.unwait(token);
+            self.advance(token);
+        }
+        for go in self.hub.groups.expire(self.queue, now) {
+            self.hub.go(go);
+        }
+    }
+
+    /// Lets go the held requests that `which` names, in the order of their submission.
+    fn release_those(&mut self, which: impl Fn(&Pending) -> bool) -> u64 {
+        let held = |p: &Pending| p.waits == Waits::Hold;
+        let tokens = self.tokens(|p| held(p) && which(p));
         for &token in &tokens {
-            if let Some(rule) = self.held.remove(&token) {
-                self.hub.let_go(&rule);
-            }
-            if abandon {
-                let planned = self.pending.get(&token).and_then(|p| p.planned);
-                self.over.push(Done {
-                    token,
-                    status: planned.unwrap_or(Status::OK),
-                    written: 0,
-                    abandon,
-                });
-            } else {
-                self.begin(token);
-            }
+            self.unwait(token);
+            self.advance(token);
         }
         tokens.len() as u64
+    }
+
+    /// Tokens count up: this is the order of submission.
+    fn tokens(&self, which: impl Fn(&Pending) -> bool) -> Vec<u64> {
+        let found = self.pending.iter().filter(|(_, p)| which(p));
+        let mut tokens: Vec<u64> = found.map(|(&token, _)| token).collect();
+        tokens.sort_unstable();
+        tokens
     }
 }
 
 impl QueueDevice for DataQueue {
     fn take(&mut self, token: u64, taken: Taken) {
+        self.stopping = None;
         let (parsed, malformed) = match taken.parsed {
             Ok(parsed) => (parsed, None),
             Err(malformed) => (nothing(), Some(malformed.what)),
@@ -225,27 +261,46 @@ impl QueueDevice for DataQueue {
             sector: parsed.sector,
             bytes: parsed.bytes,
             tag: Tag::from_ioprio(parsed.ioprio),
+            inflight: u32::try_from(self.hub.in_flight()).unwrap_or(u32::MAX),
+        };
+        let covers = match (&self.hub.cache, parsed.op) {
+            (Some(cache), Op::Flush) => cache.completed(),
+            _ => 0,
         };
         let pending = Pending {
-            id,
-            op: parsed.op,
-            sector: parsed.sector,
-            bytes: parsed.bytes,
+            request: request.clone(),
             data: parsed.data,
             map: taken.map,
-            planned: None,
+            rule: None,
+            plan: Plan::default(),
+            step: 0,
+            waits: Waits::Nothing,
+            until: None,
+            ops: 0,
+            status: Status::OK,
+            written: 0,
             flushing: false,
+            lost: false,
+            covers,
         };
         self.pending.insert(token, pending);
         if let Some(what) = malformed {
             self.event(DeviceKind::BadChain, u64::from(taken.head), id, &what);
-            return self.finish(token, Status::IOERR, 0);
+            if let Some(pending) = self.pending.get_mut(&token) {
+                pending.status = Status::IOERR;
+                pending.step = usize::MAX;
+            }
+            return self.advance(token);
         }
-        let decision = self.hub.decide(&request);
-        if decision.is_some_and(|decision| self.obey(token, id, decision)) {
-            return;
+        let outage = &self.hub.outage;
+        // A device that is gone has no rules.
+        if !outage.is_gone()
+            && !outage.is_silent()
+            && let Some(decision) = self.hub.decide(&request)
+        {
+            self.adopt(token, decision);
         }
-        self.begin(token);
+        self.advance(token);
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {
@@ -255,6 +310,7 @@ impl QueueDevice for DataQueue {
             self.stored(completion);
         }
         self.reaped = reaped;
+        self.tick();
         done.append(&mut self.over);
     }
 
@@ -264,22 +320,70 @@ impl QueueDevice for DataQueue {
 
     fn deadline(&self) -> Option<Instant> {
         // What is over without the store (a planned status, GET_ID) waits for nobody.
-        (!self.over.is_empty()).then(Instant::now)
+        if !self.over.is_empty() {
+            return Some(Instant::now());
+        }
+        let clock = self.clocks.first().map(|clock| clock.0);
+        let group = self.hub.groups.deadline(self.queue);
+        clock.into_iter().chain(group).min()
     }
 
     fn release(&mut self, rule: Option<&str>) -> u64 {
-        let matches = |name: &String| rule.is_none_or(|rule| rule == name);
-        let held = self.held.iter().filter(|(_, name)| matches(name));
-        let tokens = held.map(|(&token, _)| token).collect();
-        self.let_go(tokens, false)
+        self.release_those(|p| rule.is_none_or(|rule| rule == p.rule()))
+    }
+
+    fn release_one(&mut self, request: u64) -> u64 {
+        self.release_those(|p| p.request.id == request)
+    }
+
+    fn go(&mut self, token: u64) {
+        if self
+            .pending
+            .get(&token)
+            .is_some_and(|p| p.waits == Waits::Order)
+        {
+            self.unwait(token);
+            self.advance(token);
+        }
+    }
+
+    fn list(&self) -> Vec<Flight> {
+        let flight = |p: &Pending| Flight {
+            request: p.request.clone(),
+            rule: p.rule.as_ref().map(|r| r.1.clone()),
+            waits: p.waits.word(),
+        };
+        let tokens = self.tokens(|_| true);
+        let pending = tokens.iter().filter_map(|t| self.pending.get(t));
+        pending.map(flight).collect()
     }
 
     fn stop(&mut self) -> u64 {
-        let tokens = self.held.keys().copied().collect();
-        self.let_go(tokens, self.disk.abandon_on_stop)
+        let outage = &self.hub.outage;
+        let silent = outage.is_silent();
+        let abandon = silent || (self.disk.abandon_on_stop && !outage.keeps());
+        self.stopping = Some(abandon);
+        for done in &mut self.over {
+            done.abandon |= silent;
+        }
+        let waits = |p: &Pending| !matches!(p.waits, Waits::Store | Waits::Over);
+        let tokens = self.tokens(waits);
+        for &token in &tokens {
+            self.unwait(token);
+            if let Some(pending) = self.pending.get_mut(&token) {
+                pending.lost = abandon;
+            }
+            self.advance(token);
+        }
+        tokens.len() as u64
     }
 
-    fn publishing(&mut self) -> Option<u64> {
+    fn publishing(&mut self, done: &Done) -> Option<u64> {
+        if let Some(pending) = self.pending.get(&done.token)
+            && !done.abandon
+        {
+            self.hub.completed(&pending.request, done.status);
+        }
         Some(self.hub.trace.reserve())
     }
 
@@ -290,13 +394,32 @@ impl QueueDevice for DataQueue {
             return;
         };
         let complete = Complete {
-            request: pending.id,
+            request: pending.request.id,
             status: done.status,
             avail_after,
             abandoned,
             digest: 0,
         };
         self.hub.trace.commit(number, &Body::Complete(complete));
+        if let Some(key) = pending.group()
+            && let Some(go) = self.hub.groups.over(key, (self.queue, done.token))
+        {
+            self.hub.go(go);
+        }
+    }
+}
+
+impl Waits {
+    /// For people who ask what is in flight.
+    fn word(self) -> &'static str {
+        match self {
+            Waits::Nothing | Waits::Over => "ending",
+            Waits::Delay => "delay",
+            Waits::Hold => "hold",
+            Waits::Order => "order",
+            Waits::Hang => "hang",
+            Waits::Store => "store",
+        }
     }
 }
 
@@ -312,10 +435,6 @@ fn nothing() -> Parsed {
     }
 }
 
-fn write_id(map: &GuestMap, data: &[Segment]) -> Option<u32> {
-    scatter(map, data, &id(DATA_SERIAL))
-}
-
 /// A serial as GET_ID gives it: NUL padded.
 pub(super) fn id(serial: &str) -> [u8; ID_LEN] {
     let mut id = [0; ID_LEN];
@@ -323,15 +442,4 @@ pub(super) fn id(serial: &str) -> [u8; ID_LEN] {
         *to = from;
     }
     id
-}
-
-/// Writes `bytes` into the segments, as far as they reach; how many went in.
-pub(super) fn scatter(map: &GuestMap, data: &[Segment], bytes: &[u8]) -> Option<u32> {
-    let mut rest = bytes;
-    for segment in data {
-        let (now, later) = rest.split_at(rest.len().min(segment.len as usize));
-        map.write_slice(now, GuestAddress(segment.addr)).ok()?;
-        rest = later;
-    }
-    Some((bytes.len() - rest.len()) as u32)
 }

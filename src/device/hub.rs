@@ -5,75 +5,195 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use wtblk_shared::mark::Mark;
 
+use super::command::{Command, WorkerHandle};
+use super::groups::{Go, Groups};
+use super::outage::Outage;
+use super::settings::Plans;
 use super::wake::Wake;
+use crate::control::{OpenCalls, RuleStanding};
 use crate::fault::Engine;
 use crate::fault::request::{Decision, Request};
+use crate::store::Cache;
 use crate::trace::TraceWriter;
-use crate::trace::event::{Body, DeviceEvent, DeviceKind};
+use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Status};
 
 /// See the module.
 pub(super) struct Hub {
     pub trace: Arc<TraceWriter>,
     /// `None` where there are no rules: the data path then takes no lock.
     engine: Option<Mutex<Engine>>,
+    /// Asked before the rules.
+    plans: Option<Plans>,
+    /// The workers of the disk under test.
+    workers: OnceLock<Arc<Vec<WorkerHandle>>>,
+    pub groups: Groups,
+    pub outage: Outage,
+    /// The volatile cache, where there is one.
+    pub cache: Option<Arc<Cache>>,
     /// By rule; locked only where something is held.
     held: Mutex<BTreeMap<String, u64>>,
+    hung: AtomicU64,
+    /// For people who ask.
+    calls: Mutex<OpenCalls>,
     in_flight: AtomicU64,
-    /// Readable when the number of held requests has changed: a mark may wait for it.
+    /// Readable when what a mark may wait for has changed.
     changed: Wake,
+    /// The same for threads.
+    told: (Mutex<u64>, Condvar),
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hub {
-    pub fn new(trace: Arc<TraceWriter>, engine: Engine) -> io::Result<Hub> {
+    pub fn new(
+        trace: Arc<TraceWriter>,
+        engine: Engine,
+        plans: Option<Plans>,
+        cache: Option<Arc<Cache>>,
+    ) -> io::Result<Hub> {
         Ok(Hub {
             trace,
             engine: (!engine.is_empty()).then(|| Mutex::new(engine)),
+            plans,
+            workers: OnceLock::new(),
+            groups: Groups::default(),
+            outage: Outage::default(),
+            cache,
             held: Mutex::default(),
+            hung: AtomicU64::new(0),
+            calls: Mutex::default(),
             in_flight: AtomicU64::new(0),
             changed: Wake::new()?,
+            told: Default::default(),
         })
+    }
+
+    /// The workers that releases go to.
+    pub fn set_workers(&self, workers: Arc<Vec<WorkerHandle>>) {
+        let _ = self.workers.set(workers);
+    }
+
+    /// The workers of the disk under test.
+    pub fn workers(&self) -> &[WorkerHandle] {
+        self.workers.get().map_or(&[], |w| w.as_slice())
     }
 
     /// What the rules say to a request.
     pub fn decide(&self, request: &Request) -> Option<Decision> {
-        let engine = self.engine.as_ref()?;
-        let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-        engine.decide(request, self.trace.now_ns())
+        if let Some(plans) = &self.plans {
+            let decision = (lock(plans))(request);
+            if decision.is_some() {
+                return decision;
+            }
+        }
+        let mut engine = lock(self.engine.as_ref()?);
+        let decision = engine.decide(request, self.trace.now_ns());
+        self.follow(engine);
+        if decision.is_some() {
+            self.tell();
+        }
+        decision
     }
 
     /// Tells the rules what the guest said.
     pub fn mark(&self, mark: &Mark) {
+        lock(&self.calls).mark(mark);
         if let Some(engine) = &self.engine {
-            let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-            engine.mark(mark);
+            let mut engine = lock(engine);
+            engine.mark(mark, self.trace.now_ns());
+            self.follow(engine);
+            self.tell();
+        }
+    }
+
+    /// Tells the rules of a completion that the guest cannot see yet.
+    pub fn completed(&self, request: &Request, status: Status) {
+        if let Some(engine) = &self.engine {
+            let mut engine = lock(engine);
+            let before = engine.state().to_owned();
+            engine.completed(request, status);
+            let moved = engine.state() != before;
+            self.follow(engine);
+            if moved {
+                self.tell();
+            }
+        }
+    }
+
+    /// Lets go what the rules want let go.
+    fn follow(&self, mut engine: MutexGuard<'_, Engine>) {
+        let rules = engine.take_releases();
+        drop(engine);
+        for rule in rules {
+            self.release_groups(Some(&rule));
+            for worker in self.workers() {
+                worker.tell(Command::LetGo(rule.clone()));
+            }
+        }
+    }
+
+    /// Groups of the rule (`None`: of any) go as they are; how many requests that lets go.
+    pub fn release_groups(&self, rule: Option<&str>) -> u64 {
+        let (go, count) = self.groups.release(rule);
+        go.into_iter().for_each(|go| self.go(go));
+        count
+    }
+
+    /// A request of a group has its turn.
+    pub fn go(&self, (queue, token): Go) {
+        if let Some(worker) = self.workers().get(usize::from(queue)) {
+            worker.tell(Command::Go(token));
         }
     }
 
     /// Whether a rule has this name.
     pub fn knows(&self, rule: &str) -> bool {
-        self.engine.as_ref().is_some_and(|engine| {
-            let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-            engine.knows(rule)
-        })
+        self.engine.as_ref().is_some_and(|e| lock(e).knows(rule))
     }
 
-    /// `NAME:fired:held,...` for the state page; spaces in a name become `%20`.
-    pub fn rules(&self) -> String {
+    /// The state that the rules are in; empty where there are none.
+    pub fn state(&self) -> String {
+        let state = |engine: &Mutex<Engine>| lock(engine).state().to_owned();
+        self.engine.as_ref().map(state).unwrap_or_default()
+    }
+
+    /// Moves the rules to a state; false where none speaks of it.
+    pub fn set_state(&self, state: &str) -> bool {
         let Some(engine) = &self.engine else {
-            return String::new();
+            return false;
         };
-        let engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = engine.rules().iter().map(|state| {
-            let name = &state.rule.name;
-            let held = held.get(name).copied().unwrap_or(0);
-            format!("{}:{}:{held}", name.replace(' ', "%20"), state.fired)
+        let known = lock(engine).set_state(state);
+        self.tell();
+        known
+    }
+
+    /// The rules and their counters.
+    pub fn rules(&self) -> Vec<RuleStanding> {
+        let Some(engine) = &self.engine else {
+            return Vec::new();
+        };
+        let engine = lock(engine);
+        let held = lock(&self.held);
+        let rules = engine.rules().into_iter().map(|state| RuleStanding {
+            name: state.rule.name.clone(),
+            seen: state.seen,
+            fired: state.fired,
+            held: held.get(&state.rule.name).copied().unwrap_or(0),
+            armed: state.armed,
         });
-        rules.collect::<Vec<_>>().join(",")
+        rules.collect()
+    }
+
+    /// The marked call with this tag, and where the sector is in its file.
+    pub fn find_call(&self, tag: u16, sector: u64) -> Option<(u64, Option<u64>)> {
+        lock(&self.calls).find(tag, sector)
     }
 
     /// Records an event of a disk.
@@ -88,19 +208,38 @@ impl Hub {
         }))
     }
 
+    /// Records what a rule did to the device as a whole; `request` is the one it fired on.
+    pub fn outage_event(&self, queue: u16, request: u64, what: &str) {
+        let kind = DeviceKind::Message;
+        self.event(
+            DATA_DISK,
+            queue,
+            kind,
+            request,
+            0,
+            &format!("fault: {what}"),
+        );
+        self.tell();
+    }
+
     /// A rule holds one request more.
     pub fn hold(&self, rule: &str) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        *held.entry(rule.to_owned()).or_default() += 1;
-        self.changed.signal();
+        *lock(&self.held).entry(rule.to_owned()).or_default() += 1;
+        self.tell();
     }
 
     /// A rule holds one request less.
     pub fn let_go(&self, rule: &str) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = held.get_mut(rule) {
+        if let Some(count) = lock(&self.held).get_mut(rule) {
             *count = count.saturating_sub(1);
         }
+        self.tell();
+    }
+
+    /// Counts requests that hang (or, negative, hang no more).
+    pub fn add_hung(&self, n: i64) {
+        self.hung.fetch_add(n as u64, Ordering::SeqCst);
+        self.tell();
     }
 
     /// Counts requests as taken (or, negative, as completed).
@@ -110,8 +249,12 @@ impl Hub {
 
     /// Requests held, by whatever rule.
     pub fn held(&self) -> u64 {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.values().sum()
+        lock(&self.held).values().sum()
+    }
+
+    /// Requests that never complete while their ring runs.
+    pub fn hung(&self) -> u64 {
+        self.hung.load(Ordering::SeqCst)
     }
 
     /// Taken and not completed; held requests count.
@@ -119,8 +262,34 @@ impl Hub {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// The event behind [`Hub::hold`]; its reader drains it.
+    /// The event behind waits; its reader drains it.
     pub fn changed(&self) -> &Wake {
         &self.changed
+    }
+
+    fn tell(&self) {
+        self.changed.signal();
+        *lock(&self.told.0) += 1;
+        self.told.1.notify_all();
+    }
+
+    /// Waits until something has changed and `state` gives something, at the longest until `until`.
+    pub fn wait<T>(&self, until: Instant, state: impl Fn() -> Option<T>) -> Option<T> {
+        // Counts of requests in flight change without being told: look now and then.
+        const LOOK: Duration = Duration::from_millis(20);
+        loop {
+            let before = *lock(&self.told.0);
+            if let Some(value) = state() {
+                return Some(value);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            let told = lock(&self.told.0);
+            if *told == before {
+                drop(self.told.1.wait_timeout(told, left.min(LOOK)));
+            }
+        }
     }
 }

@@ -11,12 +11,14 @@ use vm_memory::{Bytes, GuestAddress};
 use wtblk_shared::disk::{MARK_AREA, MARK_DISK_LEN, MARK_SERIAL, SECTOR, STATE_LEN, STATE_OFFSET};
 use wtblk_shared::mark::{Control, Mark};
 
+use super::carry::scatter;
 use super::command::{ANSWER_LIMIT, Command, WorkerHandle};
-use super::data_queue::{id, scatter};
+use super::data_queue::id;
 use super::hub::Hub;
+use super::orders;
 use super::request::Parsed;
 use super::worker::{Done, QueueDevice, Taken};
-use crate::trace::event::{Body, DATA_DISK, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
+use crate::trace::event::{Body, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
 
 /// How long a `wait` keeps its mark: short of what the kernel takes for a hung task.
 const WAIT_LIMIT: Duration = Duration::from_secs(5);
@@ -64,6 +66,7 @@ impl MarkQueue {
             token,
             status,
             written,
+            used_len: None,
             abandon: false,
         });
     }
@@ -113,7 +116,7 @@ impl MarkQueue {
         self.last = self.hub.trace.record(&Body::Mark(event));
         match mark {
             Mark::Control(Control::Release(rule)) => {
-                self.release_held(rule.as_deref());
+                orders::release(&self.hub, rule.as_deref());
                 self.finish(token, Status::OK, 0);
             }
             Mark::Control(Control::WaitHeld(held)) => {
@@ -139,22 +142,6 @@ impl MarkQueue {
                 self.event(DeviceKind::Limit, 0, 0, &format!("mark barrier: {error}"));
             }
         }
-    }
-
-    fn release_held(&self, rule: Option<&str>) {
-        let until = Instant::now() + ANSWER_LIMIT;
-        let ask = |w: &WorkerHandle| w.post(|tell| Command::Release(rule.map(Into::into), tell));
-        let asked: Vec<_> = self.data.iter().map(ask).collect();
-        let mut count = 0;
-        for pending in asked {
-            match pending.wait(until) {
-                Ok(n) => count += n,
-                Err(error) => self.event(DeviceKind::Limit, 0, 0, &format!("release: {error}")),
-            }
-        }
-        let rule = rule.unwrap_or("*");
-        self.hub
-            .event(DATA_DISK, 0, DeviceKind::Release, count, 0, rule);
     }
 
     /// Ends the waits that have what they wait for, or whose time is over.
@@ -192,12 +179,7 @@ impl MarkQueue {
     }
 
     fn state_page(&self) -> Vec<u8> {
-        let (held, in_flight) = (self.hub.held(), self.hub.in_flight());
-        let (seq, wait, rules) = (self.last, self.wait, self.hub.rules());
-        let text = format!(
-            "wtblk/1 state seq={seq} held={held} inflight={in_flight} wait={wait} rules={rules}"
-        );
-        let mut page = text.into_bytes();
+        let mut page = orders::state_page(&self.hub, self.last, self.wait).into_bytes();
         page.truncate(STATE_LEN - 1);
         page.push(b'\n');
         page
@@ -278,7 +260,7 @@ impl QueueDevice for MarkQueue {
         self.end_waits(true)
     }
 
-    fn publishing(&mut self) -> Option<u64> {
+    fn publishing(&mut self, _: &Done) -> Option<u64> {
         None
     }
 

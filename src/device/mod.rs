@@ -6,15 +6,20 @@
 //! stands behind it, the disk under test or the mark disk. `docs/device.md`
 //! tells the threads, the numbering and what happens at a stop.
 
+mod carry;
 mod chain;
 mod command;
 mod config;
 mod connection;
+mod control;
 mod data_queue;
 mod disk;
+mod groups;
 mod hub;
 mod mark_queue;
 mod memory;
+mod orders;
+mod outage;
 mod request;
 mod ring;
 mod serve;
@@ -25,5 +30,5 @@ mod wake;
 mod worker;
 
 pub use serve::serve;
-pub use settings::{Backing, ServeConfig, Settings};
+pub use settings::{Backing, Plans, ServeConfig, Settings};
 pub use socket::Address;

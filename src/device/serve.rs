@@ -19,12 +19,13 @@ use wtblk_shared::disk::{DATA_SERIAL, MARK_DISK_LEN, MARK_SERIAL, SECTOR};
 use super::command::STOP_LIMIT;
 use super::config::Geometry;
 use super::connection::{self, Stopper};
+use super::control::ControlSocket;
 use super::data_queue::{DataQueue, DiskState};
 use super::disk::{self, Disk, Threads, join_until};
 use super::hub::Hub;
 use super::mark_queue::MarkQueue;
-use super::settings::{ServeConfig, Settings};
-use super::socket::Socket;
+use super::settings::{Layers, ServeConfig, Settings};
+use super::socket::{Address, Socket};
 use super::wake::Wake;
 use crate::fault::Engine;
 use crate::store::Store;
@@ -39,16 +40,25 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     // First of all: a signal during set-up must find its sockets removed again, too.
     let signals = signal_pipe().context("cannot catch signals")?;
     let settings = Settings::of(&config)?;
-    let store = settings.store()?;
+    let engine = Engine::new(&settings.scenario, config.seed);
+    let kept = [engine.kept_ranges(), config.kept.clone()].concat();
+    let Layers { store, cache } =
+        settings.store(config.volatile_cache || settings.needs_cache(), &kept)?;
     let socket = Socket::open(&config.socket)?;
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
+    let control = config.control.clone().map(Address::Path);
+    let control = control.as_ref().map(Socket::open).transpose()?;
     let trace = Arc::new(match &config.trace {
         Some(path) => TraceWriter::create(path)?,
         None => TraceWriter::null(),
     });
-    let engine = Engine::new(&settings.scenario, config.seed);
     let rules = settings.scenario.rules.len() as u64;
-    let hub = Arc::new(Hub::new(trace.clone(), engine)?);
+    let hub = Arc::new(Hub::new(
+        trace.clone(),
+        engine,
+        config.plans.clone(),
+        cache,
+    )?);
     let begin = describe(&settings, &*store, mark_socket.is_some());
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
@@ -65,14 +75,26 @@ pub fn serve(config: ServeConfig) -> Result<()> {
 
     let ended = Arc::new(Wake::new()?);
     let mut running = vec![data_disk(&hub, &settings, &*store, socket, &ended)?];
+    let data = &running[0];
     if let Some(socket) = mark_socket {
-        let workers = running[0].disk.workers.clone();
+        let workers = data.disk.workers.clone();
         running.push(mark_disk(&hub, workers, socket)?);
     }
-    let why = wait(&signals, &ended)?;
+    let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
+    let control = control.transpose()?;
+    let why = wait(&signals, config.end.as_deref().unwrap_or(&signals), &ended)?;
     tracing::info!("ending: {why}");
     hub.event(DATA_DISK, 0, DeviceKind::End, 0, 0, why);
+    drop(control);
     end(running);
+    // An orderly end of a disk keeps what it has said it has.
+    if let Some(cache) = &hub.cache
+        && let Err(error) = cache.write_out(STOP_LIMIT)
+    {
+        tracing::error!(%error, "cannot write the volatile cache out");
+        let text = format!("the volatile cache was not written out: {error}");
+        hub.event(DATA_DISK, 0, DeviceKind::Limit, 0, 0, &text);
+    }
     trace.close();
     Ok(())
 }
@@ -87,6 +109,9 @@ struct Running {
 
 fn run(disk: Arc<Disk>, workers: Threads, socket: Socket, ended: Arc<Wake>) -> io::Result<Running> {
     let stopper = Stopper::new()?;
+    if disk.state.is_some() {
+        disk.hub.outage.set_connection(stopper.clone());
+    }
     let connection = connection::serve(disk.clone(), socket, stopper.clone(), ended)?;
     Ok(Running {
         disk,
@@ -110,6 +135,7 @@ fn data_disk(
         abandon_on_stop: settings.abandon_on_stop,
     });
     let (workers, idle) = disk::handles(settings.queues)?;
+    hub.set_workers(workers.clone());
     let disk = Arc::new(Disk {
         number: DATA_DISK,
         name: "data",
@@ -205,11 +231,12 @@ fn signal_pipe() -> io::Result<UnixStream> {
 }
 
 /// Waits for the end; says what it was.
-fn wait(signals: &UnixStream, ended: &Wake) -> Result<&'static str> {
+fn wait(signals: &UnixStream, end: &UnixStream, ended: &Wake) -> Result<&'static str> {
     loop {
         let mut fds = [
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+            PollFd::new(end.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) => {}
@@ -218,6 +245,9 @@ fn wait(signals: &UnixStream, ended: &Wake) -> Result<&'static str> {
         }
         if fds[0].any() == Some(true) {
             return Ok("signal");
+        }
+        if fds[2].any() == Some(true) {
+            return Ok("told to");
         }
         if fds[1].any() == Some(true) {
             return Ok("the front end has gone");

@@ -2,15 +2,18 @@
 //! What is to be served: options beat the scenario, that beats defaults; what
 //! contradicts itself is refused.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
+use wtblk_shared::disk::SECTOR;
 
 use super::socket::Address;
-use crate::fault::{self, OnStop, Scenario};
+use crate::fault::request::{Decision, DeviceFault, Request};
+use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange};
 use crate::input;
-use crate::store::{FileStore, ImageOptions, MemoryStore, Store};
+use crate::store::{Cache, FileStore, ImageOptions, KeptStore, MemoryStore, Store, VolatileStore};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
 const MAX_QUEUES: u16 = 256;
@@ -24,8 +27,11 @@ pub enum Backing {
     Memory(u64),
 }
 
+/// Decisions made by hand, asked for before the rules: for tests of the device alone.
+pub type Plans = Arc<Mutex<dyn FnMut(&Request) -> Option<Decision> + Send>>;
+
 /// Everything that `wtblk serve` is told.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServeConfig {
     /// Where the front end of the disk under test connects.
     pub socket: Address,
@@ -43,6 +49,16 @@ pub struct ServeConfig {
     pub read_only: bool,
     /// Seed of the rules.
     pub seed: u64,
+    /// Where the control socket is made; `None`: there is none.
+    pub control: Option<PathBuf>,
+    /// Keep what was not flushed out of the image, whether the rules need that or not.
+    pub volatile_cache: bool,
+    /// Decisions made by hand.
+    pub plans: Option<Plans>,
+    /// Beyond those of the rules: ranges whose old contents are kept.
+    pub kept: Vec<SectorRange>,
+    /// The device ends when the other end of this closes, as at a signal.
+    pub end: Option<Arc<UnixStream>>,
 }
 
 /// What a configuration comes to, its scenario included.
@@ -62,6 +78,12 @@ pub struct Settings {
     pub backing: Backing,
     /// The merged scenario.
     pub scenario: Scenario,
+}
+
+/// Where the bytes live: the topmost layer, and the volatile cache where there is one.
+pub(super) struct Layers {
+    pub store: Arc<dyn Store>,
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl Settings {
@@ -99,8 +121,39 @@ impl Settings {
         })
     }
 
+    /// Whether a rule asks what is durable.
+    pub(super) fn needs_cache(&self) -> bool {
+        self.scenario.rules.iter().any(|rule| {
+            let flush = matches!(
+                rule.action.data,
+                Some(DataAction::DropFlush | DataAction::LateFlush(_))
+            );
+            flush || rule.action.device == Some(DeviceFault::Cut)
+        })
+    }
+
     /// Opens where the bytes live.
-    pub(super) fn store(&self) -> Result<Arc<dyn Store>> {
+    pub(super) fn store(&self, volatile: bool, kept: &[SectorRange]) -> Result<Layers> {
+        let mut store = self.bottom()?;
+        let mut cache = None;
+        if volatile && !self.read_only {
+            let layer = VolatileStore::new(store).context("cannot make a volatile cache")?;
+            cache = Some(layer.cache());
+            store = Arc::new(layer);
+        }
+        if !kept.is_empty() {
+            let bytes = |r: &SectorRange| {
+                let end = r.start.saturating_add(r.len).saturating_mul(SECTOR);
+                let end = end.min(store.capacity());
+                r.start.saturating_mul(SECTOR).min(end)..end
+            };
+            let ranges = kept.iter().map(bytes).collect();
+            store = Arc::new(KeptStore::new(store, ranges)?);
+        }
+        Ok(Layers { store, cache })
+    }
+
+    fn bottom(&self) -> Result<Arc<dyn Store>> {
         Ok(match &self.backing {
             Backing::Image(path, size) => {
                 let options = ImageOptions {

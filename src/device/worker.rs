@@ -19,6 +19,7 @@ use super::memory::GuestMap;
 use super::request::{self, Parsed};
 use super::ring::{Ring, RingError};
 use super::wake::Wake;
+use crate::fault::request::Request;
 use crate::trace::event::{DeviceKind, Status};
 
 /// A request that was taken from the ring.
@@ -39,8 +40,20 @@ pub(super) struct Done {
     pub status: Status,
     /// Bytes of data written to the guest, the status byte not counted.
     pub written: u32,
+    /// What to tell the guest was written instead, status byte and all.
+    pub used_len: Option<u32>,
     /// Do not tell the guest.
     pub abandon: bool,
+}
+
+/// A request in flight, for whoever asks.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    pub request: Request,
+    /// The rule that fired on it.
+    pub rule: Option<String>,
+    /// What it waits for, in a word.
+    pub waits: &'static str,
 }
 
 /// What stands behind a queue.
@@ -55,10 +68,20 @@ pub(super) trait QueueDevice: Send {
     fn deadline(&self) -> Option<Instant>;
     /// Lets go what a rule holds; how many.
     fn release(&mut self, rule: Option<&str>) -> u64;
+    /// Lets go this request, where it is held.
+    fn release_one(&mut self, _request: u64) -> u64 {
+        0
+    }
+    /// A request whose turn has come in its group goes on.
+    fn go(&mut self, _token: u64) {}
+    /// What is in flight.
+    fn list(&self) -> Vec<Flight> {
+        Vec::new()
+    }
     /// The ring stops: lets go everything held in the way the scenario says; how many.
     fn stop(&mut self) -> u64;
     /// A completion is about to be published: its event's number.
-    fn publishing(&mut self) -> Option<u64>;
+    fn publishing(&mut self, done: &Done) -> Option<u64>;
     /// It was published.
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool);
 }
@@ -217,6 +240,20 @@ impl<D: QueueDevice> Worker<D> {
                 let count = self.device.release(rule.as_deref());
                 let _ = tell.send(count);
             }
+            Command::ReleaseOne(request, tell) => {
+                let _ = tell.send(self.device.release_one(request));
+            }
+            Command::LetGo(rule) => {
+                let count = self.device.release(Some(&rule));
+                if count > 0 {
+                    let kind = DeviceKind::Release;
+                    self.hub.event(self.disk, self.queue, kind, count, 0, &rule);
+                }
+            }
+            Command::Go(token) => self.device.go(token),
+            Command::List(tell) => {
+                let _ = tell.send(self.device.list());
+            }
             Command::Shutdown => {}
         }
     }
@@ -371,7 +408,7 @@ impl<D: QueueDevice> Worker<D> {
         let Some(slot) = self.slots.remove(&done.token) else {
             return false;
         };
-        let number = self.device.publishing();
+        let number = self.device.publishing(done);
         let current = self.active.as_mut().filter(|a| a.epoch == slot.epoch);
         let outcome = match current {
             Some(active) if !done.abandon => publish(active, &slot, done).map(Some),
@@ -418,6 +455,7 @@ fn publish(active: &mut Active, slot: &Slot, done: &Done) -> Result<u16, RingErr
         written.map_err(|e| RingError(format!("cannot write a status at {at:#x}: {e}")))?;
         len = done.written.saturating_add(1);
     }
+    let len = done.used_len.unwrap_or(len);
     active.taken[usize::from(slot.head)] = false;
     active.ring.publish(slot.head, len)?;
     active.ring.avail_idx()

@@ -10,11 +10,14 @@ use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::CallBegin;
 use wtblk_shared::tag::Tag;
 
+use super::index::place as place_of;
 use super::request::Request;
 use crate::trace::event::Op;
 
 /// Most calls under way; one more drops the oldest.
 pub(super) const MAX_CALLS: usize = 4096;
+/// Most counts of rules in all of them.
+const MAX_COUNTS: usize = 256 * 1024;
 /// Most pieces of disk that all of them together may lie on.
 const MAX_PIECES: usize = 256 * 1024;
 
@@ -32,6 +35,8 @@ pub(super) struct Calls {
     untagged: BTreeSet<u64>,
     next_age: u64,
     pieces: usize,
+    /// Counts that rules keep in all of them together.
+    counts: usize,
     dropped: u64,
 }
 
@@ -43,6 +48,31 @@ struct Call {
     /// of the range has a place that the write will go to.
     place: Option<Vec<Range<u64>>>,
     seen: [u64; 7],
+    ino: u64,
+    /// Which of the flags that rules speak of it has.
+    flags: u64,
+    /// Where its pieces lie in the file; kept only where a rule asks.
+    file: Vec<(Range<u64>, u64)>,
+    /// First byte of the rounded-out range.
+    start: u64,
+    /// Bytes of its data requests so far, read and written.
+    bytes: [u64; 2],
+    /// What rules count in it: when armed last, and how many.
+    counts: HashMap<usize, (u64, u64)>,
+}
+
+/// A request's call, as rules see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) age: u64,
+    pub(super) number: u64,
+    pub(super) ino: u64,
+    pub(super) flags: u64,
+    /// `None`: it is not one of the data requests.
+    pub(super) position: Option<Position>,
+    /// The bytes of the file that it is about; of an allocating call those it
+    /// would be about if they came in ascending order.
+    pub(super) file: Vec<Range<u64>>,
 }
 
 /// The how-many-th data request of its call a request is, from 1.
@@ -71,10 +101,14 @@ impl Calls {
     /// A call with neither tag nor place cannot be told from anything else: it
     /// is not followed. Nor is a probe that the guest makes before its tests: a
     /// rule about calls would stop the guest before it has begun.
-    pub(super) fn begin(&mut self, begin: &CallBegin) {
+    pub(super) fn begin(&mut self, begin: &CallBegin, flags: u64, keep_file: bool) {
         self.end(begin.call);
         let tag = begin.tag.and_then(Tag::new);
-        let place = place(begin);
+        let mut file = Vec::new();
+        let place = place(begin, &mut file);
+        if !keep_file || place.is_none() {
+            file = Vec::new();
+        }
         let probe = begin.flags.iter().any(|flag| flag.starts_with("probe-"));
         if probe || (tag.is_none() && place.is_none()) {
             return;
@@ -88,6 +122,12 @@ impl Calls {
             tag,
             place,
             seen: [0; 7],
+            ino: begin.ino,
+            flags,
+            file,
+            start: begin.off - begin.off.checked_rem(begin.bsize).unwrap_or(0),
+            bytes: [0; 2],
+            counts: HashMap::new(),
         };
         self.pieces += call.pieces();
         let age = self.next_age;
@@ -99,12 +139,34 @@ impl Calls {
         self.by_number.insert(begin.call, age);
         self.calls.insert(age, call);
         while self.calls.len() > MAX_CALLS || (self.pieces > MAX_PIECES && self.calls.len() > 1) {
-            let Some((&oldest, _)) = self.calls.first_key_value() else {
-                break;
-            };
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((&oldest, _)) = self.calls.first_key_value() {
             self.remove(oldest);
             self.dropped += 1;
         }
+    }
+
+    /// Counts one more of `slot` in the call. What was counted in another generation is void.
+    pub(super) fn add(&mut self, age: u64, slot: usize, generation: u64) -> u64 {
+        while self.counts >= MAX_COUNTS && self.calls.len() > 1 {
+            self.drop_oldest();
+        }
+        let Some(call) = self.calls.get_mut(&age) else {
+            return 0;
+        };
+        let before = call.counts.len();
+        let count = call.counts.entry(slot).or_insert((generation, 0));
+        if count.0 != generation {
+            *count = (generation, 0);
+        }
+        count.1 += 1;
+        let n = count.1;
+        self.counts += call.counts.len() - before;
+        n
     }
 
     pub(super) fn end(&mut self, number: u64) {
@@ -116,6 +178,7 @@ impl Calls {
     fn remove(&mut self, age: u64) {
         if let Some(call) = self.calls.remove(&age) {
             self.pieces -= call.pieces();
+            self.counts -= call.counts.len();
             match call.tag {
                 Some(tag) => drop(self.by_tag.remove(&tag)),
                 None => drop(self.untagged.remove(&age)),
@@ -124,27 +187,71 @@ impl Calls {
         }
     }
 
-    /// Counts a request that belongs to a call's data.
-    pub(super) fn count(&mut self, request: &Request) -> Option<Position> {
+    /// The call that a request is of; where it is one of its data requests it is counted.
+    pub(super) fn count(&mut self, request: &Request, wants_file: bool) -> Option<View> {
         let calls = &self.calls;
         let is_data = |age: &&u64| calls.get(age).is_some_and(|call| call.is_data(request));
-        let age = match request.tag {
-            Some(tag) => self.by_tag.get(&tag).filter(is_data),
+        let age = *match request.tag {
+            Some(tag) => self.by_tag.get(&tag),
             None => self.untagged.iter().find(is_data),
+        }?;
+        let data = is_data(&&age);
+        let call = self.calls.get_mut(&age)?;
+        let mut view = View {
+            age,
+            number: call.number,
+            ino: call.ino,
+            flags: call.flags,
+            position: None,
+            file: Vec::new(),
         };
-        let call = self.calls.get_mut(age?)?;
-        let slot = call.seen.get_mut(slot(request.op))?;
-        *slot += 1;
-        Some(Position {
-            of_kind: *slot,
-            of_all: call.seen.iter().sum(),
-        })
+        if data {
+            let slot = call.seen.get_mut(place_of(request.op))?;
+            *slot += 1;
+            view.position = Some(Position {
+                of_kind: *slot,
+                of_all: call.seen.iter().sum(),
+            });
+            if wants_file {
+                view.file = call.bytes_of(request);
+            }
+        }
+        Some(view)
     }
 }
 
 impl Call {
     fn pieces(&self) -> usize {
-        self.place.as_ref().map_or(0, Vec::len)
+        self.place.as_ref().map_or(0, Vec::len) + self.file.len()
+    }
+
+    /// The bytes of the file that a data request is about.
+    fn bytes_of(&mut self, request: &Request) -> Vec<Range<u64>> {
+        if self.place.is_none() {
+            // Allocating: nobody knows yet. In ascending order it would be the next ones.
+            let Some(bytes) = self.bytes.get_mut(place_of(request.op)) else {
+                return Vec::new();
+            };
+            let start = self.start.saturating_add(*bytes);
+            *bytes = bytes.saturating_add(u64::from(request.bytes));
+            let end = start.saturating_add(u64::from(request.bytes));
+            return std::iter::once(start..end).collect();
+        }
+        let sectors = sectors(request);
+        let from = self
+            .file
+            .partition_point(|(piece, _)| piece.end <= sectors.start);
+        self.file
+            .iter()
+            .skip(from)
+            .take_while(|(piece, _)| piece.start < sectors.end)
+            .map(|(piece, offset)| {
+                let start = piece.start.max(sectors.start);
+                let end = piece.end.min(sectors.end);
+                let at = offset.saturating_add((start - piece.start).saturating_mul(SECTOR));
+                at..at.saturating_add((end - start).saturating_mul(SECTOR))
+            })
+            .collect()
     }
 
     fn is_data(&self, request: &Request) -> bool {
@@ -173,21 +280,10 @@ pub(super) fn sectors(request: &Request) -> Range<u64> {
     request.sector..request.sector.saturating_add(len)
 }
 
-fn slot(op: Op) -> usize {
-    match op {
-        Op::Read => 0,
-        Op::Write => 1,
-        Op::Flush => 2,
-        Op::GetId => 3,
-        Op::Discard => 4,
-        Op::WriteZeroes => 5,
-        Op::Other => 6,
-    }
-}
-
 /// Where the call's range, rounded out to blocks, lies on the disk; `None`
 /// where a part of it has no place yet, or will get another one.
-fn place(begin: &CallBegin) -> Option<Vec<Range<u64>>> {
+/// `file` gets where in the file each piece lies, by sectors.
+fn place(begin: &CallBegin, file: &mut Vec<(Range<u64>, u64)>) -> Option<Vec<Range<u64>>> {
     let block = Some(begin.bsize).filter(|&b| b > 0)?;
     let start = begin.off - begin.off % block;
     let end = begin
@@ -211,11 +307,13 @@ fn place(begin: &CallBegin) -> Option<Vec<Range<u64>>> {
         let first = extent.physical.checked_add(from - extent.logical)?;
         let last = first.checked_add(to - from)?;
         pieces.push(first / SECTOR..last.div_ceil(SECTOR));
+        file.push((first / SECTOR..last.div_ceil(SECTOR), from));
     }
     if covered < end {
         return None;
     }
     pieces.sort_by_key(|p| p.start);
+    file.sort_by_key(|(piece, _)| piece.start);
     let mut merged: Vec<Range<u64>> = Vec::with_capacity(pieces.len());
     for piece in pieces {
         match merged.last_mut() {

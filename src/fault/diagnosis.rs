@@ -23,6 +23,8 @@ pub struct Problem {
     pub message: String,
     /// The line (or the part of it around the place) and the carets below it.
     excerpt: (String, String),
+    /// What may have been meant.
+    pub hint: Option<String>,
 }
 
 /// Why a scenario was refused: every problem that was found, in the order of the file.
@@ -67,13 +69,18 @@ impl fmt::Display for Problem {
             column,
             message,
             excerpt: (text, carets),
+            hint,
         } = self;
         let number = line.to_string();
         let blank = " ".repeat(number.len());
         writeln!(f, "{file}:{line}:{column}: {message}")?;
         writeln!(f, "{blank} |")?;
         writeln!(f, "{number} | {text}")?;
-        write!(f, "{blank} | {carets}")
+        write!(f, "{blank} | {carets}")?;
+        match hint {
+            Some(hint) => write!(f, "\n{blank} = {hint}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -99,6 +106,7 @@ impl Problem {
             column: before + 1,
             message,
             excerpt: excerpt(&text[line_start..line_end], before, width),
+            hint: None,
         }
     }
 }
@@ -126,4 +134,39 @@ fn excerpt(line: &str, before: usize, width: usize) -> (String, String) {
     let room = MAX_LINE.saturating_sub(at).max(1);
     let carets = format!("{}{}", " ".repeat(at), "^".repeat(width.min(room)));
     (shown.trim_end().to_owned(), carets)
+}
+
+/// The word of `known` that was probably meant: few letters away, and no other as near.
+pub(super) fn meant<'k>(said: &str, known: &[&'k str]) -> Option<&'k str> {
+    // Longer words than any of ours are not slips of one.
+    if said.len() > 40 {
+        return None;
+    }
+    let near = known
+        .iter()
+        .map(|word| (distance(said, word), *word))
+        .min()?;
+    let few = said.chars().count().max(near.1.len()) / 3;
+    (near.0 <= few || said.eq_ignore_ascii_case(near.1)).then_some(near.1)
+}
+
+/// Letters to put in, leave out, exchange or swap with their neighbour.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let change = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + change);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
 }

@@ -6,7 +6,7 @@ use wtblk_shared::tag::Tag;
 
 use super::calls::MAX_CALLS;
 use super::engine::Engine;
-use super::request::{Decision, Request};
+use super::request::{Decision, Hold, Plan, Request};
 use super::scenario::Scenario;
 use crate::trace::event::{Op, Status};
 
@@ -24,6 +24,7 @@ fn request(op: Op, sector: u64, bytes: u32, tag: Option<u16>) -> Request {
         sector,
         bytes,
         tag: tag.and_then(Tag::new),
+        inflight: 1,
     }
 }
 
@@ -81,7 +82,7 @@ fn the_nth_data_write_of_a_call() {
     let mut e = engine(NTH);
     // No call yet.
     assert_eq!(fires(&mut e, &write(2048, 5)), None);
-    e.mark(&begin(1, two_pieces()));
+    e.mark(&begin(1, two_pieces()), 0);
     assert_eq!(fires(&mut e, &write(2048, 5)), None, "the first");
     assert_eq!(fires(&mut e, &write(4096, 5)), None, "not in the range");
     assert_eq!(fires(&mut e, &write(2056 + 1, 5)), None, "half outside");
@@ -95,16 +96,19 @@ fn the_nth_data_write_of_a_call() {
         Some(Decision {
             rule: 0,
             name: "second".into(),
-            hold: true,
-            status: Some(Status::IOERR)
+            plan: Plan {
+                hold: Some(Hold::default()),
+                status: Some(Status::IOERR),
+                ..Plan::default()
+            }
         })
     );
     assert_eq!(fires(&mut e, &write(8, 5)), None, "the third");
-    e.mark(&end(1));
-    e.mark(&begin(2, two_pieces()));
+    e.mark(&end(1), 0);
+    e.mark(&begin(2, two_pieces()), 0);
     assert_eq!(fires(&mut e, &write(8, 5)), None);
     assert_eq!(fires(&mut e, &write(8, 5)).as_deref(), Some("second"));
-    e.mark(&end(2));
+    e.mark(&end(2), 0);
     assert_eq!(fires(&mut e, &write(8, 5)), None, "no call");
     assert_eq!((e.rules()[0].seen, e.rules()[0].fired), (2, 2));
 }
@@ -117,7 +121,7 @@ fn a_call_without_a_tag_is_known_by_its_place() {
         other => other,
     };
     let mut e = engine(NTH);
-    e.mark(&untagged(two_pieces()));
+    e.mark(&untagged(two_pieces()), 0);
     assert_eq!(
         fires(&mut e, &request(Op::Write, 16, 4096, None)),
         None,
@@ -137,7 +141,7 @@ fn a_call_without_a_tag_is_known_by_its_place() {
         fires(&mut e, &request(Op::Write, 16, 4096, None)).as_deref(),
         Some("second")
     );
-    e.mark(&end(1));
+    e.mark(&end(1), 0);
     assert_eq!(
         fires(&mut e, &request(Op::Write, 16, 4096, None)),
         None,
@@ -145,7 +149,7 @@ fn a_call_without_a_tag_is_known_by_its_place() {
     );
     // Neither tag nor place: nobody's.
     let mut e = engine(NTH);
-    e.mark(&untagged(None));
+    e.mark(&untagged(None), 0);
     for _ in 0..3 {
         assert_eq!(fires(&mut e, &request(Op::Write, 16, 4096, None)), None);
     }
@@ -156,7 +160,7 @@ fn an_op_of_any_counts_reads_and_writes_together() {
     let mut e = engine(
         "[[fault]]\nname = \"a\"\nwhen = { op = \"any\", nth_in_call = 2 }\naction = { hold = true }\n",
     );
-    e.mark(&begin(1, two_pieces()));
+    e.mark(&begin(1, two_pieces()), 0);
     let read = request(Op::Read, 2048, 4096, Some(5));
     assert_eq!(fires(&mut e, &read), None);
     assert_eq!(fires(&mut e, &write(2048, 5)).as_deref(), Some("a"));
@@ -185,14 +189,14 @@ fn allocating_calls_fall_back_to_the_tag() {
         ("encoded", flagged(0x8)),
     ] {
         let mut e = engine(NTH);
-        e.mark(&begin(1, extents));
+        e.mark(&begin(1, extents), 0);
         assert_eq!(fires(&mut e, &write(1 << 30, 5)), None, "{what}");
         assert_eq!(fires(&mut e, &request(Op::Flush, 0, 0, Some(5))), None);
         assert!(fires(&mut e, &write(77, 5)).is_some(), "{what}");
     }
     // Unwritten blocks have their place.
     let mut e = engine(NTH);
-    e.mark(&begin(1, flagged(0x800)));
+    e.mark(&begin(1, flagged(0x800)), 0);
     assert_eq!(fires(&mut e, &write(1 << 30, 5)), None);
     assert_eq!(fires(&mut e, &write(1 << 30, 5)), None);
 }
@@ -240,21 +244,24 @@ fn the_first_rule_that_can_fire_wins_and_all_count() {
 fn release_arm_and_disarm() {
     let mut e = engine(TWO);
     let w = write(0, 1);
-    e.mark(&control(Control::Release, "a"));
+    e.mark(&control(Control::Release, "a"), 0);
     // It would do nothing, so it does not stand in the way.
     assert_eq!(fires(&mut e, &w).as_deref(), Some("b"));
-    e.mark(&control(Control::Release, "*"));
+    e.mark(&control(Control::Release, "*"), 0);
     let d = e.decide(&w, 0).unwrap();
-    assert_eq!((d.hold, d.status), (false, Some(Status::UNSUPP)));
+    assert_eq!(
+        (d.plan.hold.is_some(), d.plan.status),
+        (false, Some(Status::UNSUPP))
+    );
     assert!(e.rules()[1].released && !e.rules()[1].holds());
-    e.mark(&control(Control::Arm, "b"));
+    e.mark(&control(Control::Arm, "b"), 0);
     assert!(!e.rules()[1].released && e.rules()[1].seen == 0 && e.rules()[1].fired == 0);
-    assert!(e.decide(&w, 0).unwrap().hold);
-    e.mark(&control(Control::Disarm, "*"));
+    assert!(e.decide(&w, 0).unwrap().plan.hold.is_some());
+    e.mark(&control(Control::Disarm, "*"), 0);
     assert_eq!(fires(&mut e, &w), None);
-    e.mark(&control(Control::Arm, "*"));
+    e.mark(&control(Control::Arm, "*"), 0);
     assert_eq!(fires(&mut e, &w).as_deref(), Some("a"));
-    e.mark(&control(Control::Disarm, "nobody"));
+    e.mark(&control(Control::Disarm, "nobody"), 0);
     assert!(e.rules().iter().all(|r| r.armed));
     assert!(e.knows("a") && !e.knows("nobody"));
 }
@@ -277,7 +284,7 @@ fn a_rule_of_a_test_works_between_its_marks() {
         (test_begin("t"), true),
         (Mark::Boot, false),
     ] {
-        e.mark(&mark);
+        e.mark(&mark, 0);
         assert_eq!(fires(&mut e, &w).is_some(), works, "{mark:?}");
     }
     assert_eq!(e.rules()[0].seen, 4);
@@ -296,14 +303,14 @@ fn what_a_guest_can_make_it_keep_is_bounded() {
         })
     };
     for n in 0..3 * MAX_CALLS as u64 {
-        e.mark(&call(n));
+        e.mark(&call(n), 0);
     }
     assert_eq!(e.calls_dropped(), 2 * MAX_CALLS as u64);
     // The oldest went, the newest is there.
     let newest = ((3 * MAX_CALLS as u64 - 1) % u64::from(wtblk_shared::tag::TAGS)) as u16;
     fires(&mut e, &write(0, newest));
     assert!(fires(&mut e, &write(0, newest)).is_some());
-    e.mark(&Mark::Boot);
+    e.mark(&Mark::Boot, 0);
     fires(&mut e, &write(0, newest));
     assert_eq!(fires(&mut e, &write(0, newest)), None);
 }
@@ -411,8 +418,8 @@ mod random {
             for (now, step) in steps.iter().enumerate() {
                 match step {
                     Step::Mark(mark) => {
-                        one.mark(mark);
-                        two.mark(mark);
+                        one.mark(mark, 0);
+                        two.mark(mark, 0);
                         if let Mark::Control(Control::Arm(which)) = mark {
                             for (n, count) in fired.iter_mut().enumerate() {
                                 if which.as_ref().is_none_or(|w| *w == format!("r{n}")) {
@@ -430,9 +437,9 @@ mod random {
                             let state = &before.rules()[usize::from(d.rule)];
                             fired[usize::from(d.rule)] += 1;
                             prop_assert_eq!(&state.rule.name, &d.name);
-                            prop_assert!(state.armed && (d.hold || d.status.is_some()));
-                            prop_assert_eq!(d.hold, state.holds());
-                            prop_assert_eq!(d.status, state.rule.action.status);
+                            prop_assert!(state.armed && (d.plan.hold.is_some() || d.plan.status.is_some()));
+                            prop_assert_eq!(d.plan.hold.is_some(), state.holds());
+                            prop_assert_eq!(d.plan.status, state.rule.action.status);
                         }
                     }
                 }

@@ -2,21 +2,46 @@
 //! Scenario file -> rules -> `decide` (`docs/scenario.md`). Pure and seeded;
 //! knows nothing of vhost, has no clock and does no I/O.
 
+mod action;
 mod calls;
 mod diagnosis;
+mod dice;
 mod engine;
+mod eval;
+mod explain;
+mod index;
+mod intervals;
+mod keys;
 mod parse;
+mod parse_action;
+mod parse_data;
+mod parse_rules;
+mod parse_when;
+mod places;
+mod plan;
+mod plan_text;
 mod read;
 pub mod request;
-mod rules;
+mod rule;
+mod rule_state;
 mod scenario;
+mod schema;
+mod ticks;
+mod units;
 
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
 mod parse_tests;
+#[cfg(test)]
+mod trigger_tests;
 
+pub use action::{Action, DataAction, Delay, HoldFor, Misdirect, Order, Permutation, Torn};
 pub use diagnosis::{Problem, ScenarioError};
-pub use engine::{Engine, RuleState};
+pub use engine::Engine;
+pub use explain::explain;
 pub use parse::MAX_TEXT;
-pub use scenario::{Action, Device, OnStop, Rule, Scenario, SectorRange, Source, Trigger};
+pub use rule::{After, CallIs, Class, Count, FileRange, Per, Rule, SectorRange, TestIs, Trigger};
+pub use rule_state::RuleView;
+pub use scenario::{Device, OnStop, Scenario, Source};
+pub use schema::schema;

@@ -2,11 +2,16 @@
 //! Scenario text -> [`Scenario`]. `docs/scenario.md` is the reference of the
 //! format; a change here is a change there.
 
+use std::collections::BTreeSet;
+
 use toml::de::{DeTable, DeValue};
 
+use super::action::DataAction;
 use super::diagnosis::{Problem, ScenarioError};
+use super::keys::{DEVICE, TOP};
+use super::parse_rules::{rules, word};
 use super::read::{Reader, Value, get};
-use super::rules::rules;
+use super::rule::{Rule, Trigger};
 use super::scenario::{Device, OnStop, Place, Scenario, Set, Source};
 
 /// The version of the format.
@@ -15,19 +20,10 @@ const VERSION: u64 = 1;
 pub const MAX_TEXT: u64 = 1024 * 1024;
 /// Most rules of a scenario, merged or not.
 const MAX_RULES: usize = 4096;
-
-const TOP: &[&str] = &["version", "name", "about", "device", "fault"];
-const DEVICE: &[&str] = &[
-    "queues",
-    "read_only",
-    "write_cache",
-    "logical_block",
-    "on_stop",
-    "size",
-];
-
-const A_SIZE: &str =
-    "a number and a unit (B, KiB, MiB, GiB or TiB) such as \"512MiB\", at most 1048576TiB";
+/// Most flags of calls that rules may speak of.
+const MAX_FLAGS: usize = 64;
+/// Most sectors of which old content is kept: 16 MiB.
+const MAX_KEPT: u64 = 32 * 1024;
 
 pub(super) fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
     let mut reader = Reader {
@@ -75,10 +71,47 @@ pub(super) fn check_whole(scenario: &Scenario, problems: &mut Vec<Problem>) {
         );
         problems.push(scenario.problem(&size.place, message));
     }
+    kept(scenario, problems);
+    if let Some(rule) = too_many_flags(scenario) {
+        let message =
+            format!("too many flags of calls, expected at most {MAX_FLAGS} in all rules together");
+        problems.push(scenario.problem(&rule.place, message));
+    }
     if let Some(rule) = scenario.rules.get(MAX_RULES) {
         let message = format!("too many rules, expected at most {MAX_RULES}");
         problems.push(scenario.problem(&rule.place, message));
     }
+}
+
+/// What is kept for stale reads is bounded; the rule with which it is too much.
+fn kept(scenario: &Scenario, problems: &mut Vec<Problem>) {
+    let mut total = 0u64;
+    for rule in &scenario.rules {
+        let Some(DataAction::Stale(ranges)) = &rule.action.data else {
+            continue;
+        };
+        total = ranges.iter().fold(total, |t, r| t.saturating_add(r.len));
+        if total > MAX_KEPT {
+            let message = format!(
+                "with the ranges of this rule {total} sectors are to be kept for `stale`, expected at most {MAX_KEPT} (16 MiB) in all rules together"
+            );
+            problems.push(scenario.problem(&rule.place, message));
+            return;
+        }
+    }
+}
+
+/// The rule with which they are too many: a call's flags are one word.
+fn too_many_flags(scenario: &Scenario) -> Option<&Rule> {
+    let mut known = BTreeSet::new();
+    scenario.rules.iter().find(|rule| {
+        rule.when.has(&mut |t| {
+            if let Trigger::Flags(names) = t {
+                known.extend(names.iter().cloned());
+            }
+            known.len() > MAX_FLAGS
+        })
+    })
 }
 
 fn document(reader: &mut Reader<'_>, text: &str, scenario: &mut Scenario) {
@@ -103,6 +136,9 @@ fn document(reader: &mut Reader<'_>, text: &str, scenario: &mut Scenario) {
         if let Some(value) = get(table, key) {
             *into = reader.string(key, value, "a string").map(str::to_owned);
         }
+    }
+    if let Some(value) = get(table, "state") {
+        scenario.state = set(value, word(reader, "state", value));
     }
     if let Some(value) = get(table, "device")
         && let Some(settings) = reader.table("device", value, "a table")
@@ -158,7 +194,7 @@ fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
         device.on_stop = set(value, reader.word("on_stop", value, &known));
     }
     if let Some(value) = get(table, "size") {
-        device.size = set(value, size(reader, value));
+        device.size = set(value, reader.size("size", value));
     }
     device
 }
@@ -168,30 +204,4 @@ fn set<T>(value: &Value<'_>, read: Option<T>) -> Option<Set<T>> {
         value: read,
         place: Place::here(value.span()),
     })
-}
-
-fn size(reader: &mut Reader<'_>, value: &Value<'_>) -> Option<u64> {
-    let text = reader.string("size", value, A_SIZE)?;
-    let digits = text.trim_start_matches(|c: char| c.is_ascii_digit());
-    let (number, unit) = text.split_at(text.len() - digits.len());
-    let shift = match unit.trim_start() {
-        "B" => Some(0),
-        "KiB" => Some(10),
-        "MiB" => Some(20),
-        "GiB" => Some(30),
-        "TiB" => Some(40),
-        _ => None,
-    };
-    let bytes = shift
-        .zip(number.parse::<u64>().ok())
-        .and_then(|(shift, n)| n.checked_mul(1 << shift))
-        .filter(|bytes| (1..=1 << 60).contains(bytes));
-    if bytes.is_none() {
-        let message = format!(
-            "`size` cannot be \"{}\", expected {A_SIZE}",
-            text.escape_debug()
-        );
-        reader.complain(value.span(), message);
-    }
-    bytes
 }

@@ -7,7 +7,8 @@ use std::ops::{Range, RangeInclusive};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::diagnosis::Problem;
+use super::diagnosis::{Problem, meant};
+use super::keys::{Key, elsewhere};
 
 /// Problems that are kept: finding the line of each costs a walk through the text.
 const MAX_PROBLEMS: usize = 200;
@@ -30,26 +31,44 @@ impl Reader<'_> {
         }
     }
 
+    /// The same, with what may have been meant.
+    pub(super) fn complain_meant(
+        &mut self,
+        span: Range<usize>,
+        message: String,
+        hint: Option<String>,
+    ) {
+        if self.problems.len() < MAX_PROBLEMS {
+            let mut problem = Problem::new(self.file, self.text, span, message);
+            problem.hint = hint;
+            self.problems.push(problem);
+        }
+    }
+
     /// The line in which a span begins.
     pub(super) fn line(&self, span: &Range<usize>) -> usize {
         Problem::new(self.file, self.text, span.clone(), String::new()).line
     }
 
     /// Every key of the table must be one of `known`.
-    pub(super) fn only(&mut self, table: &DeTable<'_>, known: &[&str]) {
+    pub(super) fn only(&mut self, table: &DeTable<'_>, known: &[Key]) {
+        let known: Vec<&str> = known.iter().map(|k| k.name).collect();
         for key in table.keys() {
-            if !known.contains(&key.get_ref().as_ref()) {
+            let said = key.get_ref().as_ref();
+            if !known.contains(&said) {
                 let message = format!(
                     "unknown key `{}`, expected {}",
-                    key.get_ref().escape_debug(),
-                    one_of(known)
+                    said.escape_debug(),
+                    one_of(&known)
                 );
-                self.complain(key.span(), message);
+                let near = || meant(said, &known).map(|w| format!("did you mean `{w}`?"));
+                let hint = elsewhere(said).or_else(near);
+                self.complain_meant(key.span(), message, hint);
             }
         }
     }
 
-    fn wrong_type(&mut self, key: &str, value: &Value<'_>, expected: &str) {
+    pub(super) fn wrong_type(&mut self, key: &str, value: &Value<'_>, expected: &str) {
         let message = format!(
             "`{key}` is {}, expected {expected}",
             type_of(value.get_ref())
@@ -107,9 +126,34 @@ impl Reader<'_> {
                 "`{key}` knows no `{}`, expected {expected}",
                 text.escape_debug()
             );
-            self.complain(value.span(), message);
+            let hint = meant(text, &words).map(|w| format!("did you mean `{w}`?"));
+            self.complain_meant(value.span(), message, hint);
         }
         found
+    }
+
+    /// A list, or one thing that stands for a list of one.
+    pub(super) fn one_or_more<'v, 'i>(&mut self, value: &'v Value<'i>) -> Vec<&'v Value<'i>> {
+        match value.get_ref() {
+            DeValue::Array(list) => {
+                if list.is_empty() {
+                    self.complain(value.span(), "an empty list, expected at least one");
+                }
+                list.iter().collect()
+            }
+            _ => vec![value],
+        }
+    }
+
+    /// The value of a switch that can only be on.
+    pub(super) fn switch(&mut self, key: &str, value: &Value<'_>) -> bool {
+        match value.get_ref().as_bool() {
+            Some(on) => on,
+            None => {
+                self.wrong_type(key, value, "true");
+                false
+            }
+        }
     }
 
     /// An integer of the range; `expected` says which.

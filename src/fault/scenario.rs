@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::diagnosis::{Problem, ScenarioError};
-use crate::trace::event::{Op, Status};
+use super::rule::Rule;
 
 /// Problems of a merge that are kept: finding the line of each costs a walk through a file.
 const MAX_PROBLEMS: usize = 200;
@@ -21,6 +21,7 @@ pub struct Scenario {
     pub device: Device,
     /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
+    pub(super) state: Option<Set<String>>,
     pub(super) sources: Vec<Source>,
 }
 
@@ -107,75 +108,15 @@ impl Device {
     }
 }
 
-/// A rule: when a request looks like this, do that with it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// Its name, unique in the scenario.
-    pub name: String,
-    /// It works between the marks of this test only.
-    pub test: Option<String>,
-    /// Which requests.
-    pub when: Trigger,
-    /// What is done.
-    pub action: Action,
-    /// It fires at most so often.
-    pub times: Option<u64>,
-    pub(super) place: Place,
-}
-
-/// Which requests a rule is about. A tree, so that more ways to combine and
-/// more leaves need no other shape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// All of them hold; none at all: every request.
-    All(Vec<Trigger>),
-    /// The request's kind.
-    Op(Op),
-    /// The request shares a sector with the range.
-    Lba(SectorRange),
-    /// It is the n-th data request of its call, counted from 1: among those of
-    /// the kind `op`, or among all.
-    NthInCall {
-        /// The kind that is counted.
-        op: Option<Op>,
-        /// Which one.
-        n: u64,
-    },
-}
-
-impl Trigger {
-    /// Whether it speaks of calls.
-    pub fn needs_calls(&self) -> bool {
-        match self {
-            Trigger::All(list) => list.iter().any(Trigger::needs_calls),
-            Trigger::NthInCall { .. } => true,
-            Trigger::Op(_) | Trigger::Lba(_) => false,
-        }
-    }
-}
-
-/// Sectors of 512 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SectorRange {
-    /// The first.
-    pub start: u64,
-    /// How many, at least 1; `start + len` is at most 2^55.
-    pub len: u64,
-}
-
-/// What a rule does. At least one of the two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Action {
-    /// The request gets this status, never 0, and touches no data.
-    pub status: Option<Status>,
-    /// The request is kept back until the rule is released.
-    pub hold: bool,
-}
-
 impl Scenario {
     /// Reads a scenario file; `file` is the name that messages give it.
     pub fn parse(file: &str, text: &str) -> Result<Scenario, ScenarioError> {
         super::parse::parse(file, text)
+    }
+
+    /// The state that the rules begin in. Default: `start`.
+    pub fn state(&self) -> Option<&str> {
+        self.state.as_ref().map(|s| s.value.as_str())
     }
 
     /// The files that it was read from.
@@ -217,6 +158,7 @@ impl Scenario {
             merge.setting("logical_block", &mut into.logical_block, from.logical_block);
             merge.setting("on_stop", &mut into.on_stop, from.on_stop);
             merge.setting("size", &mut into.size, from.size);
+            merge.setting("state", &mut merged.state, scenario.state);
             for mut rule in scenario.rules {
                 rule.place.source += shift;
                 match names.get(&rule.name) {

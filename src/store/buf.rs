@@ -9,7 +9,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-/// A list of memory ranges and what keeps them mapped.
+/// A list of memory ranges and what keeps them mapped. A clone is of the list, not of the bytes.
+#[derive(Clone)]
 pub struct Buffers {
     iovecs: Vec<libc::iovec>,
     len: u64,
@@ -43,6 +44,44 @@ impl Buffers {
             iovecs,
             len,
             _keep: keep,
+        }
+    }
+
+    /// Buffers over memory of our own that holds these bytes: what is to be stored instead of
+    /// the guest's data, or room for what is read.
+    pub fn owned(bytes: Vec<u8>) -> Buffers {
+        let mut bytes = bytes;
+        let range = (bytes.as_mut_ptr(), bytes.len());
+        // SAFETY: the heap memory of the vector stays where it is until the Arc drops it, and
+        // inside the Arc, as an `Any` that nobody asks for, nobody can make a reference to it.
+        unsafe { Buffers::new(vec![range], Arc::new(bytes)) }
+    }
+
+    /// The part of `len` bytes from byte `from` on (as much of it as there is).
+    pub fn part(&self, from: u64, len: u64) -> Buffers {
+        let (mut skip, mut left) = (from, len);
+        let mut iovecs = Vec::new();
+        for range in &self.iovecs {
+            let have = range.iov_len as u64;
+            let cut = skip.min(have);
+            let take = left.min(have - cut);
+            skip -= cut;
+            left -= take;
+            if take > 0 {
+                iovecs.push(libc::iovec {
+                    iov_base: range
+                        .iov_base
+                        .cast::<u8>()
+                        .wrapping_add(cut as usize)
+                        .cast(),
+                    iov_len: take as usize,
+                });
+            }
+        }
+        Buffers {
+            iovecs,
+            len: len - left,
+            _keep: self._keep.clone(),
         }
     }
 
@@ -101,6 +140,19 @@ pub(crate) mod tests {
         pub(crate) fn bytes(&self) -> Vec<u8> {
             self.0.lock().unwrap().clone()
         }
+    }
+
+    #[test]
+    fn parts_are_cut_across_ranges() {
+        let memory = Owned::new((0..100).collect());
+        let buffers = memory.buffers(&[10, 30]);
+        let part = buffers.part(5, 50);
+        assert_eq!(part.len(), 50);
+        let lens: Vec<usize> = part.iovecs().iter().map(|r| r.iov_len).collect();
+        assert_eq!(lens, [5, 30, 15]);
+        assert_eq!(buffers.part(95, 50).len(), 5);
+        assert!(buffers.part(200, 1).is_empty());
+        assert_eq!(Buffers::owned(vec![1, 2, 3]).len(), 3);
     }
 
     #[test]

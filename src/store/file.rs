@@ -160,9 +160,11 @@ fn work(pool: &Pool) {
         drop(jobs);
         let file = pool.file.as_fd();
         let result = match &job.op {
-            Op::Read { offset, buffers } => transfer(file, Way::In, *offset, buffers),
+            Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
+                transfer(file, Way::In, *offset, buffers)
+            }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            Op::Flush => pool.file.sync_data(),
+            Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
         };
         // The buffers go before the completion is told: after it nobody holds the guest's memory.
         let Job { token, op, done } = job;

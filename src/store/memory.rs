@@ -55,9 +55,11 @@ impl StoreQueue for MemoryQueue {
     fn submit(&mut self, token: u64, op: Op) {
         let file = self.file.as_fd();
         let result = match &op {
-            Op::Read { offset, buffers } => transfer(file, Way::In, *offset, buffers),
+            Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
+                transfer(file, Way::In, *offset, buffers)
+            }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            Op::Flush => Ok(()),
+            Op::Flush | Op::FlushFirst(_) => Ok(()),
         };
         drop(op);
         self.done.push(Completion { token, result });

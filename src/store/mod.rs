@@ -5,17 +5,22 @@
 pub mod buf;
 mod done;
 pub mod file;
+mod index;
+pub mod kept;
 pub mod memory;
 #[cfg(test)]
 mod tests;
 mod transfer;
+pub mod volatile;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use buf::Buffers;
 pub use file::{FileStore, ImageOptions};
+pub use kept::KeptStore;
 pub use memory::MemoryStore;
+pub use volatile::{Cache, VolatileStore};
 
 /// An operation on a store; offsets and lengths in bytes.
 #[derive(Debug)]
@@ -34,8 +39,19 @@ pub enum Op {
         /// Where from; the length is theirs.
         buffers: Buffers,
     },
+    /// Fill the buffers with what the range held before its last write, where a layer
+    /// ([`KeptStore`]) has kept that; elsewhere as a read.
+    ReadOld {
+        /// First byte.
+        offset: u64,
+        /// Where to; the length is theirs.
+        buffers: Buffers,
+    },
     /// Make everything that was completed durable.
     Flush,
+    /// Make only so many writes durable: the first, in the order in which they were completed.
+    /// A store without a volatile cache ([`VolatileStore`]) cannot count and flushes everything.
+    FlushFirst(u64),
 }
 
 /// What became of an operation.

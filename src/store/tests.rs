@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use super::buf::tests::Owned;
 use super::*;
 
-fn wait(queue: &mut dyn StoreQueue, count: usize) -> Vec<Completion> {
+pub(super) fn wait(queue: &mut dyn StoreQueue, count: usize) -> Vec<Completion> {
     let mut done = Vec::new();
     while done.len() < count {
         let mut fds = [PollFd::new(queue.event(), PollFlags::POLLIN)];
@@ -20,7 +20,7 @@ fn wait(queue: &mut dyn StoreQueue, count: usize) -> Vec<Completion> {
     done
 }
 
-fn contract(store: &dyn Store) {
+pub(super) fn contract(store: &dyn Store) {
     let mut queue = store.queue().unwrap();
     let data: Vec<u8> = (0..64 * 1024u32).map(|i| (i / 3) as u8).collect();
     let from = Owned::new(data.clone());

@@ -132,6 +132,8 @@ pub struct Decide {
     pub status: Option<Status>,
     /// The rule's name.
     pub name: String,
+    /// All that it does, in short words; empty in a trace that does not tell.
+    pub plan: String,
 }
 
 /// A completion was published.

@@ -7,7 +7,7 @@
 /// A reader refuses any other major.
 pub(super) const MAJOR: u16 = 1;
 /// Counts additions that an older reader can skip.
-pub(super) const MINOR: u16 = 0;
+pub(super) const MINOR: u16 = 1;
 
 /// First word of PATH.
 pub(super) const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"WTBLKTRC");

@@ -4,6 +4,8 @@
 //! Word 0 is the commit word, 1 the time, 2 the place of the text, 3 to 6 say
 //! what happened, 7 is the checksum of the text.
 
+use std::borrow::Cow;
+
 use super::event::{
     Body, Complete, Decide, DeviceEvent, DeviceKind, Gap, MarkEvent, Op, Status, Submit,
 };
@@ -33,8 +35,9 @@ const DEVICE: u8 = 5;
 const GAP: u8 = 6;
 
 /// The record's kind, its facts and its text.
-pub(super) fn encode(body: &Body) -> (u8, Facts, &str) {
-    match body {
+pub(super) fn encode(body: &Body) -> (u8, Facts, Cow<'_, str>) {
+    let (kind, facts, text) = match body {
+        Body::Decide(d) => return decide(d),
         Body::Submit(s) => (
             SUBMIT,
             [
@@ -49,19 +52,6 @@ pub(super) fn encode(body: &Body) -> (u8, Facts, &str) {
             ],
             "",
         ),
-        Body::Decide(d) => (
-            DECIDE,
-            [
-                d.request,
-                u64::from(d.rule)
-                    | u64::from(d.hold) << 16
-                    | u64::from(d.status.is_some()) << 17
-                    | u64::from(d.status.map_or(0, |s| s.0)) << 24,
-                0,
-                0,
-            ],
-            &d.name,
-        ),
         Body::Complete(c) => (
             COMPLETE,
             [
@@ -74,7 +64,7 @@ pub(super) fn encode(body: &Body) -> (u8, Facts, &str) {
             ],
             "",
         ),
-        Body::Mark(m) => (MARK, [u64::from(m.ordered), 0, 0, 0], &m.line),
+        Body::Mark(m) => (MARK, [u64::from(m.ordered), 0, 0, 0], m.line.as_str()),
         Body::Device(d) => (
             DEVICE,
             [
@@ -83,9 +73,41 @@ pub(super) fn encode(body: &Body) -> (u8, Facts, &str) {
                 d.b,
                 0,
             ],
-            &d.text,
+            d.text.as_str(),
         ),
-        Body::Gap(g) => (GAP, [g.missing, 0, 0, 0], &g.why),
+        Body::Gap(g) => (GAP, [g.missing, 0, 0, 0], g.why.as_str()),
+    };
+    (kind, facts, text.into())
+}
+
+/// The text is the name, and behind it the plan where there is one: the third
+/// fact then says where it begins. So a reader of minor 0 still finds the name.
+fn decide(d: &Decide) -> (u8, Facts, Cow<'_, str>) {
+    let (plan_at, text) = if d.plan.is_empty() {
+        (0, Cow::Borrowed(d.name.as_str()))
+    } else {
+        (
+            d.name.len() as u64 + 1,
+            format!("{} {}", d.name, d.plan).into(),
+        )
+    };
+    let what = u64::from(d.rule)
+        | u64::from(d.hold) << 16
+        | u64::from(d.status.is_some()) << 17
+        | u64::from(d.status.map_or(0, |s| s.0)) << 24;
+    (DECIDE, [d.request, what, plan_at, 0], text)
+}
+
+/// Name and plan of a decision's text; a place that cannot be is no plan.
+fn name_and_plan(text: String, plan_at: u64) -> (String, String) {
+    let at = usize::try_from(plan_at).unwrap_or(0);
+    match at
+        .checked_sub(1)
+        .and_then(|end| text.get(..end))
+        .zip(text.get(at..))
+    {
+        Some((name, plan)) => (name.to_owned(), plan.to_owned()),
+        None => (text, String::new()),
     }
 }
 
@@ -112,13 +134,17 @@ pub(super) fn decode(kind: u8, words: &[u64; RECORD_WORDS], text: String) -> Dec
             epoch: (c >> 32) as u32,
             digest: d,
         }),
-        DECIDE => Body::Decide(Decide {
-            request: a,
-            rule: b as u16,
-            hold: bit(b, 16),
-            status: bit(b, 17).then_some(Status((b >> 24) as u8)),
-            name: text,
-        }),
+        DECIDE => {
+            let (name, plan) = name_and_plan(text, c);
+            Body::Decide(Decide {
+                request: a,
+                rule: b as u16,
+                hold: bit(b, 16),
+                status: bit(b, 17).then_some(Status((b >> 24) as u8)),
+                name,
+                plan,
+            })
+        }
         COMPLETE => Body::Complete(Complete {
             request: a,
             avail_after: b as u16,

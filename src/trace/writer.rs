@@ -257,7 +257,7 @@ impl Files {
         let (mut kind, mut facts, text) = encode(body);
         let (mut place, mut sum) = (0, 0);
         if !text.is_empty() {
-            let text = cut(text);
+            let text = cut(&text);
             match self.keep_text(text.as_bytes(), time_ns) {
                 Some(kept) => (place, sum) = (kept, text_sum(text.as_bytes())),
                 None => (kind, facts) = lost_text(),

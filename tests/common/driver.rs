@@ -2,6 +2,7 @@
 //! A virtio-blk driver over vhost-user: split rings in a memfd that both
 //! sides map, chains put together descriptor by descriptor.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -57,6 +58,8 @@ pub struct Queue {
     kick: EventFd,
     call: EventFd,
     pub avail: u16,
+    /// The avail index at the last look whether a kick is wanted.
+    kicked: Cell<u16>,
     used: u16,
     free: Vec<u16>,
     /// Completed and not yet asked for: head, used length.
@@ -100,6 +103,7 @@ impl Driver {
             kick: EventFd::new(0).unwrap(),
             call: EventFd::new(libc::EFD_NONBLOCK).unwrap(),
             avail: 0,
+            kicked: Cell::new(0),
             used: 0,
             free: (0..QUEUE_SIZE).rev().collect(),
             done: HashMap::new(),
@@ -195,7 +199,9 @@ impl Driver {
         let wanted = if self.event_idx {
             let at = GuestAddress(q.used_at(4 + 8 * u64::from(QUEUE_SIZE)));
             let event: u16 = self.memory.load(at, Ordering::Relaxed).unwrap();
-            event == q.avail.wrapping_sub(1)
+            // The event lies among what was made available since (virtio 1.3, 2.7.10).
+            let old = q.kicked.replace(q.avail);
+            q.avail.wrapping_sub(event).wrapping_sub(1) < q.avail.wrapping_sub(old)
         } else {
             true
         };
@@ -212,18 +218,29 @@ impl Driver {
     pub fn reap(&mut self, index: usize) {
         let q = &mut self.queues[index];
         let idx_at = GuestAddress(q.used_at(2));
-        while self.memory.load::<u16>(idx_at, Ordering::Acquire).unwrap() != q.used {
+        // Again after the event index is set: what came in between is not told.
+        loop {
+            let before = q.used;
+            Driver::reap_once(&self.memory, q, idx_at);
+            if self.event_idx {
+                let at = GuestAddress(q.avail_at(4 + 2 * u64::from(QUEUE_SIZE)));
+                self.memory.store(q.used, at, Ordering::Relaxed).unwrap();
+            }
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if q.used == before {
+                return;
+            }
+        }
+    }
+
+    fn reap_once(memory: &GuestMemoryMmap, q: &mut Queue, idx_at: GuestAddress) {
+        while memory.load::<u16>(idx_at, Ordering::Acquire).unwrap() != q.used {
             let entry = q.used_at(4 + 8 * u64::from(q.used % QUEUE_SIZE));
-            let head: u32 = self.memory.read_obj(GuestAddress(entry)).unwrap();
-            let len: u32 = self.memory.read_obj(GuestAddress(entry + 4)).unwrap();
+            let head: u32 = memory.read_obj(GuestAddress(entry)).unwrap();
+            let len: u32 = memory.read_obj(GuestAddress(entry + 4)).unwrap();
             q.done.insert(head as u16, len);
             q.used = q.used.wrapping_add(1);
         }
-        if self.event_idx {
-            let at = GuestAddress(q.avail_at(4 + 2 * u64::from(QUEUE_SIZE)));
-            self.memory.store(q.used, at, Ordering::Relaxed).unwrap();
-        }
-        std::sync::atomic::fence(Ordering::SeqCst);
     }
 
     pub fn is_done(&mut self, index: usize, head: u16) -> bool {

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod driver;
+pub mod inside;
 pub mod serve;
 
 use std::time::{Duration, Instant};

@@ -105,12 +105,7 @@ impl Serve {
     }
 
     pub fn trace(&self) -> Trace {
-        let mut reader = TraceReader::open(&self.path("trace")).unwrap();
-        let mut events = Vec::new();
-        while let Some(event) = reader.next().unwrap() {
-            events.push(event);
-        }
-        Trace(events)
+        Trace::read(&self.path("trace"))
     }
 }
 
@@ -125,6 +120,15 @@ impl Drop for Serve {
 pub struct Trace(pub Vec<Event>);
 
 impl Trace {
+    pub fn read(path: &std::path::Path) -> Trace {
+        let mut reader = TraceReader::open(path).unwrap();
+        let mut events = Vec::new();
+        while let Some(event) = reader.next().unwrap() {
+            events.push(event);
+        }
+        Trace(events)
+    }
+
     pub fn submits(&self) -> Vec<(u64, Submit)> {
         let pick = |e: &Event| match &e.body {
             Body::Submit(s) => Some((e.seq, s.clone())),

@@ -219,6 +219,7 @@ impl Stream {
             hold: true,
             status: None,
             name: "r".into(),
+            plan: String::new(),
         }));
     }
 

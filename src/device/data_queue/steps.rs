@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The steps of a request: delayed, kept back, done by the store, ended. What
+//! its plan says happens here, each part at its point.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use wtblk_shared::disk::DATA_SERIAL;
+
+use super::super::carry::{Transfer, flip, scatter};
+use super::{DataQueue, Waits, id};
+use crate::fault::request::{DataFault, DeviceFault};
+use crate::store::{self, Completion};
+use crate::trace::event::{DeviceKind, Op, Status};
+
+/// A write waits before its data is taken (late DMA), a read when it has been done.
+#[derive(Clone, Copy)]
+enum Step {
+    Delay,
+    Keep,
+    Io,
+    End,
+}
+
+const READ: [Step; 4] = [Step::Io, Step::Delay, Step::Keep, Step::End];
+const OTHER: [Step; 4] = [Step::Delay, Step::Keep, Step::Io, Step::End];
+
+impl DataQueue {
+    /// Takes steps until one of them waits.
+    pub(super) fn advance(&mut self, token: u64) {
+        while let Some(pending) = self.pending.get_mut(&token) {
+            if pending.lost {
+                return self.end(token);
+            }
+            let steps = match pending.request.op {
+                Op::Read => READ,
+                _ => OTHER,
+            };
+            let Some(&step) = steps.get(pending.step) else {
+                // It has ended before, but nothing was to be heard of it until its ring stops.
+                return self.end(token);
+            };
+            pending.step += 1;
+            let waits = match step {
+                Step::Delay => self.delay(token),
+                Step::Keep => self.keep(token),
+                Step::Io => self.begin(token),
+                Step::End => return self.end(token),
+            };
+            if let Some(pending) = self.pending.get_mut(&token) {
+                pending.waits = waits;
+            }
+            if waits != Waits::Nothing {
+                return;
+            }
+        }
+    }
+
+    fn clock(&mut self, token: u64, ns: u64) {
+        let until = Instant::now().checked_add(Duration::from_nanos(ns));
+        if let (Some(until), Some(pending)) = (until, self.pending.get_mut(&token)) {
+            pending.until = Some(until);
+            self.clocks.insert((until, token));
+        }
+    }
+
+    fn delay(&mut self, token: u64) -> Waits {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return Waits::Nothing;
+        };
+        let Some(ns) = pending.plan.delay_ns else {
+            return Waits::Nothing;
+        };
+        if let Some(abandon) = self.stopping {
+            pending.lost = abandon;
+            return Waits::Nothing;
+        }
+        self.clock(token, ns);
+        Waits::Delay
+    }
+
+    fn keep(&mut self, token: u64) -> Waits {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return Waits::Nothing;
+        };
+        let plan = &pending.plan;
+        let waits = plan.hold.is_some() || plan.order.is_some() || plan.hang;
+        if let Some(abandon) = self.stopping {
+            // It never takes a place in a group.
+            pending.lost = abandon && waits;
+            return Waits::Nothing;
+        }
+        if let Some(hold) = &pending.plan.hold {
+            let limit = hold.limit_ns;
+            self.hub.hold(pending.rule());
+            if let Some(ns) = limit {
+                self.clock(token, ns);
+            }
+            return Waits::Hold;
+        }
+        if let (Some(slot), Some(key)) = (&pending.plan.order, pending.group()) {
+            let rule = pending.rule();
+            self.hub.hold(rule);
+            let place = (self.queue, token);
+            // Its own turn comes as an order, too: the worker is not done with this one yet.
+            if let Some(go) = self.hub.groups.join(key, rule, slot, place) {
+                self.hub.go(go);
+            }
+            return Waits::Order;
+        }
+        if pending.plan.hang {
+            self.hub.add_hung(1);
+            return Waits::Hang;
+        }
+        Waits::Nothing
+    }
+
+    /// Has the request done by the store, where there is something to do.
+    fn begin(&mut self, token: u64) -> Waits {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return Waits::Nothing;
+        };
+        let outage = &self.hub.outage;
+        if outage.is_gone() || outage.is_silent() {
+            pending.status = Status::IOERR;
+            return Waits::Nothing;
+        }
+        if pending.error().is_some() && !pending.plan.store {
+            return Waits::Nothing;
+        }
+        let fault = pending.plan.data.as_ref();
+        let op = pending.request.op;
+        let ops = match op {
+            Op::Write if self.disk.read_only => None,
+            Op::Read | Op::Write => {
+                let transfer = Transfer {
+                    write: op == Op::Write,
+                    sector: pending.request.sector,
+                    bytes: pending.request.bytes,
+                    data: &pending.data,
+                    map: &pending.map,
+                    fault,
+                };
+                transfer.ops(self.disk.capacity)
+            }
+            Op::Flush => Some(match (fault, &self.hub.cache) {
+                (Some(DataFault::Dropped), _) => Vec::new(),
+                (_, None) => vec![store::Op::Flush],
+                (Some(DataFault::LateFlush(n)), _) => {
+                    let covers = pending.covers.saturating_sub(u64::from(*n));
+                    vec![store::Op::FlushFirst(covers)]
+                }
+                _ => vec![store::Op::FlushFirst(pending.covers)],
+            }),
+            Op::GetId => {
+                let written = scatter(&pending.map, &pending.data, &id(DATA_SERIAL));
+                pending.written = written.unwrap_or(0);
+                written.map(|_| Vec::new())
+            }
+            Op::Discard | Op::WriteZeroes | Op::Other => {
+                pending.status = Status::UNSUPP;
+                Some(Vec::new())
+            }
+        };
+        let Some(ops) = ops else {
+            pending.status = Status::IOERR;
+            return Waits::Nothing;
+        };
+        self.submit(token, ops)
+    }
+
+    fn submit(&mut self, token: u64, ops: Vec<store::Op>) -> Waits {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return Waits::Nothing;
+        };
+        pending.ops = ops.len();
+        for op in ops {
+            self.next_op += 1;
+            self.ops.insert(self.next_op, token);
+            self.store.submit(self.next_op, op);
+        }
+        if pending.ops > 0 {
+            Waits::Store
+        } else {
+            Waits::Nothing
+        }
+    }
+
+    /// The store has done an operation.
+    pub(super) fn stored(&mut self, completion: Completion) {
+        let Some(token) = self.ops.remove(&completion.token) else {
+            return;
+        };
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return;
+        };
+        pending.ops -= 1;
+        let (id, left) = (pending.request.id, pending.ops);
+        if let Err(error) = completion.result {
+            pending.status = Status::IOERR;
+            let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
+            self.event(DeviceKind::StoreError, errno, id, &error.to_string());
+        }
+        if left == 0 {
+            let waits = self.done(token);
+            if let Some(pending) = self.pending.get_mut(&token) {
+                pending.waits = waits;
+            }
+            if waits == Waits::Nothing {
+                self.advance(token);
+            }
+        }
+    }
+
+    /// The store has done everything that the request was asked for.
+    fn done(&mut self, token: u64) -> Waits {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return Waits::Nothing;
+        };
+        if !pending.status.is_ok() {
+            return Waits::Nothing;
+        }
+        let through = !self.disk.writeback.load(Ordering::Relaxed);
+        match pending.request.op {
+            Op::Write if through && !pending.flushing => {
+                pending.flushing = true;
+                return self.submit(token, vec![store::Op::Flush]);
+            }
+            Op::Read => {
+                pending.written = pending.request.bytes;
+                if let Some(DataFault::Corrupt(bits)) = &pending.plan.data
+                    && flip(&pending.map, &pending.data, bits).is_none()
+                {
+                    pending.status = Status::IOERR;
+                }
+            }
+            _ => {}
+        }
+        Waits::Nothing
+    }
+
+    /// The request is over, or would be: what its plan has for the device happens now.
+    fn end(&mut self, token: u64) {
+        let Some(pending) = self.pending.get_mut(&token) else {
+            return;
+        };
+        let (request, fault) = (pending.request.id, pending.plan.device.take());
+        let mut status = pending.error().unwrap_or(pending.status);
+        let mut written = pending.written;
+        let (hub, queue) = (&self.hub, self.queue);
+        // A ring that stops is left by what it holds, not by what happens to the device.
+        let happened = match fault.filter(|_| self.stopping.is_none()) {
+            Some(DeviceFault::Gone) => hub.outage.go().then_some("gone"),
+            Some(DeviceFault::Cut) => hub.outage.cut().then_some("cut"),
+            Some(DeviceFault::Disconnect { lose }) => {
+                let what = ["disconnect, keep", "disconnect, lose"][usize::from(lose)];
+                hub.outage.close(lose).then_some(what)
+            }
+            None => None,
+        };
+        if let Some(what) = happened {
+            if let (true, Some(cache)) = (hub.outage.is_cut(), &hub.cache) {
+                cache.freeze();
+            }
+            hub.outage_event(queue, request, what);
+        }
+        if hub.outage.is_gone() {
+            (status, written) = (Status::IOERR, 0);
+        }
+        match self.stopping {
+            Some(_) => {
+                let abandon = pending.lost || hub.outage.is_silent();
+                self.finish(token, status, written, abandon);
+            }
+            None if hub.outage.is_silent() => {
+                // Until its ring stops.
+                pending.waits = Waits::Hang;
+                hub.add_hung(1);
+            }
+            None => self.finish(token, status, written, false),
+        }
+    }
+}

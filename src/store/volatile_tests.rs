@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The cache against an oracle that is a list of writes and flushes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, poll};
+use proptest::prelude::*;
+
+use super::super::MemoryStore;
+use super::super::buf::tests::Owned;
+use super::super::tests::{contract, wait};
+use super::*;
+
+const DISK: usize = 16 * 512;
+
+fn read(queue: &mut dyn StoreQueue, offset: u64, len: usize) -> Vec<u8> {
+    let memory = Owned::new(vec![0xaa; len]);
+    let buffers = memory.buffers(&[700, 100]);
+    queue.submit(u64::MAX, Op::Read { offset, buffers });
+    assert!(wait(queue, 1)[0].result.is_ok());
+    memory.bytes()
+}
+
+fn layer() -> (Arc<MemoryStore>, VolatileStore) {
+    let inner = Arc::new(MemoryStore::new(1 << 20).unwrap());
+    let store = VolatileStore::new(inner.clone()).unwrap();
+    (inner, store)
+}
+
+#[test]
+fn it_is_a_store_like_any_other() {
+    contract(&layer().1);
+}
+
+#[test]
+fn only_what_was_flushed_survives() {
+    let (inner, store) = layer();
+    let mut queue = store.queue().unwrap();
+    let mut write = |byte: u8| {
+        let buffers = Buffers::owned(vec![byte; 512]);
+        let offset = 0;
+        queue.submit(1, Op::Write { offset, buffers });
+        assert!(wait(&mut *queue, 1)[0].result.is_ok());
+    };
+    write(1);
+    write(2);
+    write(3);
+    let cache = store.cache();
+    assert_eq!((cache.completed(), cache.account().volatile), (3, 3));
+    let mut below = inner.queue().unwrap();
+    assert_eq!(read(&mut *below, 0, 512), [0; 512]);
+    // The older version of the sector, which the cache shows no more.
+    queue.submit(2, Op::FlushFirst(2));
+    assert!(wait(&mut *queue, 1)[0].result.is_ok());
+    assert_eq!(read(&mut *below, 0, 512), [2; 512]);
+    assert_eq!(read(&mut *queue, 0, 512), [3; 512]);
+    cache.freeze();
+    queue.submit(3, Op::Flush);
+    assert!(wait(&mut *queue, 1)[0].result.is_err());
+    let buffers = Buffers::owned(vec![9; 512]);
+    queue.submit(4, Op::Write { offset: 0, buffers });
+    assert!(wait(&mut *queue, 1)[0].result.is_err());
+    cache.write_out(Duration::from_secs(5)).unwrap();
+    assert_eq!(read(&mut *below, 0, 512), [2; 512]);
+}
+
+#[test]
+fn an_orderly_end_keeps_everything_and_gives_the_memory_back() {
+    let (inner, store) = layer();
+    let mut queue = store.queue().unwrap();
+    for n in 0..100u64 {
+        let buffers = Buffers::owned(vec![n as u8; 1536]);
+        let offset = n * 512;
+        queue.submit(n, Op::Write { offset, buffers });
+    }
+    wait(&mut *queue, 100);
+    store.cache().write_out(Duration::from_secs(5)).unwrap();
+    let account = store.cache().account();
+    assert_eq!((account.bytes, account.volatile), (0, 0));
+    let mut below = inner.queue().unwrap();
+    for n in 0..100u64 {
+        assert_eq!(read(&mut *below, n * 512, 512), vec![n as u8; 512]);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize, usize),
+    /// Completes the oldest so many writes in flight.
+    Reap,
+    Flush,
+    FlushFirst(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..15usize, 1..5usize).prop_map(|(at, n)| Step::Write(at, n)),
+        3 => Just(Step::Reap),
+        1 => Just(Step::Flush),
+        1 => (0..20u64).prop_map(Step::FlushFirst),
+    ]
+}
+
+/// A write of the oracle: range in bytes, its byte, its place among the completed.
+struct Said {
+    range: std::ops::Range<usize>,
+    byte: u8,
+    completed: Option<u64>,
+}
+
+/// The disk, if of the writes only these had been.
+fn disk(writes: &[Said], which: impl Fn(&Said) -> bool) -> Vec<u8> {
+    let mut bytes = vec![0; DISK];
+    for write in writes.iter().filter(|w| which(w)) {
+        bytes[write.range.clone()].fill(write.byte);
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Two queues. Reads show all that arrived; the inner store shows, after any flush and
+    /// after a cut, exactly the writes that some flush covered.
+    #[test]
+    fn durable_is_what_a_flush_covered(
+        steps in prop::collection::vec((any::<bool>(), step()), 1..60),
+    ) {
+        let (inner, store) = layer();
+        let mut queues = [store.queue().unwrap(), store.queue().unwrap()];
+        let mut below = inner.queue().unwrap();
+        let mut writes: Vec<Said> = Vec::new();
+        let (mut completed, mut durable) = (0u64, 0u64);
+        for (n, (second, step)) in steps.into_iter().enumerate() {
+            let queue = &mut queues[usize::from(second)];
+            match step {
+                Step::Write(at, sectors) => {
+                    let range = at * 512..((at + sectors) * 512).min(DISK);
+                    let byte = n as u8 + 1;
+                    let buffers = Buffers::owned(vec![byte; range.len()]);
+                    // The token says which write of the oracle it is.
+                    let token = writes.len() as u64;
+                    queue.submit(token, Op::Write { offset: range.start as u64, buffers });
+                    writes.push(Said { range, byte, completed: None });
+                }
+                Step::Reap => {
+                    let mut done = Vec::new();
+                    queue.reap(&mut done);
+                    for completion in done {
+                        prop_assert!(completion.result.is_ok());
+                        completed += 1;
+                        writes[completion.token as usize].completed = Some(completed);
+                    }
+                }
+                Step::Flush | Step::FlushFirst(_) => {
+                    // What is reaped while the flush is waited for completes after its submission.
+                    let covers = match step { Step::FlushFirst(n) => n.min(completed), _ => completed };
+                    let op = match step { Step::FlushFirst(n) => Op::FlushFirst(n), _ => Op::Flush };
+                    queue.submit(u64::MAX, op);
+                    let mut flushed = false;
+                    while !flushed {
+                        let mut done = Vec::new();
+                        let mut fds = [PollFd::new(queue.event(), PollFlags::POLLIN)];
+                        poll(&mut fds, 10_000u16).unwrap();
+                        queue.reap(&mut done);
+                        for completion in done {
+                            prop_assert!(completion.result.is_ok());
+                            if completion.token == u64::MAX {
+                                flushed = true;
+                                continue;
+                            }
+                            completed += 1;
+                            writes[completion.token as usize].completed = Some(completed);
+                        }
+                    }
+                    durable = durable.max(covers);
+                    let kept = |w: &Said| w.completed.is_some_and(|n| n <= durable);
+                    let want = disk(&writes, kept);
+                    prop_assert_eq!(read(&mut *below, 0, DISK), want);
+                }
+            }
+        }
+        for queue in &mut queues {
+            queue.reap(&mut Vec::new());
+        }
+        prop_assert_eq!(read(&mut *queues[0], 0, DISK), disk(&writes, |_| true));
+        store.cache().freeze();
+        let want = disk(&writes, |w| w.completed.is_some_and(|n| n <= durable));
+        drop(queues);
+        prop_assert_eq!(read(&mut *below, 0, DISK), want);
+    }
+}
