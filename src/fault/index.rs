@@ -190,6 +190,9 @@ impl Shelf {
     }
 }
 
+/// How often, the slot of the count from which it counts, and the rule that waits for it.
+type Waits = (u64, usize, u32);
+
 /// The shelves of one kind of request. Counts begin anew without a new index only
 /// where they are not kept here.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -205,7 +208,7 @@ pub(super) struct Shelves {
     sizes: Vec<(u64, u64, u32)>,
     depths: Vec<(u64, u64, u32)>,
     /// By what must have happened: how often, and since which count.
-    events: Vec<(Event, Vec<(u64, usize, u32)>)>,
+    events: Vec<(Event, Vec<Waits>)>,
     general: Vec<u32>,
     /// Some rule needs one of several places: it may be found twice.
     several: bool,
