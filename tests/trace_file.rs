@@ -373,7 +373,7 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
 fn what_is_no_trace_of_ours_is_refused_in_a_sentence() {
     assert_eq!(
         patched(|p| overwrite(p, 8, &[2, 0, 7, 0])).unwrap_err(),
-        "trace DIR/t has format 2.7, this wtblk reads up to 1.x (it writes 1.0): use a newer wtblk"
+        "trace DIR/t has format 2.7, this wtblk reads up to 1.x (it writes 1.1): use a newer wtblk"
     );
     assert_eq!(
         patched(|p| overwrite(p, 0, b"ELF")).unwrap_err(),
@@ -381,7 +381,7 @@ fn what_is_no_trace_of_ours_is_refused_in_a_sentence() {
     );
     assert_eq!(
         patched(|p| overwrite(p, 12, &[32])).unwrap_err(),
-        "DIR/t is no wtblk trace: format 1.0 with records of 32 bytes never existed"
+        "DIR/t is no wtblk trace: format 1.1 with records of 32 bytes never existed"
     );
     assert_eq!(
         patched(|p| overwrite(&data_of(p), 16, &[1, 2, 3, 4])).unwrap_err(),

@@ -99,7 +99,7 @@ impl World {
         }
     }
 
-    fn slot(&self, slot: usize) -> u64 {
+    pub(super) fn slot(&self, slot: usize) -> u64 {
         self.slots.get(slot).copied().unwrap_or(0)
     }
 

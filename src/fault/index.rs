@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::eval::{Asked, Node, World};
+use super::eval::{Asked, Event, Node, World};
 use super::intervals::Intervals;
 use super::rule::{CallIs, Count, Per, Trigger};
 use super::ticks::Turn;
@@ -190,6 +190,9 @@ impl Shelf {
     }
 }
 
+/// How often, the slot of the count from which it counts, and the rule that waits for it.
+type Waits = (u64, usize, u32);
+
 /// The shelves of one kind of request. Counts begin anew without a new index only
 /// where they are not kept here.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -201,6 +204,11 @@ pub(super) struct Shelves {
     call: Vec<u32>,
     /// Side by side, so that a thousand that do not fit are passed over quickly.
     first: Vec<(Node, u32)>,
+    /// The same for what is a number between two, in few bytes.
+    sizes: Vec<(u64, u64, u32)>,
+    depths: Vec<(u64, u64, u32)>,
+    /// By what must have happened: how often, and since which count.
+    events: Vec<(Event, Vec<Waits>)>,
     general: Vec<u32>,
     /// Some rule needs one of several places: it may be found twice.
     several: bool,
@@ -225,6 +233,15 @@ impl Shelves {
                 Shelf::Number(n) => s.number.entry(*n).or_default().push(rule),
                 Shelf::State(name) => s.state.entry(state(name)).or_default().push(rule),
                 Shelf::Call => s.call.push(rule),
+                Shelf::First(Node::Size(min, max)) => s.sizes.push((*min, *max, rule)),
+                Shelf::First(Node::InFlight(min, max)) => s.depths.push((*min, *max, rule)),
+                Shelf::First(Node::After(event, n, slot)) => {
+                    let waits = (*n, *slot, rule);
+                    match s.events.iter_mut().find(|(e, _)| e == event) {
+                        Some((_, list)) => list.push(waits),
+                        None => s.events.push((*event, vec![waits])),
+                    }
+                }
                 Shelf::First(node) => s.first.push((node.clone(), rule)),
                 Shelf::General => s.general.push(rule),
             }
@@ -250,6 +267,29 @@ impl Shelves {
         }
         if let Some(list) = self.state.get(&world.state) {
             into.extend_from_slice(list);
+        }
+        let numbers = [
+            (&self.sizes, u64::from(asked.request.bytes)),
+            (&self.depths, u64::from(asked.request.inflight)),
+        ];
+        for (list, number) in numbers {
+            for (min, max, rule) in list {
+                if (*min..=*max).contains(&number) {
+                    into.push(*rule);
+                }
+            }
+        }
+        for (event, list) in &self.events {
+            let count = world.count(*event);
+            // What never happened cannot have happened often enough.
+            if count == 0 {
+                continue;
+            }
+            for (n, slot, rule) in list {
+                if count.saturating_sub(world.slot(*slot)) >= *n {
+                    into.push(*rule);
+                }
+            }
         }
         for (node, rule) in &self.first {
             if node.is(world, asked) {
