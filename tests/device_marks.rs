@@ -163,3 +163,31 @@ fn a_wait_delays_no_other_mark() {
         .collect();
     assert_eq!(waits, [(1, 1), (0, 1), (0, 0)]);
 }
+
+/// The verbs about states, from inside the guest: moved, waited for, refused where no rule knows them.
+#[test]
+fn states_are_moved_and_waited_for_by_marks() {
+    let scenario = "version = 1\n\
+        [[fault]]\nname = \"one\"\nwhen = { op = \"write\", state = \"armed\" }\n\
+        action = { status = \"ioerr\" }\ntimes = 1\ngoto = \"fired\"\n";
+    let serve = Serve::start(scenario, &[]);
+    let mut data = Driver::connect(serve.data(), 1);
+    let mut mark = Driver::connect(serve.mark(), 1);
+    assert_eq!(data.write(0, &[1; 512]), 0, "not armed yet");
+    assert_eq!(mark.mark("set-state state=nowhere"), 1);
+    assert_eq!(mark.mark("wait state=nowhere"), 1);
+    assert_eq!(mark.mark("wait rule=nobody fired=1"), 1);
+    assert_eq!(mark.mark("set-state state=armed"), 0);
+    assert_eq!(mark.mark("wait state=armed"), 0);
+    assert!(mark.state().contains("wait=ok"), "{}", mark.state());
+    // Both wait before it happens.
+    let fired = mark.post_mark(2, "wait rule=one fired=1");
+    let state = mark.post_mark(3, "wait state=fired");
+    assert_eq!(data.write(0, &[1; 512]), 1);
+    for (slot, head) in [(2, fired), (3, state)] {
+        assert_eq!(mark.finish(0, slot, head), 0);
+    }
+    assert!(mark.state().contains("wait=ok"), "{}", mark.state());
+    drop((data, mark));
+    serve.end().assert_paired();
+}

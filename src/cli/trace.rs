@@ -259,6 +259,9 @@ fn known_mark(mark: &Mark) -> String {
             Control::Arm(rule) => order("arm", rule.as_deref()),
             Control::Disarm(rule) => order("disarm", rule.as_deref()),
             Control::WaitHeld(n) => format!("wait for {n} held"),
+            Control::WaitState(state) => format!("wait for state {state}"),
+            Control::WaitFired(rule, n) => format!("wait until {rule} has fired {n} times"),
+            Control::SetState(state) => format!("set state {state}"),
         },
         Mark::Boot | Mark::Env(_) | Mark::Fs { .. } => {
             let line = mark.to_line();

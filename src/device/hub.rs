@@ -164,6 +164,12 @@ impl Hub {
         self.engine.as_ref().map(state).unwrap_or_default()
     }
 
+    /// Whether a rule speaks of this state.
+    pub fn knows_state(&self, state: &str) -> bool {
+        let knows = |e: &Mutex<Engine>| lock(e).states().iter().any(|s| s == state);
+        self.engine.as_ref().is_some_and(knows)
+    }
+
     /// Moves the rules to a state; false where none speaks of it.
     pub fn set_state(&self, state: &str) -> bool {
         let Some(engine) = &self.engine else {

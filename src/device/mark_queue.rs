@@ -18,6 +18,7 @@ use super::hub::Hub;
 use super::orders;
 use super::request::Parsed;
 use super::worker::{Done, QueueDevice, Taken};
+use crate::control::WaitFor;
 use crate::trace::event::{Body, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
 
 /// How long a `wait` keeps its mark: short of what the kernel takes for a hung task.
@@ -25,10 +26,10 @@ const WAIT_LIMIT: Duration = Duration::from_secs(5);
 /// Most waits at once; the next ones are answered "not yet" at once.
 const WAITS: usize = 64;
 
-/// A mark that waits for held requests.
+/// A mark that waits for a state of the device.
 struct Wait {
     token: u64,
-    held: u64,
+    what: WaitFor,
     until: Instant,
 }
 
@@ -80,9 +81,9 @@ impl MarkQueue {
     fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) {
         match parsed.op {
             Op::Write => match read_mark(taken, parsed) {
-                Ok((mark, event)) => match self.unknown_rule(&mark) {
+                Ok((mark, event)) => match self.unknown(&mark) {
                     None => self.mark(token, mark, event),
-                    Some(rule) => self.refuse(token, &format!("no rule is named '{rule}'")),
+                    Some(why) => self.refuse(token, &why),
                 },
                 Err(why) => self.refuse(token, &why),
             },
@@ -99,15 +100,22 @@ impl MarkQueue {
         }
     }
 
-    /// The rule that an order names, where there is none of that name.
-    fn unknown_rule<'a>(&self, mark: &'a Mark) -> Option<&'a str> {
-        let Mark::Control(
-            Control::Release(Some(rule)) | Control::Arm(Some(rule)) | Control::Disarm(Some(rule)),
-        ) = mark
-        else {
+    /// What an order names, where the scenario has no such thing.
+    fn unknown(&self, mark: &Mark) -> Option<String> {
+        let Mark::Control(control) = mark else {
             return None;
         };
-        (!self.hub.knows(rule)).then_some(rule)
+        match control {
+            Control::Release(Some(rule))
+            | Control::Arm(Some(rule))
+            | Control::Disarm(Some(rule))
+            | Control::WaitFired(rule, _) => {
+                (!self.hub.knows(rule)).then(|| format!("no rule is named '{rule}'"))
+            }
+            Control::SetState(state) | Control::WaitState(state) => (!self.hub.knows_state(state))
+                .then(|| format!("no rule speaks of a state '{state}'")),
+            _ => None,
+        }
     }
 
     fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent) {
@@ -119,17 +127,23 @@ impl MarkQueue {
                 orders::release(&self.hub, rule.as_deref());
                 self.finish(token, Status::OK, 0);
             }
-            Mark::Control(Control::WaitHeld(held)) => {
-                let limit = if self.waits.len() < WAITS {
-                    WAIT_LIMIT
-                } else {
-                    Duration::ZERO
-                };
-                let until = Instant::now() + limit;
-                self.waits.push(Wait { token, held, until });
+            Mark::Control(Control::WaitHeld(held)) => self.wait(token, WaitFor::Held(held)),
+            Mark::Control(Control::WaitState(state)) => self.wait(token, WaitFor::State(state)),
+            Mark::Control(Control::WaitFired(rule, n)) => {
+                self.wait(token, WaitFor::Fired(rule, n));
             }
             _ => self.finish(token, Status::OK, 0),
         }
+    }
+
+    fn wait(&mut self, token: u64, what: WaitFor) {
+        let limit = if self.waits.len() < WAITS {
+            WAIT_LIMIT
+        } else {
+            Duration::ZERO
+        };
+        let until = Instant::now() + limit;
+        self.waits.push(Wait { token, what, until });
     }
 
     /// Whatever the guest made available before it wrote the mark is taken, and so numbered,
@@ -146,18 +160,18 @@ impl MarkQueue {
 
     /// Ends the waits that have what they wait for, or whose time is over.
     fn end_waits(&mut self, all: bool) -> u64 {
-        let held = self.hub.held();
         let now = Instant::now();
         let waits = std::mem::take(&mut self.waits);
         let before = waits.len();
         for wait in waits {
-            let reached = held >= wait.held;
+            let reached = orders::is_so(&self.hub, &wait.what);
             if !(reached || all || now >= wait.until) {
                 self.waits.push(wait);
                 continue;
             }
             self.wait = if reached { "ok" } else { "not-yet" };
-            let text = format!("held>={}", wait.held);
+            let text = orders::wait_text(&wait.what);
+            let held = self.hub.held();
             self.event(DeviceKind::Wait, u64::from(reached), held, &text);
             self.finish(wait.token, Status::OK, 0);
         }

@@ -407,6 +407,10 @@ impl Engine {
     }
 
     fn control(&mut self, control: &Control) {
+        if let Control::SetState(state) = control {
+            // A state that no rule speaks of is the asker's to refuse.
+            self.set_state(state);
+        }
         let (Control::Release(which) | Control::Arm(which) | Control::Disarm(which)) = control
         else {
             return;

@@ -147,6 +147,12 @@ pub enum Control {
     /// Complete this mark when at least so many requests are held, after 5 s at
     /// the latest; the state page's `wait` says which it was.
     WaitHeld(u64),
+    /// The same when the scenario's rules are in this state.
+    WaitState(String),
+    /// The same when the rule has fired so often.
+    WaitFired(String, u64),
+    /// Move the scenario's rules to a state that one of them speaks of.
+    SetState(String),
 }
 
 /// A mark.
@@ -313,6 +319,12 @@ impl Mark {
                 Control::WaitHeld(n) => {
                     w.num("held", n);
                 }
+                Control::WaitState(state) | Control::SetState(state) => {
+                    w.text("state", state);
+                }
+                Control::WaitFired(rule, n) => {
+                    w.text("rule", rule).num("fired", n);
+                }
             },
         }
         w.line
@@ -348,7 +360,8 @@ impl Mark {
             Mark::Control(Control::Release(_)) => "release",
             Mark::Control(Control::Arm(_)) => "arm",
             Mark::Control(Control::Disarm(_)) => "disarm",
-            Mark::Control(Control::WaitHeld(_)) => "wait",
+            Mark::Control(Control::SetState(_)) => "set-state",
+            Mark::Control(_) => "wait",
         }
     }
 
@@ -499,7 +512,12 @@ impl Mark {
             "release" => Mark::Control(Control::Release(keys.opt_text("rule"))),
             "arm" => Mark::Control(Control::Arm(keys.opt_text("rule"))),
             "disarm" => Mark::Control(Control::Disarm(keys.opt_text("rule"))),
-            "wait" => Mark::Control(Control::WaitHeld(keys.num("held")?)),
+            "wait" => Mark::Control(match (keys.opt_text("state"), keys.opt_text("rule")) {
+                (Some(state), _) => Control::WaitState(state),
+                (None, Some(rule)) => Control::WaitFired(rule, keys.num("fired")?),
+                (None, None) => Control::WaitHeld(keys.num("held")?),
+            }),
+            "set-state" => Mark::Control(Control::SetState(keys.text("state")?)),
             other => {
                 return Err(MarkError {
                     at: verb_at,

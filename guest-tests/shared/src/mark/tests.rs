@@ -102,6 +102,9 @@ fn samples() -> Vec<Mark> {
         Mark::Control(Control::Arm(Some("x".into()))),
         Mark::Control(Control::Disarm(None)),
         Mark::Control(Control::WaitHeld(1)),
+        Mark::Control(Control::WaitState("armed".into())),
+        Mark::Control(Control::WaitFired("first write".into(), 3)),
+        Mark::Control(Control::SetState("a b".into())),
     ]
 }
 
