@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The subcommands: parsing and printing only.
 
+pub mod ctl;
 pub mod kernel;
 mod qemu_args;
 pub mod replay;
@@ -47,6 +48,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check scenario files, say in plain words what they do, print their JSON schema.
+    Scenario(scenario::ScenarioArgs),
+    /// Feed the requests of a recorded trace to the rules of a scenario: which would have fired.
+    Replay(replay::ReplayArgs),
+    /// Orders to a running device over its control socket: arm, disarm, release, status, wait.
+    Ctl(ctl::CtlArgs),
     /// The reference kernel and the guest's initramfs.
     Kernel(kernel::KernelArgs),
 }
@@ -95,6 +102,9 @@ pub fn main() -> ExitCode {
         Command::Verify { file, json } => {
             verify::verify(&file, json, &mut std::io::stdout().lock())
         }
+        Command::Scenario(args) => args.run(&mut std::io::stdout().lock()),
+        Command::Replay(args) => args.run(&mut std::io::stdout().lock()),
+        Command::Ctl(args) => args.run(&mut std::io::stdout().lock()),
         Command::Kernel(args) => args.run(),
     };
     match result {
