@@ -212,10 +212,7 @@ fn obey(shared: &Shared, ask: Ask) -> Answer {
             },
             false => Answer::error(format!("request {request} is not held")),
         },
-        Ask::SetState(state) => match orders::set_state(hub, &state) {
-            Ok(()) => Answer::ok(),
-            Err(why) => Answer::error(why),
-        },
+        Ask::SetState(state) => rules(hub, Control::SetState(state)),
         Ask::Query => query(hub),
         Ask::Status => Answer {
             status: Some(orders::standing(hub)),
@@ -227,13 +224,10 @@ fn obey(shared: &Shared, ask: Ask) -> Answer {
 
 /// An order to the rules: known to the trace as the guest's own are, but tied to no request.
 fn rules(hub: &Hub, control: Control) -> Answer {
-    if let Control::Arm(Some(rule)) | Control::Disarm(Some(rule)) | Control::Release(Some(rule)) =
-        &control
-        && !hub.knows(rule)
-    {
-        return Answer::error(format!("no rule is named '{rule}'"));
-    }
     let mark = Mark::Control(control);
+    if let Some(why) = orders::unknown(hub, &mark) {
+        return Answer::error(why);
+    }
     hub.mark(&mark);
     hub.trace.record(&Body::Mark(MarkEvent {
         line: mark.to_line(),

@@ -170,16 +170,6 @@ impl Hub {
         self.engine.as_ref().is_some_and(knows)
     }
 
-    /// Moves the rules to a state; false where none speaks of it.
-    pub fn set_state(&self, state: &str) -> bool {
-        let Some(engine) = &self.engine else {
-            return false;
-        };
-        let known = lock(engine).set_state(state);
-        self.tell();
-        known
-    }
-
     /// The rules and their counters.
     pub fn rules(&self) -> Vec<RuleStanding> {
         let Some(engine) = &self.engine else {

@@ -81,7 +81,7 @@ impl MarkQueue {
     fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) {
         match parsed.op {
             Op::Write => match read_mark(taken, parsed) {
-                Ok((mark, event)) => match self.unknown(&mark) {
+                Ok((mark, event)) => match orders::unknown(&self.hub, &mark) {
                     None => self.mark(token, mark, event),
                     Some(why) => self.refuse(token, &why),
                 },
@@ -97,24 +97,6 @@ impl MarkQueue {
             },
             Op::Flush => self.finish(token, Status::OK, 0),
             Op::Discard | Op::WriteZeroes | Op::Other => self.finish(token, Status::UNSUPP, 0),
-        }
-    }
-
-    /// What an order names, where the scenario has no such thing.
-    fn unknown(&self, mark: &Mark) -> Option<String> {
-        let Mark::Control(control) = mark else {
-            return None;
-        };
-        match control {
-            Control::Release(Some(rule))
-            | Control::Arm(Some(rule))
-            | Control::Disarm(Some(rule))
-            | Control::WaitFired(rule, _) => {
-                (!self.hub.knows(rule)).then(|| format!("no rule is named '{rule}'"))
-            }
-            Control::SetState(state) | Control::WaitState(state) => (!self.hub.knows_state(state))
-                .then(|| format!("no rule speaks of a state '{state}'")),
-            _ => None,
         }
     }
 

@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use wtblk_shared::mark::{Control, Mark};
+
 use super::command::{ANSWER_LIMIT, Command, Pending, WorkerHandle};
 use super::hub::Hub;
 use super::worker::Flight;
@@ -56,18 +58,22 @@ fn ask_all<T>(hub: &Hub, what: &str, ask: impl Fn(&WorkerHandle) -> Pending<T>) 
     answers
 }
 
-/// Moves the rules to a state.
-pub(super) fn set_state(hub: &Hub, state: &str) -> Result<(), String> {
-    if !hub.set_state(state) {
-        let state: String = state.chars().take(64).collect();
-        return Err(format!(
-            "no rule speaks of a state '{}'",
-            state.escape_debug()
-        ));
+/// What an order names, where the scenario has no such thing.
+pub(super) fn unknown(hub: &Hub, mark: &Mark) -> Option<String> {
+    let Mark::Control(control) = mark else {
+        return None;
+    };
+    match control {
+        Control::Release(Some(rule))
+        | Control::Arm(Some(rule))
+        | Control::Disarm(Some(rule))
+        | Control::WaitFired(rule, _) => {
+            (!hub.knows(rule)).then(|| format!("no rule is named '{rule}'"))
+        }
+        Control::SetState(state) | Control::WaitState(state) => (!hub.knows_state(state))
+            .then(|| format!("no rule speaks of a state '{}'", state.escape_debug())),
+        _ => None,
     }
-    let text = format!("set-state {state}");
-    hub.event(DATA_DISK, 0, DeviceKind::Message, 0, 0, &text);
-    Ok(())
 }
 
 /// Whether what a wait is for is so.
