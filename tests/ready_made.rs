@@ -47,6 +47,13 @@ impl World {
         bytes
     }
 
+    #[track_caller]
+    fn assert_image(&self, sector: u64, len: usize, byte: u8, what: &str) {
+        let bytes = self.image(sector, len);
+        let other = bytes.iter().position(|&b| b != byte);
+        assert_eq!(other, None, "{what}: {byte:#x} expected from {sector} on");
+    }
+
     /// Writes 4 KiB to the place; the status.
     fn write(&mut self) -> u8 {
         self.d.write(AT, &[NEW; 4096])
@@ -114,9 +121,9 @@ const ACTIONS: &[Shown] = &[
 
 fn fails_once(w: &mut World, status: u8, stored: u8) {
     assert_eq!(w.write(), status);
-    assert_eq!(w.image(AT, 4096), [stored; 4096]);
+    w.assert_image(AT, 4096, stored, "the image");
     assert_eq!(w.write(), 0, "only once");
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 /// A write that waits so long and a read that is submitted with it.
@@ -128,7 +135,7 @@ fn overtaken(w: &mut World, ms: u64) {
     assert_eq!(w.d.finish(0, 2, read), 0);
     assert_eq!(w.d.finish(0, 1, late), 0);
     assert!(begun.elapsed() >= Duration::from_millis(ms), "too soon");
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 fn held_until_released(w: &mut World) {
@@ -139,7 +146,7 @@ fn held_until_released(w: &mut World) {
     assert!(!w.d.is_done(0, late));
     assert_eq!(w.mark.mark("release rule=hold"), 0);
     assert_eq!(w.d.finish(0, 1, late), 0);
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 fn three_writes(w: &mut World) {
@@ -180,14 +187,14 @@ fn corrupt(w: &mut World) {
 fn dropped(w: &mut World) {
     assert_eq!(w.write(), 0);
     assert_eq!(w.d.read(AT, 4096), (0, vec![OLD; 4096]));
-    assert_eq!(w.image(AT, 4096), [OLD; 4096]);
+    w.assert_image(AT, 4096, OLD, "the image");
 }
 
 fn misdirected(w: &mut World) {
     assert_eq!(w.write(), 0);
-    assert_eq!(w.image(AT, 4096), [OLD; 4096]);
-    assert_eq!(w.image(AT + 64, 4096), [NEW; 4096]);
-    assert_eq!(w.image(AT + 72, 512), [OLD; 512]);
+    w.assert_image(AT, 4096, OLD, "the image");
+    w.assert_image(AT + 64, 4096, NEW, "the image");
+    w.assert_image(AT + 72, 512, OLD, "the image");
 }
 
 fn stale(w: &mut World) {
@@ -199,19 +206,19 @@ fn stale(w: &mut World) {
 fn flush_that_lies(w: &mut World) {
     assert_eq!(w.write(), 0);
     assert_eq!(w.flush(), 0, "it says so");
-    assert_eq!(w.image(AT, 4096), [OLD; 4096], "and did nothing");
+    w.assert_image(AT, 4096, OLD, "and did nothing");
     assert_eq!(w.flush(), 0);
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 fn flush_that_is_late(w: &mut World) {
     assert_eq!(w.d.write(0, &[NEW; 512]), 0);
     assert_eq!(w.write(), 0);
     assert_eq!(w.flush(), 0);
-    assert_eq!(w.image(0, 512), [NEW; 512]);
-    assert_eq!(w.image(AT, 4096), [OLD; 4096], "all but the last write");
+    w.assert_image(0, 512, NEW, "the image");
+    w.assert_image(AT, 4096, OLD, "all but the last write");
     assert_eq!(w.flush(), 0);
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 fn wrong_length(w: &mut World) {
@@ -235,7 +242,7 @@ fn closes(w: &mut World, keep: bool) {
     // The next one is served as if nothing had been.
     w.d = Driver::connect(w.serve.data(), 1);
     assert_eq!(w.write(), 0);
-    assert_eq!(w.image(AT, 4096), [NEW; 4096]);
+    w.assert_image(AT, 4096, NEW, "the image");
 }
 
 fn gone(w: &mut World) {
@@ -244,8 +251,8 @@ fn gone(w: &mut World) {
     assert_eq!(w.d.write(0, &[OLD; 512]), 1);
     assert_eq!(w.d.read(0, 512).0, 1);
     assert_eq!(w.flush(), 1);
-    assert_eq!(w.image(0, 512), [NEW; 512]);
-    assert_eq!(w.image(AT, 4096), [OLD; 4096]);
+    w.assert_image(0, 512, NEW, "the image");
+    w.assert_image(AT, 4096, OLD, "the image");
 }
 
 fn cut(w: &mut World) {
@@ -256,9 +263,9 @@ fn cut(w: &mut World) {
     w.d.kick(0);
     w.until_state(" device=cut ");
     assert!(!w.d.is_done(0, last));
-    assert_eq!(w.image(0, 512), [NEW; 512], "it was flushed");
-    assert_eq!(w.image(8, 512), [OLD; 512], "it was not");
-    assert_eq!(w.image(AT, 4096), [OLD; 4096]);
+    w.assert_image(0, 512, NEW, "it was flushed");
+    w.assert_image(8, 512, OLD, "it was not");
+    w.assert_image(AT, 4096, OLD, "the image");
 }
 
 fn anything(_: &Trace) {}
