@@ -5,17 +5,16 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{built, wtblk};
+use support::{built, inherited, lines, wtblk};
 use wtblk::harness::accel::Accel;
 use wtblk::harness::image;
 use wtblk::harness::qemu::{Machine, Qemu, Vm};
@@ -161,28 +160,6 @@ impl Drop for Held {
             let _ = child.wait();
         }
     }
-}
-
-/// Lets children inherit the descriptor; its number.
-fn inherited(fd: &(impl AsFd + AsRawFd)) -> String {
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    fd.as_raw_fd().to_string()
-}
-
-/// Reads lines in a thread, so that a wait for one can have a limit.
-fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
-    let (send, receive) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            if send
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    receive
 }
 
 /// Waits for the end of a child within the limit; its status.

@@ -3,9 +3,13 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use serde_json::Value;
 
 /// The program under test.
@@ -110,4 +114,26 @@ pub fn built(what: &str) -> PathBuf {
         String::from_utf8_lossy(&output.stderr)
     );
     PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
+
+/// Lets children inherit the descriptor; its number.
+pub fn inherited(fd: &(impl AsFd + AsRawFd)) -> String {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    fd.as_raw_fd().to_string()
+}
+
+/// Reads lines in a thread, so that a wait for one can have a limit.
+pub fn lines(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            if send
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    receive
 }

@@ -5,6 +5,7 @@ mod beyond_eof;
 mod error_mid_call;
 mod held_writes;
 mod multi_extent;
+mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
@@ -39,6 +40,7 @@ pub const ALL: &[Case] = &[
 #[rustfmt::skip]
 pub const AIDS: &[Case] = &[
     Case { name: "held-writes", needs: &[], run: held_writes::run },
+    Case { name: "ordered-writes", needs: &[], run: ordered_writes::run },
 ];
 
 /// The case or aid of this name.

@@ -4,8 +4,9 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check;
 
@@ -41,6 +42,103 @@ struct IoEvent {
     res2: i64,
 }
 
+/// Writes of one io_submit on their way. The kernel may still read the data of
+/// those that have not come back: dropped before that, it is leaked.
+pub struct Writes {
+    ctx: libc::c_ulong,
+    data: ManuallyDrop<super::Pages>,
+    /// Submitted and not yet collected.
+    left: usize,
+}
+
+impl Writes {
+    /// Submits one write of `data` per offset, all in one call.
+    pub fn submit(
+        file: &File,
+        data: super::Pages,
+        each: usize,
+        offsets: &[u64],
+        ioprio: Option<u16>,
+    ) -> io::Result<Writes> {
+        assert!(each * offsets.len() <= data.len());
+        let mut ctx: libc::c_ulong = 0;
+        // SAFETY: `ctx` is the zeroed word that io_setup wants.
+        check(unsafe { libc::syscall(libc::SYS_io_setup, offsets.len(), &raw mut ctx) })?;
+        let mut iocbs: Vec<Iocb> = offsets
+            .iter()
+            .enumerate()
+            .map(|(i, &offset)| Iocb {
+                data: i as u64,
+                opcode: CMD_PWRITE,
+                // The priority is a 16-bit pattern; the field's sign means nothing.
+                reqprio: ioprio.unwrap_or(0) as i16,
+                fd: file.as_raw_fd() as u32,
+                buf: data.address(i * each),
+                nbytes: each as u64,
+                offset: offset as i64,
+                flags: if ioprio.is_some() { FLAG_IOPRIO } else { 0 },
+                ..Iocb::default()
+            })
+            .collect();
+        let pointers: Vec<*mut Iocb> = iocbs.iter_mut().map(|i| &raw mut *i).collect();
+        let mut writes = Writes {
+            ctx,
+            data: ManuallyDrop::new(data),
+            left: 0,
+        };
+        // SAFETY: the pointers lead to iocbs that live through the call (the kernel
+        // copies them); the data lives until every result is there, or for ever.
+        let submitted =
+            unsafe { libc::syscall(libc::SYS_io_submit, ctx, pointers.len(), pointers.as_ptr()) };
+        writes.left = check(submitted)? as usize;
+        Ok(writes)
+    }
+
+    /// How many have not been collected.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Waits for at least one; those that are there, in the order in which they
+    /// completed: the write's index, its result.
+    pub fn collect(&mut self, limit: Duration) -> io::Result<Vec<(usize, i64)>> {
+        let mut events = vec![IoEvent::default(); self.left.max(1)];
+        let timeout = libc::timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: i64::from(limit.subsec_nanos()),
+        };
+        // SAFETY: room for `left` events, a timespec that lives through the call.
+        let got = check(unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.ctx,
+                1,
+                self.left,
+                events.as_mut_ptr(),
+                &raw const timeout,
+            )
+        })? as usize;
+        if got == 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.left -= got;
+        let come = events[..got].iter();
+        Ok(come.map(|e| (e.data as usize, e.res)).collect())
+    }
+}
+
+impl Drop for Writes {
+    fn drop(&mut self) {
+        // io_destroy would wait for what does not come.
+        if self.left == 0 {
+            // SAFETY: a context of ours with nothing in flight.
+            unsafe { libc::syscall(libc::SYS_io_destroy, self.ctx) };
+            // SAFETY: dropped once, and the kernel is done with it.
+            unsafe { ManuallyDrop::drop(&mut self.data) };
+        }
+    }
+}
+
 /// Submits one write of `data` per offset, all in one call, and waits for them.
 /// Gives each result in the order of the offsets; an `Err` where not all came
 /// back in time, in which case the data is leaked, because the kernel may
@@ -53,76 +151,16 @@ pub fn write_batch(
     ioprio: Option<u16>,
     limit: Duration,
 ) -> io::Result<Vec<i64>> {
-    assert!(each * offsets.len() <= data.len());
-    let mut ctx: libc::c_ulong = 0;
-    // SAFETY: `ctx` is the zeroed word that io_setup wants.
-    check(unsafe { libc::syscall(libc::SYS_io_setup, offsets.len(), &raw mut ctx) })?;
-    let mut iocbs: Vec<Iocb> = offsets
-        .iter()
-        .enumerate()
-        .map(|(i, &offset)| Iocb {
-            data: i as u64,
-            opcode: CMD_PWRITE,
-            // The priority is a 16-bit pattern; the field's sign means nothing.
-            reqprio: ioprio.unwrap_or(0) as i16,
-            fd: file.as_raw_fd() as u32,
-            buf: data.address(i * each),
-            nbytes: each as u64,
-            offset: offset as i64,
-            flags: if ioprio.is_some() { FLAG_IOPRIO } else { 0 },
-            ..Iocb::default()
-        })
-        .collect();
-    let pointers: Vec<*mut Iocb> = iocbs.iter_mut().map(|i| &raw mut *i).collect();
-    // SAFETY: the pointers lead to iocbs that live through the call (the kernel
-    // copies them); the data lives until every result is there, or for ever.
-    let submitted =
-        unsafe { libc::syscall(libc::SYS_io_submit, ctx, pointers.len(), pointers.as_ptr()) };
-    let submitted = match check(submitted) {
-        Ok(n) => n as usize,
-        Err(e) => {
-            destroy(ctx);
-            return Err(e);
-        }
-    };
-    let mut events = vec![IoEvent::default(); submitted.max(1)];
-    let timeout = libc::timespec {
-        tv_sec: limit.as_secs() as i64,
-        tv_nsec: i64::from(limit.subsec_nanos()),
-    };
-    // SAFETY: room for `submitted` events, a timespec that lives through the call.
-    let got = check(unsafe {
-        libc::syscall(
-            libc::SYS_io_getevents,
-            ctx,
-            submitted,
-            submitted,
-            events.as_mut_ptr(),
-            &raw const timeout,
-        )
-    });
-    match got {
-        Ok(n) if n as usize == submitted => {
-            destroy(ctx);
-            let mut results = vec![-i64::from(libc::EAGAIN); offsets.len()];
-            for event in &events[..submitted] {
-                if let Some(slot) = results.get_mut(event.data as usize) {
-                    *slot = event.res;
-                }
+    let end = Instant::now() + limit;
+    let mut writes = Writes::submit(file, data, each, offsets, ioprio)?;
+    let mut results = vec![-i64::from(libc::EAGAIN); offsets.len()];
+    while writes.left() > 0 {
+        let left = end.saturating_duration_since(Instant::now());
+        for (index, result) in writes.collect(left)? {
+            if let Some(slot) = results.get_mut(index) {
+                *slot = result;
             }
-            Ok(results)
-        }
-        other => {
-            // io_destroy would wait for what does not come.
-            std::mem::forget(data);
-            Err(other
-                .err()
-                .unwrap_or_else(|| io::ErrorKind::TimedOut.into()))
         }
     }
-}
-
-fn destroy(ctx: libc::c_ulong) {
-    // SAFETY: a context of ours with nothing in flight.
-    unsafe { libc::syscall(libc::SYS_io_destroy, ctx) };
+    Ok(results)
 }

@@ -121,7 +121,9 @@ impl DataQueue {
             return Waits::Nothing;
         };
         let outage = &self.hub.outage;
-        if outage.is_gone() || outage.is_silent() {
+        // The request that the disk is gone with fails like those after it: nothing is stored.
+        let goes = pending.plan.device == Some(DeviceFault::Gone) && self.stopping.is_none();
+        if goes || outage.is_gone() || outage.is_silent() {
             pending.status = Status::IOERR;
             return Waits::Nothing;
         }
