@@ -477,6 +477,27 @@ mod tests {
     }
 
     #[test]
+    fn a_build_that_fails_shows_its_last_lines_and_keeps_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("linux");
+        fs::create_dir(&tree).unwrap();
+        let rule = "vmlinux bzImage:\n\t@for i in $$(seq 50); do echo line $$i; done; exit 1\n";
+        fs::write(tree.join("Makefile"), rule).unwrap();
+        let log = dir.path().join("build.log");
+        let error = make(dir.path(), &tree, &log).unwrap_err().to_string();
+        assert!(
+            error.contains("build.log") && error.contains("line 50"),
+            "{error}"
+        );
+        assert!(
+            !error.contains("line 9\n"),
+            "more than the last lines: {error}"
+        );
+        assert!(error.lines().count() <= TAIL + 1, "{error}");
+        assert!(fs::read_to_string(&log).unwrap().contains("line 1\n"));
+    }
+
+    #[test]
     fn patches_are_exchanged_in_place() {
         let dir = tempfile::tempdir().unwrap();
         let tree = dir.path();
