@@ -124,6 +124,9 @@ fn every_verb() {
         l.fired = Some(1);
     };
     assert_eq!(w.ask("wait", fired).reached, Some(true));
+    // A rule fires a moment before its request counts as held.
+    let held = |l: &mut Line| l.held = Some(1);
+    assert_eq!(w.ask("wait", held).reached, Some(true));
     let status = w.ask("status", |_| {}).status.unwrap();
     assert_eq!(
         (status.device.as_str(), status.held, status.inflight),
@@ -174,7 +177,7 @@ fn every_verb() {
         "disarm rule=fail",
     ];
     assert_eq!(orders, want.map(|o| format!("wtblk/1 {o}")));
-    assert_eq!(trace.device(DeviceKind::Wait).len(), 3);
+    assert_eq!(trace.device(DeviceKind::Wait).len(), 4);
 }
 
 #[test]

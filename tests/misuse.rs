@@ -7,7 +7,7 @@ mod support;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -130,28 +130,26 @@ fn until(what: &str, limit: Duration, mut state: impl FnMut() -> bool) {
     }
 }
 
-fn end_in_mid_run(signal: Signal) -> (Option<i32>, String) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut child = wtblk()
-        .args([
-            "run",
-            "--accel",
-            "tcg",
-            "--repeat",
-            "1000",
-            "--test",
-            "error-mid-call",
-            "--out",
-        ])
-        .arg(dir.path())
-        .stdout(Stdio::null())
+/// A run of a thousand boots, of which the first guest has just said `said`.
+fn long_run(dir: &Path, said: &str) -> Child {
+    let child = wtblk()
+        .args(["run", "--accel", "tcg", "--repeat", "1000"])
+        .args(["--test", "error-mid-call", "--out"])
+        .arg(dir)
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let console = dir.path().join("boot-1/console.log");
+    let console = dir.join("boot-1/console.log");
     until("the guest prints", Duration::from_secs(60), || {
-        std::fs::metadata(&console).is_ok_and(|m| m.len() > 0)
+        std::fs::read_to_string(&console).is_ok_and(|text| text.contains(said))
     });
+    child
+}
+
+fn end_in_mid_run(signal: Signal) -> (Option<i32>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = long_run(dir.path(), "Linux version");
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
     let status = child.wait().unwrap();
     // wtblk itself, its device and QEMU all carry the folder in their arguments or logs.
@@ -227,26 +225,7 @@ fn a_reader_that_goes_away_changes_neither_status_nor_results() {
 /// A run whose device or QEMU (whose command line holds `word`) is killed in the middle.
 fn killed_in_mid_run(word: &str) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
-    let child = wtblk()
-        .args([
-            "run",
-            "--accel",
-            "tcg",
-            "--repeat",
-            "1000",
-            "--test",
-            "error-mid-call",
-            "--out",
-        ])
-        .arg(dir.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let console = dir.path().join("boot-1/console.log");
-    until("the guest prints", Duration::from_secs(60), || {
-        std::fs::read_to_string(&console).is_ok_and(|text| text.contains("KTAP version 1"))
-    });
+    let child = long_run(dir.path(), "KTAP version 1");
     let is_it = |pid: &i32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");

@@ -238,10 +238,10 @@ fn the_guest_powers_off() {
 #[test]
 fn the_guest_resets() {
     both(Machine::Microvm, "reset", |held| {
-        let begun = Instant::now();
-        // It comes up again, mounts, and gets to its writes once more.
+        // QEMU resets its devices before the new kernel runs: its first line is the reset's end.
+        held.until_said("Linux version", LIMIT);
+        // And it comes up again, mounts, and gets to its writes once more.
         held.until_said("KTAP version 1", BOOT);
-        assert!(begun.elapsed() < BOOT);
     });
 }
 

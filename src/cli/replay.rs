@@ -77,7 +77,7 @@ impl Replay {
                         "{:>8} #{} {} {}+{} B: rule {} ({}): {}",
                         event.seq,
                         event.seq,
-                        super::trace::op_name(submit.op),
+                        submit.op.name(),
                         submit.sector,
                         submit.bytes,
                         d.rule,

@@ -112,7 +112,7 @@ fn ms(ns: u64) -> String {
 }
 
 fn submit(id: RequestId, s: &Submit) -> String {
-    let mut line = format!("#{id} {}", op_name(s.op));
+    let mut line = format!("#{id} {}", s.op.name());
     if !matches!(s.op, Op::Flush | Op::GetId) {
         let _ = write!(
             line,
@@ -170,19 +170,6 @@ fn complete(c: &Complete, latency_ns: Option<u64>) -> String {
         let _ = write!(line, " digest {:016x}", c.digest);
     }
     line
-}
-
-/// The name of an operation, as scenarios spell it.
-pub(super) fn op_name(op: Op) -> &'static str {
-    match op {
-        Op::Read => "read",
-        Op::Write => "write",
-        Op::Flush => "flush",
-        Op::GetId => "get-id",
-        Op::Discard => "discard",
-        Op::WriteZeroes => "write-zeroes",
-        Op::Other => "other",
-    }
 }
 
 fn mark(m: &MarkEvent) -> String {

@@ -22,7 +22,7 @@ use super::orders;
 use super::socket::{Socket, accept};
 use super::wake::Wake;
 use crate::control::{Answer, Ask, InFlight, LINE_MAX, LIST_MAX, Line, WaitFor};
-use crate::trace::event::{Body, DATA_DISK, DeviceKind, MarkEvent, Op};
+use crate::trace::event::{Body, DATA_DISK, DeviceKind, MarkEvent};
 
 /// Most connections at once.
 const CONNECTIONS: usize = 8;
@@ -247,7 +247,7 @@ fn query(hub: &Hub) -> Answer {
         InFlight {
             request: request.id,
             queue: request.queue,
-            op: word(request.op).into(),
+            op: request.op.name().into(),
             sector: request.sector,
             bytes: request.bytes,
             waits: flight.waits.into(),
@@ -261,18 +261,6 @@ fn query(hub: &Hub) -> Answer {
         requests: Some(requests.collect()),
         more: (more > 0).then_some(more as u64),
         ..Answer::ok()
-    }
-}
-
-fn word(op: Op) -> &'static str {
-    match op {
-        Op::Read => "read",
-        Op::Write => "write",
-        Op::Flush => "flush",
-        Op::GetId => "get-id",
-        Op::Discard => "discard",
-        Op::WriteZeroes => "write-zeroes",
-        Op::Other => "other",
     }
 }
 

@@ -66,6 +66,21 @@ pub enum Op {
     Other,
 }
 
+impl Op {
+    /// Its name, as scenarios, `trace show` and the control socket spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Flush => "flush",
+            Op::GetId => "get-id",
+            Op::Discard => "discard",
+            Op::WriteZeroes => "write-zeroes",
+            Op::Other => "other",
+        }
+    }
+}
+
 /// Status byte of a completion (virtio 1.3, 5.2.6): a raw byte, because a
 /// scenario may send one that the standard does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
