@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 use super::done::Done;
-use super::transfer::{Way, transfer};
+use super::transfer::{Way, transfer, zero};
 use super::{Completion, Op, Store, StoreQueue};
 
 /// Enough to keep a disk busy, few enough not to crowd a small machine.
@@ -43,6 +43,7 @@ struct Jobs {
 
 struct Pool {
     file: File,
+    capacity: u64,
     jobs: Mutex<Jobs>,
     more: Condvar,
 }
@@ -50,7 +51,6 @@ struct Pool {
 /// See the module.
 pub struct FileStore {
     pool: Arc<Pool>,
-    capacity: u64,
 }
 
 impl FileStore {
@@ -74,6 +74,7 @@ impl FileStore {
     fn over(file: File, capacity: u64) -> io::Result<FileStore> {
         let pool = Arc::new(Pool {
             file,
+            capacity,
             jobs: Mutex::new(Jobs {
                 waiting: VecDeque::new(),
                 ended: false,
@@ -86,7 +87,7 @@ impl FileStore {
                 .name(format!("store-{i}"))
                 .spawn(move || work(&pool))?;
         }
-        Ok(FileStore { pool, capacity })
+        Ok(FileStore { pool })
     }
 }
 
@@ -164,6 +165,10 @@ fn work(pool: &Pool) {
                 transfer(file, Way::In, *offset, buffers)
             }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
+            Op::Discard { offset, len } => zero(file, pool.capacity, *offset, *len, true),
+            Op::WriteZeroes { offset, len, unmap } => {
+                zero(file, pool.capacity, *offset, *len, *unmap)
+            }
             Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
         };
         // The buffers go before the completion is told: after it nobody holds the guest's memory.
@@ -175,7 +180,7 @@ fn work(pool: &Pool) {
 
 impl Store for FileStore {
     fn capacity(&self) -> u64 {
-        self.capacity
+        self.pool.capacity
     }
 
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {

@@ -5,29 +5,50 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// A piece of a write: where it ends on the disk, whose it is, where its first byte is in the log.
+/// A piece of a write: where it ends on the disk, whose it is, where its first byte is in the
+/// log; `None`: it is all zeros and has no place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
     end: u64,
     owner: u64,
-    log: u64,
+    log: Option<u64>,
 }
 
 /// See the module. Keyed by the pieces' first bytes; pieces do not overlap.
 #[derive(Debug, Default)]
 pub(super) struct Index(BTreeMap<u64, Piece>);
 
-/// A part of a range: in the log, or not.
+/// Where a part of a range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In no write of the log.
+    Elsewhere,
+    /// In the log, from this byte on.
+    Log(u64),
+    /// A write that is all zeros.
+    Zeros,
+}
+
+/// A part of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     pub range: Range<u64>,
-    /// Where it is in the log.
-    pub log: Option<u64>,
+    pub place: Place,
+}
+
+impl Piece {
+    /// The piece without its first bytes.
+    fn from(self, skip: u64) -> Piece {
+        Piece {
+            log: self.log.map(|log| log + skip),
+            ..self
+        }
+    }
 }
 
 impl Index {
-    /// A write covers the range; its bytes are in the log from `log` on.
-    pub fn put(&mut self, range: Range<u64>, owner: u64, log: u64) {
+    /// A write covers the range; its bytes are in the log from `log` on, `None`: are zeros.
+    pub fn put(&mut self, range: Range<u64>, owner: u64, log: Option<u64>) {
         self.cut(&range);
         if !range.is_empty() {
             let end = range.end;
@@ -60,19 +81,20 @@ impl Index {
             if at < from {
                 parts.push(Part {
                     range: at..from,
-                    log: None,
+                    place: Place::Elsewhere,
                 });
             }
+            let log = piece.from(from - start).log;
             parts.push(Part {
                 range: from..to,
-                log: Some(piece.log + (from - start)),
+                place: log.map_or(Place::Zeros, Place::Log),
             });
             at = to;
         }
         if at < range.end {
             parts.push(Part {
                 range: at..range.end,
-                log: None,
+                place: Place::Elsewhere,
             });
         }
         parts
@@ -87,8 +109,7 @@ impl Index {
             let whole = *piece;
             piece.end = range.start;
             if whole.end > range.end {
-                let log = whole.log + (range.end - start);
-                self.0.insert(range.end, Piece { log, ..whole });
+                self.0.insert(range.end, whole.from(range.end - start));
             }
         }
         let inside: Vec<u64> = self
@@ -100,8 +121,7 @@ impl Index {
             if let Some(piece) = self.0.remove(&start)
                 && piece.end > range.end
             {
-                let log = piece.log + (range.end - start);
-                self.0.insert(range.end, Piece { log, ..piece });
+                self.0.insert(range.end, piece.from(range.end - start));
             }
         }
     }
@@ -142,15 +162,20 @@ mod tests {
             len in 1u64..20,
         ) {
             let mut index = Index::default();
-            let mut bytes: Vec<Option<(u64, u64)>> = vec![None; 100];
+            let mut bytes: Vec<Option<(u64, Place)>> = vec![None; 100];
             let mut ranges: Vec<Range<u64>> = Vec::new();
             for (n, (start, len, put)) in steps.into_iter().enumerate() {
                 let n = n as u64;
                 if put || ranges.is_empty() {
                     let range = start..start + len;
-                    index.put(range.clone(), n, n * 1000);
+                    let zeros = n % 3 == 0;
+                    index.put(range.clone(), n, (!zeros).then_some(n * 1000));
                     for at in range.clone() {
-                        bytes[at as usize] = Some((n, n * 1000 + at - start));
+                        let place = match zeros {
+                            true => Place::Zeros,
+                            false => Place::Log(n * 1000 + at - start),
+                        };
+                        bytes[at as usize] = Some((n, place));
                     }
                     ranges.push(range);
                 } else {
@@ -169,8 +194,12 @@ mod tests {
             for part in index.parts(from..from + len) {
                 prop_assert_eq!(part.range.start, at);
                 for byte in part.range.clone() {
-                    let log = part.log.map(|log| log + byte - part.range.start);
-                    prop_assert_eq!(log, bytes[byte as usize].map(|b| b.1));
+                    let place = match part.place {
+                        Place::Log(log) => Place::Log(log + byte - part.range.start),
+                        other => other,
+                    };
+                    let want = bytes[byte as usize].map_or(Place::Elsewhere, |b| b.1);
+                    prop_assert_eq!(place, want);
                 }
                 at = part.range.end;
             }

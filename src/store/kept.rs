@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::index::Index;
+use super::index::{Index, Place};
 use super::transfer::{Way, transfer};
 use super::{Buffers, Completion, Op, Store, StoreQueue};
 
@@ -105,7 +105,7 @@ impl Kept {
     fn keep(&self, offset: u64, buffers: &Buffers) -> io::Result<()> {
         transfer(self.old.as_fd(), Way::Out, offset, buffers)?;
         let mut have = self.have.lock().unwrap_or_else(PoisonError::into_inner);
-        have.put(offset..offset + buffers.len(), 0, offset);
+        have.put(offset..offset + buffers.len(), 0, Some(offset));
         Ok(())
     }
 }
@@ -137,9 +137,9 @@ impl KeptQueue {
         self.inner.submit(number, op);
     }
 
-    fn write(&mut self, token: u64, offset: u64, buffers: Buffers) {
-        let overlap = self.kept.overlap(&(offset..offset + buffers.len()));
-        let op = Op::Write { offset, buffers };
+    /// An operation that changes a range: what the range holds is kept before.
+    fn change(&mut self, token: u64, offset: u64, len: u64, op: Op) {
+        let overlap = self.kept.overlap(&(offset..offset.saturating_add(len)));
         if overlap.is_empty() {
             let job = self.begin(token, None);
             return self.part(job, op, None);
@@ -168,11 +168,12 @@ impl KeptQueue {
         for part in parts {
             let len = part.range.end - part.range.start;
             let buffers = buffers.part(part.range.start - offset, len);
-            match part.log {
-                Some(at) => {
+            match part.place {
+                Place::Log(at) => {
                     result = result.and(transfer(self.kept.old.as_fd(), Way::In, at, &buffers));
                 }
-                None => fresh.push(Op::Read {
+                // Old contents are never kept as zeros without bytes.
+                Place::Elsewhere | Place::Zeros => fresh.push(Op::Read {
                     offset: part.range.start,
                     buffers,
                 }),
@@ -225,7 +226,13 @@ impl KeptQueue {
 impl StoreQueue for KeptQueue {
     fn submit(&mut self, token: u64, op: Op) {
         match op {
-            Op::Write { offset, buffers } => self.write(token, offset, buffers),
+            Op::Write {
+                offset,
+                ref buffers,
+            } => self.change(token, offset, buffers.len(), op),
+            Op::Discard { offset, len } | Op::WriteZeroes { offset, len, .. } => {
+                self.change(token, offset, len, op);
+            }
             Op::ReadOld { offset, buffers } => self.read_old(token, offset, &buffers),
             op => {
                 let job = self.begin(token, None);
@@ -269,6 +276,14 @@ mod tests {
         memory.bytes()
     }
 
+    fn zeroes(offset: u64, len: u64) -> Op {
+        Op::WriteZeroes {
+            offset,
+            len,
+            unmap: false,
+        }
+    }
+
     #[test]
     fn the_contents_before_the_last_write() {
         let inner = Arc::new(MemoryStore::new(1 << 20).unwrap());
@@ -284,6 +299,22 @@ mod tests {
         assert_eq!(seen[..512], [1; 512], "no range of ours");
         assert_eq!(seen[512..1024], [2; 512]);
         assert_eq!(seen[1024..], [1; 512]);
+        // What is thrown away or zeroed has old contents, too.
+        for (byte, op) in [
+            (4, zeroes(4096, 1024)),
+            (
+                5,
+                Op::Discard {
+                    offset: 4096,
+                    len: 1024,
+                },
+            ),
+        ] {
+            fill(&mut *queue, 4096, 1024, byte);
+            queue.submit(3, op);
+            assert!(wait(&mut *queue, 1)[0].result.is_ok());
+            assert_eq!(old(&mut *queue, 4096, 1024), vec![byte; 1024]);
+        }
     }
 
     #[test]

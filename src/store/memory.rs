@@ -11,7 +11,7 @@ use std::sync::Arc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::done::Done;
-use super::transfer::{Way, transfer};
+use super::transfer::{Way, transfer, zero};
 use super::{Completion, Op, Store, StoreQueue};
 
 /// See the module.
@@ -40,6 +40,7 @@ impl Store for MemoryStore {
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
         Ok(Box::new(MemoryQueue {
             file: self.file.clone(),
+            capacity: self.capacity,
             done: Done::new()?,
         }))
     }
@@ -48,6 +49,7 @@ impl Store for MemoryStore {
 /// Does the work at submission (a copy never waits), tells it at the next reap.
 struct MemoryQueue {
     file: Arc<File>,
+    capacity: u64,
     done: Done,
 }
 
@@ -59,6 +61,10 @@ impl StoreQueue for MemoryQueue {
                 transfer(file, Way::In, *offset, buffers)
             }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
+            // There is no room to be kept for later.
+            Op::Discard { offset, len } | Op::WriteZeroes { offset, len, .. } => {
+                zero(file, self.capacity, *offset, *len, true)
+            }
             Op::Flush | Op::FlushFirst(_) => Ok(()),
         };
         drop(op);

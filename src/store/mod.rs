@@ -47,6 +47,23 @@ pub enum Op {
         /// Where to; the length is theirs.
         buffers: Buffers,
     },
+    /// The range is not needed any more: its room is given back where that is possible. What it
+    /// reads as afterwards is zeros, in every store of ours. Not durable before a flush.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The range reads as zeros from now on. Not durable before a flush.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Its room may be given back.
+        unmap: bool,
+    },
     /// Make everything that was completed durable.
     Flush,
     /// Make only so many writes durable: the first, in the order in which they were completed.

@@ -47,6 +47,56 @@ pub(super) fn contract(store: &dyn Store) {
     // Drained: no stale wake-up is left.
     let mut fds = [PollFd::new(queue.event(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut fds, 0u16).unwrap(), 0);
+    // Zeroed and thrown away: both read as zeros, what is beside them stays.
+    let mut data = data;
+    for (offset, op) in [
+        (
+            4096 + 512,
+            Op::WriteZeroes {
+                offset: 4096 + 512,
+                len: 1024,
+                unmap: false,
+            },
+        ),
+        (
+            4096 + 8192,
+            Op::WriteZeroes {
+                offset: 4096 + 8192,
+                len: 1024,
+                unmap: true,
+            },
+        ),
+        (
+            4096 + 16384,
+            Op::Discard {
+                offset: 4096 + 16384,
+                len: 1024,
+            },
+        ),
+    ] {
+        queue.submit(1, op);
+        assert!(wait(&mut *queue, 1)[0].result.is_ok());
+        data[offset - 4096..offset - 3072].fill(0);
+        let op = Op::Read {
+            offset: 4096,
+            buffers: to[0].buffers(&[600]),
+        };
+        queue.submit(1, op);
+        assert!(wait(&mut *queue, 1)[0].result.is_ok());
+        assert!(to[0].bytes() == data);
+    }
+    let (offset, len) = (store.capacity() - 512, 1024);
+    for op in [
+        Op::Discard { offset, len },
+        Op::WriteZeroes {
+            offset,
+            len,
+            unmap: true,
+        },
+    ] {
+        queue.submit(1, op);
+        assert!(wait(&mut *queue, 1)[0].result.is_err());
+    }
     // Beyond the end: the request fails, the queue goes on.
     let op = Op::Read {
         offset: store.capacity(),

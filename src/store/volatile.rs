@@ -25,8 +25,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::done::Done;
-use super::index::{Index, Part};
-use super::transfer::{Way, transfer};
+use super::index::{Index, Part, Place};
+use super::transfer::{Way, fill_zeros, transfer};
 use super::{Buffers, Completion, Op, Store, StoreQueue};
 use mover::Mover;
 
@@ -34,6 +34,8 @@ use mover::Mover;
 const SPILL: u64 = 256 << 20;
 /// A write that would make the cache larger fails.
 const FULL: u64 = 2 * SPILL;
+/// The same for writes that take no room, being zeros: half of it spills, all of it fails.
+const ENTRIES: usize = 1 << 20;
 /// Entries begin on pages of the log: each gives all its memory back.
 const PAGE: u64 = 4096;
 
@@ -82,12 +84,32 @@ struct State {
 /// A write that is not durable.
 struct Entry {
     range: Range<u64>,
-    /// Where in the log it begins.
-    log: u64,
+    what: What,
     /// Its place in the order of completions; `None` while it is in flight.
     completed: Option<u64>,
     /// What of it no later write, already durable, has replaced.
     live: Vec<Range<u64>>,
+}
+
+/// What an entry does to its range.
+#[derive(Clone, Copy)]
+enum What {
+    /// Bytes of the log, from this place on.
+    Data(u64),
+    /// Zeros; whether the room may be given back.
+    Zeroes { unmap: bool },
+    /// Zeros, and nobody needs them.
+    Discard,
+}
+
+impl What {
+    /// Where in the log it begins.
+    fn log(self) -> Option<u64> {
+        match self {
+            What::Data(at) => Some(at),
+            What::Zeroes { .. } | What::Discard => None,
+        }
+    }
 }
 
 /// A flush: the first so many writes, and whom to tell.
@@ -170,18 +192,18 @@ impl Cache {
             return Err(error);
         }
         // Numbered only now: whoever is numbered later has also copied later.
-        state.arrived += 1;
-        let number = state.arrived;
-        let range = offset..offset + len;
-        state.index.put(range.clone(), number, at);
-        let entry = Entry {
-            live: vec![range.clone()],
-            range,
-            log: at,
-            completed: None,
-        };
-        state.entries.insert(number, entry);
-        Ok(number)
+        Ok(state.enter(offset..offset + len, What::Data(at)))
+    }
+
+    /// Takes in that a range becomes zeros; its number.
+    fn put_zeros(&self, range: Range<u64>, what: What) -> io::Result<u64> {
+        let mut state = self.lock();
+        frozen(&state)?;
+        if state.entries.len() >= ENTRIES {
+            let why = format!("the volatile cache is full ({ENTRIES} writes)");
+            return Err(io::Error::new(io::ErrorKind::StorageFull, why));
+        }
+        Ok(state.enter(range, what))
     }
 
     /// A write is being completed.
@@ -193,7 +215,8 @@ impl Cache {
         if let Some(entry) = state.entries.get_mut(&number) {
             entry.completed = Some(completed);
         }
-        if state.account.bytes > SPILL && !state.spilling {
+        let full = state.account.bytes > SPILL || state.entries.len() > ENTRIES / 2;
+        if full && !state.spilling {
             state.spilling = true;
             drop(state);
             let tell = Tell::Nobody;
@@ -217,16 +240,33 @@ impl Cache {
         frozen(&state)?;
         let mut rest = Vec::new();
         for part in state.index.parts(offset..offset + buffers.len()) {
-            let Some(at) = part.log else {
-                rest.push(part);
-                continue;
-            };
             let len = part.range.end - part.range.start;
-            // Under the lock: the entry must not leave meanwhile.
             let to = buffers.part(part.range.start - offset, len);
-            transfer(self.log.as_fd(), Way::In, at, &to)?;
+            match part.place {
+                Place::Elsewhere => rest.push(part),
+                // Under the lock: the entry must not leave meanwhile.
+                Place::Log(at) => transfer(self.log.as_fd(), Way::In, at, &to)?,
+                Place::Zeros => fill_zeros(&to)?,
+            }
         }
         Ok(rest)
+    }
+}
+
+impl State {
+    /// The next entry; its number.
+    fn enter(&mut self, range: Range<u64>, what: What) -> u64 {
+        self.arrived += 1;
+        let number = self.arrived;
+        self.index.put(range.clone(), number, what.log());
+        let entry = Entry {
+            live: vec![range.clone()],
+            range,
+            what,
+            completed: None,
+        };
+        self.entries.insert(number, entry);
+        number
     }
 }
 
@@ -327,11 +367,17 @@ impl VolatileQueue {
         }
     }
 
-    fn write(&mut self, token: u64, offset: u64, buffers: &Buffers) {
+    fn write(
+        &mut self,
+        token: u64,
+        offset: u64,
+        len: u64,
+        put: impl FnOnce(&Cache) -> io::Result<u64>,
+    ) {
         // The log has no end, the disk has.
-        let end = offset.checked_add(buffers.len());
+        let end = offset.checked_add(len);
         let result = match end.is_some_and(|end| end <= self.capacity) {
-            true => self.cache.put(offset, buffers),
+            true => put(&self.cache),
             false => Err(io::ErrorKind::WriteZero.into()),
         };
         let result = result.map(|number| {
@@ -341,13 +387,27 @@ impl VolatileQueue {
     }
 }
 
+impl VolatileQueue {
+    fn zero(&mut self, token: u64, offset: u64, len: u64, what: What) {
+        let put = |cache: &Cache| cache.put_zeros(offset..offset + len, what);
+        self.write(token, offset, len, put);
+    }
+}
+
 impl StoreQueue for VolatileQueue {
     fn submit(&mut self, token: u64, op: Op) {
         match op {
             Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
                 self.read(token, offset, &buffers);
             }
-            Op::Write { offset, buffers } => self.write(token, offset, &buffers),
+            Op::Write { offset, buffers } => {
+                let put = |cache: &Cache| cache.put(offset, &buffers);
+                self.write(token, offset, buffers.len(), put);
+            }
+            Op::Discard { offset, len } => self.zero(token, offset, len, What::Discard),
+            Op::WriteZeroes { offset, len, unmap } => {
+                self.zero(token, offset, len, What::Zeroes { unmap });
+            }
             Op::Flush | Op::FlushFirst(_) => {
                 // Never more than what is completed now.
                 let now = self.cache.completed();

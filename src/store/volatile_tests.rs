@@ -87,6 +87,8 @@ fn an_orderly_end_keeps_everything_and_gives_the_memory_back() {
 #[derive(Clone, Debug)]
 enum Step {
     Write(usize, usize),
+    /// The same with zeros: as a discard, or as zeroes.
+    Zero(usize, usize, bool),
     /// Completes the oldest so many writes in flight.
     Reap,
     Flush,
@@ -96,6 +98,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..15usize, 1..5usize).prop_map(|(at, n)| Step::Write(at, n)),
+        2 => (0..15usize, 1..9usize, any::<bool>()).prop_map(|(at, n, d)| Step::Zero(at, n, d)),
         3 => Just(Step::Reap),
         1 => Just(Step::Flush),
         1 => (0..20u64).prop_map(Step::FlushFirst),
@@ -142,6 +145,17 @@ proptest! {
                     let token = writes.len() as u64;
                     queue.submit(token, Op::Write { offset: range.start as u64, buffers });
                     writes.push(Said { range, byte, completed: None });
+                }
+                Step::Zero(at, sectors, discard) => {
+                    let range = at * 512..((at + sectors) * 512).min(DISK);
+                    let (offset, len) = (range.start as u64, range.len() as u64);
+                    let unmap = n % 2 == 0;
+                    let op = match discard {
+                        true => Op::Discard { offset, len },
+                        false => Op::WriteZeroes { offset, len, unmap },
+                    };
+                    queue.submit(writes.len() as u64, op);
+                    writes.push(Said { range, byte: 0, completed: None });
                 }
                 Step::Reap => {
                     let mut done = Vec::new();

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::super::index::subtract;
 use super::super::transfer::{Way, transfer};
 use super::super::{Buffers, Completion, Op, StoreQueue};
-use super::{Cache, Entry, Job, PAGE, Tell, frozen};
+use super::{Cache, Entry, Job, PAGE, Tell, What, frozen};
 
 /// Bytes moved at once.
 const CHUNK: u64 = 1 << 20;
@@ -66,17 +66,24 @@ impl Mover {
 
     /// One entry becomes durable.
     fn leave(&mut self, cache: &Cache, number: u64) -> io::Result<()> {
-        let live = {
+        let (live, start, what) = {
             let state = cache.lock();
             frozen(&state)?;
             let Some(entry) = state.entries.get(&number) else {
                 return Ok(());
             };
-            let place = |r: &Range<u64>| (r.clone(), entry.log + (r.start - entry.range.start));
-            entry.live.iter().map(place).collect::<Vec<_>>()
+            (entry.live.clone(), entry.range.start, entry.what)
         };
-        for (range, log) in live {
-            self.copy(cache, range, log)?;
+        for range in live {
+            let offset = range.start;
+            let len = range.end - offset;
+            match what {
+                What::Data(log) => self.copy(cache, range, log + (offset - start))?,
+                What::Zeroes { unmap } => {
+                    self.zero(cache, Op::WriteZeroes { offset, len, unmap })?;
+                }
+                What::Discard => self.zero(cache, Op::Discard { offset, len })?,
+            }
         }
         let mut state = cache.lock();
         let Some(entry) = state.entries.remove(&number) else {
@@ -88,9 +95,19 @@ impl Mover {
             subtract(&mut older.live, &entry.range);
         }
         state.account.volatile = state.account.volatile.saturating_sub(1);
-        let room = (entry.range.end - entry.range.start).next_multiple_of(PAGE);
-        cache.free(&mut state, entry.log, room);
+        if let What::Data(log) = entry.what {
+            let room = (entry.range.end - entry.range.start).next_multiple_of(PAGE);
+            cache.free(&mut state, log, room);
+        }
         Ok(())
+    }
+
+    /// A range becomes zeros: in one step, however long it is.
+    fn zero(&mut self, cache: &Cache, op: Op) -> io::Result<()> {
+        let moving = cache.moving.lock();
+        let _moving = moving.unwrap_or_else(PoisonError::into_inner);
+        frozen(&cache.lock())?;
+        self.run_one(op)
     }
 
     fn copy(&mut self, cache: &Cache, range: Range<u64>, log: u64) -> io::Result<()> {
