@@ -168,7 +168,7 @@ mod tests {
                 let n = n as u64;
                 if put || ranges.is_empty() {
                     let range = start..start + len;
-                    let zeros = n % 3 == 0;
+                    let zeros = n.is_multiple_of(3);
                     index.put(range.clone(), n, (!zeros).then_some(n * 1000));
                     for at in range.clone() {
                         let place = match zeros {

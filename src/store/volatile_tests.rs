@@ -149,7 +149,7 @@ proptest! {
                 Step::Zero(at, sectors, discard) => {
                     let range = at * 512..((at + sectors) * 512).min(DISK);
                     let (offset, len) = (range.start as u64, range.len() as u64);
-                    let unmap = n % 2 == 0;
+                    let unmap = n.is_multiple_of(2);
                     let op = match discard {
                         true => Op::Discard { offset, len },
                         false => Op::WriteZeroes { offset, len, unmap },
