@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use wtblk::cli::verify::verify;
 use wtblk::trace::TraceWriter;
-use wtblk::trace::event::{Body, Complete, MarkEvent, Op, Status, Submit};
+use wtblk::trace::event::{Body, Complete, DeviceEvent, DeviceKind, MarkEvent, Op, Status, Submit};
 use wtblk::verify::verdict::{Verdict, Verdicts};
 use wtblk_shared::mark::{CallBegin, CallEnd, Extent, Mark, PageReport};
 use wtblk_shared::tag::Tag;
@@ -139,4 +139,78 @@ fn no_trace_is_an_error() {
     let error = verify(Path::new("/nowhere/x.trace"), false, &mut out).unwrap_err();
     assert!(error.to_string().contains("/nowhere/x.trace"), "{error}");
     assert!(out.is_empty());
+}
+
+/// `wtblk verify` as it is typed: status and what it says.
+fn typed(args: &[&str]) -> (i32, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
+        .arg("verify")
+        .args(args)
+        .output()
+        .unwrap();
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn the_contract_decides_and_the_trace_names_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    // A failed write, a short count: legal unless the contract is strict.
+    let path = trace(dir.path(), Status::IOERR, 4096, 0);
+    let file = path.to_str().unwrap();
+    let (status, says) = typed(&[file]);
+    assert_eq!(status, 0, "{says}");
+    assert!(says.starts_with("contract rfc-v2\n"), "{says}");
+    let (status, says) = typed(&[file, "--contract", "strict"]);
+    assert_eq!(status, 1, "{says}");
+    assert!(says.starts_with("contract strict\n"), "{says}");
+    let (status, says) = typed(&[file, "--contract", "rfc-v9"]);
+    assert_eq!(status, 2);
+    assert!(says.contains("rfc-v1, rfc-v2, strict"), "{says}");
+
+    let scenario = dir.path().join("s.toml");
+    std::fs::write(
+        &scenario,
+        "version = 1\n[contract]\nset = \"strict\"\noff = [\"error-report\"]\n",
+    )
+    .unwrap();
+    let (status, says) = typed(&[file, "--scenario", scenario.to_str().unwrap()]);
+    assert_eq!(status, 0, "{says}");
+    assert!(
+        says.contains("the contract does not make this promise"),
+        "{says}"
+    );
+
+    // The first event of a trace of ours says what it is to be judged by.
+    let begin = serde_json::json!({"contract": wtblk::verify::contract::Contract::named("strict")});
+    let named = dir.path().join("named.trace");
+    let writer = TraceWriter::create(&named).unwrap();
+    writer.record(&Body::Device(DeviceEvent {
+        disk: 0,
+        queue: 0,
+        kind: DeviceKind::Begin,
+        a: 0,
+        b: 0,
+        text: begin.to_string(),
+    }));
+    writer.close();
+    let (_, says) = typed(&[named.to_str().unwrap()]);
+    assert!(says.starts_with("contract strict\n"), "{says}");
+    let (_, says) = typed(&[named.to_str().unwrap(), "--contract", "rfc-v1"]);
+    assert!(says.starts_with("contract rfc-v1\n"), "{says}");
+}
+
+#[test]
+fn every_promise_explains_itself() {
+    for name in wtblk::verify::promise::NAMES {
+        let (status, says) = typed(&["--explain", name]);
+        assert_eq!(status, 0, "{says}");
+        for title in ["promised", "comes from", "broken by", "not checked when"] {
+            assert!(says.contains(&format!("\n  {title}\n      ")), "{says}");
+        }
+        assert!(says.lines().all(|l| l.chars().count() <= 100), "{says}");
+    }
+    let (status, says) = typed(&["--explain", "honesty"]);
+    assert_eq!(status, 2);
+    assert!(says.contains("align, cover, order"), "{says}");
 }

@@ -41,13 +41,7 @@ enum Command {
     #[command(subcommand)]
     Trace(TraceVerb),
     /// Judge a stored trace by the promises.
-    Verify {
-        /// The trace file.
-        file: PathBuf,
-        /// Print JSON instead of text.
-        #[arg(long)]
-        json: bool,
-    },
+    Verify(verify::VerifyArgs),
     /// Check scenario files, say in plain words what they do, print their JSON schema.
     Scenario(scenario::ScenarioArgs),
     /// Feed the requests of a recorded trace to the rules of a scenario: which would have fired.
@@ -99,9 +93,7 @@ pub fn main() -> ExitCode {
         Command::Trace(TraceVerb::Show { file }) => {
             trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0)
         }
-        Command::Verify { file, json } => {
-            verify::verify(&file, json, &mut std::io::stdout().lock())
-        }
+        Command::Verify(args) => args.run(&mut std::io::stdout().lock()),
         Command::Scenario(args) => args.run(&mut std::io::stdout().lock()),
         Command::Replay(args) => args.run(&mut std::io::stdout().lock()),
         Command::Ctl(args) => args.run(&mut std::io::stdout().lock()),

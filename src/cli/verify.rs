@@ -2,32 +2,95 @@
 //! `wtblk verify FILE`: the promises, judged on a stored trace.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, bail};
+use clap::Args;
 use serde::Serialize;
 
+use super::scenario;
+use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, Event};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
-use crate::verify::render;
 use crate::verify::verdict::Verdicts;
+use crate::verify::{explain, promise, render};
 
-/// Judges the trace by the default contract and prints the verdicts. The exit
+/// What to judge, and by what.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The trace file.
+    #[arg(required_unless_present = "explain")]
+    file: Option<PathBuf>,
+    /// Judge by this set (rfc-v1, rfc-v2, strict) instead of the contract that the trace names.
+    #[arg(long, value_name = "NAME", conflicts_with = "scenario")]
+    contract: Option<String>,
+    /// Judge by the contract of this scenario; repeatable.
+    #[arg(long, value_name = "FILE")]
+    scenario: Vec<PathBuf>,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Tell what a promise means, where it comes from, how it is broken and when it is not checked.
+    #[arg(long, value_name = "PROMISE", conflicts_with_all = ["file", "contract", "scenario", "json"])]
+    explain: Option<String>,
+}
+
+impl VerifyArgs {
+    /// Runs it; the exit status.
+    pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
+        if let Some(name) = &self.explain {
+            return explain_one(name, out);
+        }
+        let contract = match &self.contract {
+            Some(name) => Some(contract_named(name)?),
+            None if self.scenario.is_empty() => None,
+            None => Some(scenario::load(&self.scenario)?.contract()),
+        };
+        let file = self.file.as_deref().context("which trace? Name its file")?;
+        verify_with(file, contract, self.json, out)
+    }
+}
+
+fn explain_one(name: &str, out: &mut impl Write) -> anyhow::Result<u8> {
+    let Some(about) = promise::about(name) else {
+        bail!(
+            "there is no promise '{name}'; the promises are: {}",
+            promise::NAMES.join(", ")
+        );
+    };
+    for line in explain::explain(about) {
+        writeln!(out, "{line}")?;
+    }
+    out.flush()?;
+    Ok(status::HELD)
+}
+
+fn contract_named(name: &str) -> anyhow::Result<Contract> {
+    Contract::named(name).with_context(|| {
+        format!(
+            "there is no contract '{name}'; those that ship are: {}",
+            Contract::NAMES.join(", ")
+        )
+    })
+}
+
+/// Judges the trace by the contract that it names and prints the verdicts. The exit
 /// status: 0 held, 1 a finding, 3 nothing was decided; an error is status 2.
 pub fn verify(trace: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<u8> {
-    verify_with(trace, Contract::default(), json, out)
+    verify_with(trace, None, json, out)
 }
 
 /// The same by another contract.
 pub fn verify_with(
     trace: &Path,
-    contract: Contract,
+    contract: Option<Contract>,
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<u8> {
     let mut reader = TraceReader::open(trace)?;
-    let mut verifier = Verifier::new(contract);
+    let mut verifier = contract.map_or_else(Verifier::of_trace, Verifier::new);
     let mut gaps = Vec::new();
     while let Some(event) = reader.next()? {
         gaps.extend(Missing::of(&event));

@@ -207,7 +207,7 @@ fn end(running: Vec<Running>) {
 
 /// The text of the Begin event.
 fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
-    let what = json!({
+    let mut what = json!({
         "wtblk": env!("CARGO_PKG_VERSION"),
         "capacity_sectors": store.capacity() / SECTOR,
         "logical_block": settings.block,
@@ -218,6 +218,7 @@ fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
         "serial": DATA_SERIAL,
         "mark_serial": marks.then_some(MARK_SERIAL),
     });
+    settings.scenario.contract().note_in(&mut what);
     what.to_string()
 }
 

@@ -9,12 +9,21 @@ use super::request::DeviceFault;
 use super::rule::{After, CallIs, Class, Count, Per, Rule, SectorRange, TestIs, Trigger};
 use super::scenario::Scenario;
 use crate::trace::event::Op;
+use crate::verify::contract::Contract;
 
 /// Each rule in plain words, and what it falls back to for an allocating call.
 pub fn explain(scenario: &Scenario) -> String {
     let mut text = String::new();
     if scenario.rules.is_empty() {
         text.push_str("There is no rule: every request is done as asked.\n");
+    }
+    let contract = scenario.contract();
+    if contract != Contract::default() {
+        let _ = writeln!(
+            text,
+            "The kernel is judged by the contract {}.\n",
+            contract.name
+        );
     }
     for (n, rule) in scenario.rules.iter().enumerate() {
         if n > 0 {

@@ -28,6 +28,9 @@ pub(super) enum Kind {
     Trigger,
 }
 
+use crate::verify::contract::Contract;
+use crate::verify::promise;
+
 use Kind::{Bool, Either, Form, Integer, List, Share, Table, Text, Trigger, Words};
 
 const fn key(name: &'static str, kind: Kind, about: &'static str) -> Key {
@@ -76,6 +79,11 @@ pub(super) const TOP: &[Key] = &[
     key("state", NAME, "the state at the start; default `start`"),
     key("device", Table(DEVICE), "settings of the device"),
     key(
+        "contract",
+        Table(CONTRACT),
+        "what the kernel promises, where it is not the default",
+    ),
+    key(
         "fault",
         List(&Table(FAULT)),
         "the rules: the first that can fire wins",
@@ -93,6 +101,68 @@ pub(super) const DEVICE: &[Key] = &[
         "held requests when their ring stops",
     ),
     key("size", SIZE, "size of the disk"),
+];
+
+const PROMISES: Kind = List(&Words(promise::NAMES));
+const ERRNOS_LIST: Kind = List(&Either(&[Form("^E[A-Z0-9]+$"), Integer(1, 4095)]));
+
+pub(super) const CONTRACT: &[Key] = &[
+    key(
+        "set",
+        Words(Contract::NAMES),
+        "the set that the other keys adjust; default `rfc-v2`",
+    ),
+    key("on", PROMISES, "promises that are judged all the same"),
+    key("off", PROMISES, "promises that are not judged"),
+    key(
+        "failed_write",
+        Words(&["error", "error-or-short"]),
+        "what a call with a failed write returns",
+    ),
+    key(
+        "stop_after_error",
+        Integer(0, 1_000_000),
+        "bios that may still be sent once the error was seen",
+    ),
+    key(
+        "fsync_repeats",
+        Words(&["once", "never", "either"]),
+        "whether fsync repeats an error that the call returned",
+    ),
+    key(
+        "isize_after_error",
+        Words(&["old", "extended", "either"]),
+        "i_size after a failed call that would have extended the file",
+    ),
+    key(
+        "failed_page",
+        Words(&["clean", "either"]),
+        "whether the pages of a failed write are clean: nobody writes them again",
+    ),
+    key("errnos", Table(ERRNOS), "which errno means what"),
+];
+
+pub(super) const ERRNOS: &[Key] = &[
+    key(
+        "ioerr",
+        ERRNOS_LIST,
+        "errnos that report a request with the status ioerr",
+    ),
+    key(
+        "unsupp",
+        ERRNOS_LIST,
+        "errnos that report a request with the status unsupp",
+    ),
+    key(
+        "other",
+        ERRNOS_LIST,
+        "errnos that report a request with any other status",
+    ),
+    key(
+        "any_time",
+        ERRNOS_LIST,
+        "errnos whose cause no device can see",
+    ),
 ];
 
 pub(super) const FAULT: &[Key] = &[
@@ -330,11 +400,13 @@ pub(super) const DISCONNECT: &[Key] = &[must(
 
 /// A key that exists, but in another table; and words that others use for ours.
 pub(super) fn elsewhere(said: &str) -> Option<String> {
-    let tables: [(&str, &[Key]); 5] = [
+    let tables: [(&str, &[Key]); 7] = [
         ("when", WHEN),
         ("action", ACTION),
         ("[[fault]]", FAULT),
         ("[device]", DEVICE),
+        ("[contract]", CONTRACT),
+        ("[contract] errnos", ERRNOS),
         ("the file itself", TOP),
     ];
     let place = tables

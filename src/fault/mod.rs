@@ -4,6 +4,7 @@
 
 mod action;
 mod calls;
+mod contract;
 mod diagnosis;
 mod dice;
 mod engine;
@@ -14,6 +15,7 @@ mod intervals;
 mod keys;
 mod parse;
 mod parse_action;
+mod parse_contract;
 mod parse_data;
 mod parse_rules;
 mod parse_when;

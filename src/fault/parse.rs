@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::action::DataAction;
 use super::diagnosis::{Problem, ScenarioError};
 use super::keys::{DEVICE, TOP};
+use super::parse_contract::contract;
 use super::parse_rules::{rules, word};
 use super::read::{Reader, Value, get};
 use super::rule::{Rule, Trigger};
@@ -145,6 +146,11 @@ fn document(reader: &mut Reader<'_>, text: &str, scenario: &mut Scenario) {
     {
         scenario.device = device(reader, settings);
     }
+    if let Some(value) = get(table, "contract")
+        && let Some(changes) = reader.table("contract", value, "a table")
+    {
+        scenario.contract = contract(reader, changes);
+    }
     if let Some(value) = get(table, "fault") {
         match value.get_ref() {
             DeValue::Array(list) => scenario.rules = rules(reader, list.iter()),
@@ -199,7 +205,7 @@ fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
     device
 }
 
-fn set<T>(value: &Value<'_>, read: Option<T>) -> Option<Set<T>> {
+pub(super) fn set<T>(value: &Value<'_>, read: Option<T>) -> Option<Set<T>> {
     read.map(|read| Set {
         value: read,
         place: Place::here(value.span()),

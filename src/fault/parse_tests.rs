@@ -108,6 +108,10 @@ fn the_examples_of_the_documentation() {
         let text = rule(&format!("action = {{ hold = true }}\n{when}"));
         assert!(Scenario::parse("doc", &text).is_ok(), "example {n}");
     }
+    let contract = page.rsplit("```toml\n").next().unwrap();
+    let contract = contract.split("```").next().unwrap();
+    let contract = Scenario::parse("doc", &format!("version = 1\n{contract}")).unwrap();
+    assert_eq!(contract.contract().name, "rfc-v1, adjusted by the scenario");
     let wrong =
         "version = 1\n\n[[fault]]\nname = \"a\"\nwhen = { op = \"wrote\" }\naction.hold = true\n";
     let error = Scenario::parse("late.toml", wrong).unwrap_err().to_string();

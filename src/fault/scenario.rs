@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::contract::Changes;
 use super::diagnosis::{Problem, ScenarioError};
 use super::rule::Rule;
+use crate::verify::contract::Contract;
 
 /// Problems of a merge that are kept: finding the line of each costs a walk through a file.
 const MAX_PROBLEMS: usize = 200;
@@ -21,6 +23,7 @@ pub struct Scenario {
     pub device: Device,
     /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
+    pub(super) contract: Changes,
     pub(super) state: Option<Set<String>>,
     pub(super) sources: Vec<Source>,
 }
@@ -119,6 +122,11 @@ impl Scenario {
         self.state.as_ref().map(|s| s.value.as_str())
     }
 
+    /// What the kernel promises: the set that ships, adjusted.
+    pub fn contract(&self) -> Contract {
+        self.contract.applied()
+    }
+
     /// The files that it was read from.
     pub fn sources(&self) -> &[Source] {
         &self.sources
@@ -159,6 +167,7 @@ impl Scenario {
             merge.setting("on_stop", &mut into.on_stop, from.on_stop);
             merge.setting("size", &mut into.size, from.size);
             merge.setting("state", &mut merged.state, scenario.state);
+            merged.contract.join(scenario.contract, &mut merge);
             for mut rule in scenario.rules {
                 rule.place.source += shift;
                 match names.get(&rule.name) {
@@ -212,7 +221,8 @@ fn problem(sources: &[Source], place: &Place, message: String) -> Problem {
     }
 }
 
-struct Merge<'a> {
+/// Settings of one file that go into those of the files before.
+pub(super) struct Merge<'a> {
     /// What its own source numbers grow by.
     shift: usize,
     sources: &'a [Source],
@@ -220,7 +230,8 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn setting<T: PartialEq>(
+    /// A setting that both may give, if they agree.
+    pub(super) fn setting<T: PartialEq>(
         &mut self,
         key: &str,
         into: &mut Option<Set<T>>,

@@ -24,7 +24,6 @@ use super::qemu::{Machine, Qemu, Vm};
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
 use crate::verify::Verifier;
-use crate::verify::contract::Contract;
 use crate::verify::verdict::Verdicts;
 
 /// What to boot.
@@ -269,7 +268,7 @@ impl Follower {
     fn new() -> Follower {
         Follower {
             console: Console::default(),
-            verifier: Verifier::new(Contract::default()),
+            verifier: Verifier::of_trace(),
             in_flight: HashSet::new(),
             store_error: None,
             last: Vec::new(),

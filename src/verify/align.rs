@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::contract::Contract;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 
@@ -17,7 +18,16 @@ pub static ABOUT: About = About {
     broken_when: "a run begins or ends inside a block of the file",
     not_checked_when: "the extents are unknown; a request lies partly outside the call's range; the \
                        call ended before its requests did, or sent none",
+    comes_from: "the flag writes through the page cache: what iomap sends is built of folios and their \
+        blocks (fs/iomap/buffered-io.c), never of the bytes that the caller gave",
+    broken_by: "a bio built from the byte range of the call instead of the blocks that hold it, or \
+        clipped at i_size; the defect misaligned",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(Align)
+}
 
 /// The judge.
 #[derive(Debug)]

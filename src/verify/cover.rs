@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::contract::Contract;
 use super::flight::overlap;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
@@ -23,7 +24,17 @@ pub static ABOUT: About = About {
                        request lies partly outside its range; and for blocks sent twice: a short copy \
                        was planned (flag short-copy), another marked call wrote to the same folios \
                        meanwhile, or the block holds the old end of the file, which is zeroed first",
+    comes_from: "the result of write(2): so many bytes were written, and the flag says that they went to \
+        the device",
+    broken_by: "a folio that is skipped or whose last block is lost at a folio or extent boundary; a \
+        range that is sent by the call and again by a writeback that raced with it; the defect misaligned, \
+        which cuts blocks off",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(Cover)
+}
 
 /// The judge.
 #[derive(Debug)]

@@ -20,7 +20,17 @@ pub static ABOUT: About = About {
     not_checked_when: "EIO may have another cause: a request of nobody failed in this boot, the file \
                        system was shut down, or (DSYNC) an earlier write of the file failed; an errno \
                        that no device causes; extents unknown and a request failed",
+    comes_from: "the flag exists to report the I/O error to the writer: the status of the bio goes into \
+        the result of the call (bi_status, blk_status_to_errno)",
+    broken_by: "an error that only reaches the mapping (mapping_set_error), one of several bios whose \
+        status is overwritten by the last, a short count that hides it; the defect \
+        swallowed-error",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(contract: &Contract) -> Box<dyn Promise> {
+    Box::new(ErrorReport::new(contract))
+}
 
 /// The judge.
 #[derive(Debug)]
@@ -32,7 +42,7 @@ pub(super) struct ErrorReport {
 impl ErrorReport {
     pub(super) fn new(contract: &Contract) -> ErrorReport {
         ErrorReport {
-            on_failed_write: contract.on_failed_write,
+            on_failed_write: contract.failed_write,
             errnos: contract.errnos.clone(),
         }
     }

@@ -20,6 +20,7 @@ mod call;
 pub mod contract;
 pub mod cover;
 pub mod error_report;
+pub mod explain;
 mod extents;
 mod facts;
 mod flight;
@@ -49,6 +50,8 @@ pub struct Verifier {
     world: World,
     judges: Vec<Box<dyn Promise>>,
     ledger: Ledger,
+    /// The trace's first event may still say by which contract it is judged.
+    ask_trace: bool,
 }
 
 impl Verifier {
@@ -58,11 +61,28 @@ impl Verifier {
             world: World::default(),
             judges: promise::judges(&contract),
             ledger: Ledger::new(&contract),
+            ask_trace: false,
+        }
+    }
+
+    /// A judge by the contract that the trace itself names in its first event;
+    /// where it names none, by the default one.
+    pub fn of_trace() -> Verifier {
+        Verifier {
+            ask_trace: true,
+            ..Verifier::new(Contract::default())
         }
     }
 
     /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
+        if std::mem::take(&mut self.ask_trace)
+            && let Body::Device(d) = &event.body
+            && d.kind == DeviceKind::Begin
+            && let Some(contract) = Contract::of_begin(&d.text)
+        {
+            *self = Verifier::new(contract);
+        }
         self.world.now_ns = event.time_ns;
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => self.world.submit(event.seq, s),

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::contract::Contract;
 use super::facts::PRESSURE;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
@@ -20,7 +21,16 @@ pub static ABOUT: About = About {
                        memory, or a kernel that the boot-time probe (one plugged batch of O_DIRECT \
                        writes) shows to reorder, or that was not probed, all this at the call's begin; \
                        any of it changed until its end; extents unknown",
+    comes_from: "the flag writes the range from its beginning to its end; what a failure or a power cut \
+        leaves is then a beginning of it",
+    broken_by: "folios that are collected in another order than that of the file (a batch walked \
+        backwards, an extent sent late); the defect out-of-order",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(Order)
+}
 
 /// The judge.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use serde_json::json;
 use wtblk_shared::mark::{Mark, ProbeBegin, ProbeState};
 
 use super::attribution::World;
+use super::contract::Contract;
 use super::promise::{About, Promise};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
 
@@ -23,7 +24,16 @@ pub static ABOUT: About = About {
                        data disk was not running; events are missing; a request of no call failed, \
                        which a file system may retry for ever; the probe went on once the device had \
                        taken further requests",
+    comes_from: "fsync, sync, truncate and umount wait for writeback, locks and transactions only; where \
+        the device owes nothing all of them must come back",
+    broken_by: "a folio left in writeback or locked, a dio count or freeze protection that is never \
+        dropped; the defect leak-writeback",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(Progress::default())
+}
 
 #[derive(Clone, Debug)]
 struct Seen {

@@ -10,7 +10,6 @@ use super::attribution::World;
 use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
-use super::{align, cover, error_report, order, progress, sync_return, writeback_cleared};
 
 /// A promise in words.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +24,10 @@ pub struct About {
     pub broken_when: &'static str,
     /// When it is not checked.
     pub not_checked_when: &'static str,
+    /// Where the rule comes from: what of the flag, of the kernel or of a standard wants it.
+    pub comes_from: &'static str,
+    /// What a kernel does wrong that breaks it, and the seeded defect that shows it.
+    pub broken_by: &'static str,
 }
 
 impl About {
@@ -76,28 +79,38 @@ pub(super) fn list_few(items: impl ExactSizeIterator<Item = String>) -> String {
     text
 }
 
-/// Every promise that is judged now, in the order of all output.
-pub static ABOUT: &[&About] = &[
-    &align::ABOUT,
-    &cover::ABOUT,
-    &order::ABOUT,
-    &sync_return::ABOUT,
-    &error_report::ABOUT,
-    &writeback_cleared::ABOUT,
-    &progress::ABOUT,
-];
+/// The registry: one name per promise, which is the name of its file. Such a file
+/// gives `ABOUT`, all of its words, and `judge`, which makes it by a contract.
+macro_rules! registry {
+    ($($module:ident),* $(,)?) => {
+        /// Every promise that is judged now, in the order of all output.
+        pub static ABOUT: &[&About] = &[$(&super::$module::ABOUT),*];
 
-/// The judges, in the order of [`ABOUT`].
-pub(super) fn judges(contract: &Contract) -> Vec<Box<dyn Promise>> {
-    vec![
-        Box::new(align::Align),
-        Box::new(cover::Cover),
-        Box::new(order::Order),
-        Box::new(sync_return::SyncReturn),
-        Box::new(error_report::ErrorReport::new(contract)),
-        Box::new(writeback_cleared::WritebackCleared::default()),
-        Box::new(progress::Progress::default()),
-    ]
+        /// Their names, in the same order.
+        pub static NAMES: &[&str] = &[$(super::$module::ABOUT.name),*];
+
+        /// The judges, in the order of [`ABOUT`].
+        pub(super) fn judges(contract: &Contract) -> Vec<Box<dyn Promise>> {
+            vec![$(super::$module::judge(contract)),*]
+        }
+    };
+}
+
+// A new promise is a line here, its file, `pub mod` in `mod.rs` and a chapter of
+// `docs/promises.md`; the JSON schema of scenarios follows (`wtblk scenario schema`).
+registry! {
+    align,
+    cover,
+    order,
+    sync_return,
+    error_report,
+    writeback_cleared,
+    progress,
+}
+
+/// The promise of this name, in words.
+pub fn about(name: &str) -> Option<&'static About> {
+    ABOUT.iter().find(|a| a.name == name).copied()
 }
 
 /// One promise: told what happens, it writes what it decides into the ledger.

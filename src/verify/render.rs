@@ -166,7 +166,7 @@ fn word(e: Evidence) -> &'static str {
 
 /// Breaks `text` into lines that begin with `indent`. Text from a trace may hold
 /// anything: control characters become spaces, a word too long is cut.
-fn wrap(text: &str, indent: &str) -> Vec<String> {
+pub(super) fn wrap(text: &str, indent: &str) -> Vec<String> {
     let room = WIDTH - 8;
     let mut lines = Vec::new();
     let mut line = indent.to_owned();

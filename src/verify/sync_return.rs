@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::attribution::World;
 use super::call::EndedCall;
+use super::contract::Contract;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 
@@ -16,7 +17,16 @@ pub static ABOUT: About = About {
                 numbered before the guest can see it, so the comparison is exact",
     broken_when: "a data request of the call is in flight when its end mark arrives",
     not_checked_when: "the call is asynchronous; the backend stopped while it ran; extents unknown",
+    comes_from: "RWF_WRITETHROUGH of a synchronous kiocb waits for its I/O, as O_DIRECT does \
+        (fs/iomap/direct-io.c); a first version of the series returned early",
+    broken_by: "a submission without the wait, a wait for the first bio only, a reference count that \
+        drops too soon; the defect early-return",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(SyncReturn)
+}
 
 /// The judge.
 #[derive(Debug)]

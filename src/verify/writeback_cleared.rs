@@ -8,6 +8,7 @@ use wtblk_shared::mark::{Mark, PageReport};
 
 use super::attribution::World;
 use super::call::PastCall;
+use super::contract::Contract;
 use super::flight::Owes;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Finding, Ledger};
@@ -33,7 +34,16 @@ pub static ABOUT: About = About {
                        the data disk was not running; one was taken or completed between the reports; \
                        events are missing in between; pages that left \
                        writeback later, after another write of the blocks, were somebody else's",
+    comes_from: "folio_start_writeback and folio_end_writeback come in pairs (mm/page-writeback.c), on \
+        the error path, too",
+    broken_by: "an error path that returns with folios still in writeback: those after the failed bio \
+        that were never submitted; the defect leak-writeback",
 };
+
+/// The judge by this contract.
+pub(super) fn judge(_contract: &Contract) -> Box<dyn Promise> {
+    Box::new(WritebackCleared::default())
+}
 
 #[derive(Clone, Debug)]
 struct Seen {
