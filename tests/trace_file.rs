@@ -82,6 +82,7 @@ fn any_kind() -> impl Strategy<Value = DeviceKind> {
         Begin,
         Limit,
         Scenario,
+        Changed,
     ])
 }
 
@@ -140,6 +141,23 @@ fn any_body() -> impl Strategy<Value = Body> {
                 text
             })
         ),
+        (
+            any::<u64>(),
+            0u64..1 << 56,
+            prop::sample::select(vec![
+                DataKind::Stored,
+                DataKind::Read,
+                DataKind::Failed,
+                DataKind::Digests
+            ]),
+            prop::collection::vec(any::<u8>(), 0..2000)
+        )
+            .prop_map(|(request, sector, kind, bytes)| Body::Data(DataEvent {
+                request,
+                kind,
+                sector,
+                bytes
+            })),
         // A recorded gap stands for its own number only.
         ".{0,30}".prop_map(|why| Body::Gap(Gap { missing: 1, why })),
     ]
@@ -373,7 +391,7 @@ fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
 fn what_is_no_trace_of_ours_is_refused_in_a_sentence() {
     assert_eq!(
         patched(|p| overwrite(p, 8, &[2, 0, 7, 0])).unwrap_err(),
-        "trace DIR/t has format 2.7, this wtblk reads up to 1.x (it writes 1.1): use a newer wtblk"
+        "trace DIR/t has format 2.7, this wtblk reads up to 1.x (it writes 1.2): use a newer wtblk"
     );
     assert_eq!(
         patched(|p| overwrite(p, 0, b"ELF")).unwrap_err(),
@@ -381,7 +399,7 @@ fn what_is_no_trace_of_ours_is_refused_in_a_sentence() {
     );
     assert_eq!(
         patched(|p| overwrite(p, 12, &[32])).unwrap_err(),
-        "DIR/t is no wtblk trace: format 1.1 with records of 32 bytes never existed"
+        "DIR/t is no wtblk trace: format 1.2 with records of 32 bytes never existed"
     );
     assert_eq!(
         patched(|p| overwrite(&data_of(p), 16, &[1, 2, 3, 4])).unwrap_err(),

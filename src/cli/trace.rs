@@ -12,8 +12,8 @@ use wtblk_shared::tag::Tag;
 
 use crate::trace::TraceReader;
 use crate::trace::event::{
-    Body, Complete, Decide, DeviceEvent, DeviceKind, Event, MARK_DISK, MarkEvent, Op, RequestId,
-    Submit,
+    Body, Complete, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Event, MARK_DISK,
+    MarkEvent, Op, RequestId, Submit,
 };
 
 /// Requests in flight whose latency is kept in mind; more are shown without it.
@@ -93,6 +93,7 @@ impl Printer {
             }
             Body::Mark(m) => ("mark", mark(m)),
             Body::Device(d) => ("device", device(d)),
+            Body::Data(d) => ("data", data(d)),
             Body::Gap(g) => (
                 "gap",
                 format!("{} events are missing: {}", g.missing, clean(&g.why)),
@@ -170,6 +171,21 @@ fn complete(c: &Complete, latency_ns: Option<u64>) -> String {
         let _ = write!(line, " digest {:016x}", c.digest);
     }
     line
+}
+
+fn data(d: &DataEvent) -> String {
+    let what = match d.kind {
+        DataKind::Stored => "stored",
+        DataKind::Read => "read",
+        DataKind::Failed => "of the failed write",
+        DataKind::Digests => {
+            return format!("#{} digests of {} sectors", d.request, d.bytes.len() / 8);
+        }
+    };
+    match d.bytes.len() {
+        0 => format!("#{} {what}: lba {}, not kept", d.request, d.sector),
+        n => format!("#{} {what}: lba {} ({n} B)", d.request, d.sector),
+    }
 }
 
 fn mark(m: &MarkEvent) -> String {
@@ -306,6 +322,10 @@ fn device(d: &DeviceEvent) -> String {
     }
     match d.kind {
         DeviceKind::Connected => push(&mut line, format_args!("connected, number {}", d.a)),
+        DeviceKind::Changed => push(
+            &mut line,
+            format_args!("data of #{} changed in flight, {} B", d.a, d.b),
+        ),
         DeviceKind::Disconnected => line.push_str("disconnected"),
         DeviceKind::Message => line.push_str("message"),
         DeviceKind::Features => push(&mut line, format_args!("features {:#x}", d.a)),

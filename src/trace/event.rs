@@ -43,6 +43,8 @@ pub enum Body {
     Mark(MarkEvent),
     /// Something happened to the device or its connection.
     Device(DeviceEvent),
+    /// Contents of a request, or the digests of its sectors.
+    Data(DataEvent),
     /// Events are missing here.
     Gap(Gap),
 }
@@ -224,6 +226,9 @@ pub enum DeviceKind {
     Limit = 17,
     /// The scenario, as text, `a` = number of rules.
     Scenario = 18,
+    /// The guest changed the data of write `a` between its taking and its completion, by at least `b`
+    /// bytes; `text` is a [`super::change::Change`].
+    Changed = 19,
 }
 
 /// Something happened to the device or its connection.
@@ -241,6 +246,33 @@ pub struct DeviceEvent {
     pub b: u64,
     /// See [`DeviceKind`].
     pub text: String,
+}
+
+/// What a [`DataEvent`] holds. The numbers are part of the file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DataKind {
+    /// What a write stored, and where: faults included, byte for byte.
+    Stored = 1,
+    /// What a read brought to the guest.
+    Read = 2,
+    /// What stood in the guest's buffer when a write failed; nothing of it is known to be stored.
+    Failed = 3,
+    /// Digests of the sectors of a write when it was taken, eight bytes each, little-endian.
+    Digests = 4,
+}
+
+/// Contents of a request, or a part of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataEvent {
+    /// The request.
+    pub request: RequestId,
+    /// What the bytes are.
+    pub kind: DataKind,
+    /// The sector of the disk at which they begin.
+    pub sector: u64,
+    /// At most 1 MiB, further ones are an event of their own. Empty: there was no room to keep them.
+    pub bytes: Vec<u8>,
 }
 
 /// Events are missing: `seq` of the event is the first missing number.

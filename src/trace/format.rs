@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Numbers of the file format, version 1.0. `docs/trace.md` is its reference;
+//! Numbers of the file format, version 1.2. `docs/trace.md` is its reference;
 //! a change here is a change there.
 //!
 //! All words are 64 bits, little-endian.
@@ -7,7 +7,7 @@
 /// A reader refuses any other major.
 pub(super) const MAJOR: u16 = 1;
 /// Counts additions that an older reader can skip.
-pub(super) const MINOR: u16 = 1;
+pub(super) const MINOR: u16 = 2;
 
 /// First word of PATH.
 pub(super) const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"WTBLKTRC");

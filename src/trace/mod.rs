@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The event, and the file that keeps it (`docs/trace.md`).
 
+pub mod change;
 mod chunks;
 mod error;
 pub mod event;

@@ -17,7 +17,7 @@ use super::format::{
     HEADER_BYTES, MAX_TEXT, RECORD_BYTES, RECORD_WORDS, commit_word, head, record_offset, text_sum,
 };
 use super::header::{BadHeader, Header};
-use super::record::{Decoded, TEXT_SUM, decode, text_place};
+use super::record::{Decoded, TEXT_SUM, data_ref, decode, text_place};
 use super::writer::data_path;
 
 /// Records read at a time.
@@ -186,7 +186,11 @@ impl TraceReader {
     fn event(&mut self, seq: u64, record: &Record) -> Result<Option<Event>, TraceError> {
         let text = self.text(seq, record)?;
         let kind = record[0] as u8;
-        let body = match decode(kind, record, text) {
+        let data = match data_ref(kind, record) {
+            Some((place, sum)) => self.payload(seq, place, sum)?,
+            None => Vec::new(),
+        };
+        let body = match decode(kind, record, text, data) {
             Decoded::Body(body) => body,
             Decoded::Unknown => {
                 self.skipped += 1;
@@ -288,9 +292,15 @@ impl TraceReader {
     }
 
     fn text(&self, seq: u64, record: &Record) -> Result<String, TraceError> {
-        let (at, len) = text_place(record[2]);
+        let bytes = self.payload(seq, record[2], record[TEXT_SUM])?;
+        String::from_utf8(bytes).map_err(|_| self.corrupt(seq, "its text is not UTF-8"))
+    }
+
+    /// The bytes at this place of the data file; their checksum is right.
+    fn payload(&self, seq: u64, place: u64, sum: u64) -> Result<Vec<u8>, TraceError> {
+        let (at, len) = text_place(place);
         if len == 0 {
-            return Ok(String::new());
+            return Ok(Vec::new());
         }
         if len > MAX_TEXT {
             return Err(self.corrupt(seq, format!("its text of {len} bytes is over the limit")));
@@ -301,13 +311,13 @@ impl TraceReader {
             at,
             source,
         })?;
-        if bytes.len() != len || text_sum(&bytes) != record[TEXT_SUM] {
+        if bytes.len() != len || text_sum(&bytes) != sum {
             return Err(self.corrupt(
                 seq,
                 format!("its text (byte {at} of the data file) is not there"),
             ));
         }
-        String::from_utf8(bytes).map_err(|_| self.corrupt(seq, "its text is not UTF-8"))
+        Ok(bytes)
     }
 
     fn corrupt(&self, record: u64, what: impl Into<String>) -> TraceError {

@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 
 use super::event::{
-    Body, Complete, Decide, DeviceEvent, DeviceKind, Gap, MarkEvent, Op, Status, Submit,
+    Body, Complete, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Gap, MarkEvent, Op,
+    Status, Submit,
 };
 use super::format::{MAX_TEXT, RECORD_WORDS};
 
@@ -18,6 +19,20 @@ pub(super) const TEXT_SUM: usize = 7;
 
 /// Words 3 to 6 of a record.
 pub(super) type Facts = [u64; 4];
+
+/// Facts of a [`DataEvent`] that say where its bytes are, and their checksum. They are no
+/// text: a reader that does not know the kind must not take them for one.
+pub(super) const DATA_PLACE: usize = 2;
+
+/// The bytes of a record of kind data, where it has any: their place, and their checksum.
+pub(super) fn data_ref(kind: u8, words: &[u64; RECORD_WORDS]) -> Option<(u64, u64)> {
+    let at = FACTS + DATA_PLACE;
+    (kind == DATA && words[at] != 0).then(|| (words[at], words[at + 1]))
+}
+
+fn data_word(d: &DataEvent) -> u64 {
+    d.kind as u64 | d.sector << 8
+}
 
 /// What the reader makes of a record.
 pub(super) enum Decoded {
@@ -33,6 +48,7 @@ const COMPLETE: u8 = 3;
 const MARK: u8 = 4;
 const DEVICE: u8 = 5;
 const GAP: u8 = 6;
+const DATA: u8 = 7;
 
 /// The record's kind, its facts and its text.
 pub(super) fn encode(body: &Body) -> (u8, Facts, Cow<'_, str>) {
@@ -75,6 +91,8 @@ pub(super) fn encode(body: &Body) -> (u8, Facts, Cow<'_, str>) {
             ],
             d.text.as_str(),
         ),
+        // The place of the bytes is filled in by the writer, who knows it.
+        Body::Data(d) => (DATA, [d.request, data_word(d), 0, 0], ""),
         Body::Gap(g) => (GAP, [g.missing, 0, 0, 0], g.why.as_str()),
     };
     (kind, facts, text.into())
@@ -120,7 +138,13 @@ pub(super) fn lost_text() -> (u8, Facts) {
 const LOST_TEXT: u64 = 1;
 
 /// The event of a record whose checksum was right. Bits that are not ours are ignored.
-pub(super) fn decode(kind: u8, words: &[u64; RECORD_WORDS], text: String) -> Decoded {
+/// `data` are the bytes that [`data_ref`] spoke of.
+pub(super) fn decode(
+    kind: u8,
+    words: &[u64; RECORD_WORDS],
+    text: String,
+    data: Vec<u8>,
+) -> Decoded {
     let [a, b, c, d] = [words[FACTS], words[4], words[5], words[6]];
     let body = match kind {
         SUBMIT => Body::Submit(Submit {
@@ -169,6 +193,17 @@ pub(super) fn decode(kind: u8, words: &[u64; RECORD_WORDS], text: String) -> Dec
                 text,
             })
         }
+        DATA => {
+            let Some(kind) = data_kind(b as u8) else {
+                return Decoded::Unknown;
+            };
+            Body::Data(DataEvent {
+                request: a,
+                kind,
+                sector: b >> 8,
+                bytes: data,
+            })
+        }
         GAP if b == LOST_TEXT => Body::Gap(Gap {
             missing: a,
             why: "no room for its text in the trace's data file".into(),
@@ -211,10 +246,20 @@ fn op_of(code: u8) -> Op {
     }
 }
 
+fn data_kind(code: u8) -> Option<DataKind> {
+    Some(match code {
+        1 => DataKind::Stored,
+        2 => DataKind::Read,
+        3 => DataKind::Failed,
+        4 => DataKind::Digests,
+        _ => return None,
+    })
+}
+
 fn device_kind(code: u8) -> Option<DeviceKind> {
     use DeviceKind::*;
     // In the order of their numbers, from 1.
-    const KINDS: [DeviceKind; 18] = [
+    const KINDS: [DeviceKind; 19] = [
         Connected,
         Disconnected,
         Message,
@@ -233,6 +278,7 @@ fn device_kind(code: u8) -> Option<DeviceKind> {
         Begin,
         Limit,
         Scenario,
+        Changed,
     ];
     let kind = *KINDS.get(usize::from(code).checked_sub(1)?)?;
     // The table above against the numbers in event.rs: a slip reads as unknown, a test sees it.
@@ -270,7 +316,7 @@ mod tests {
     #[test]
     fn every_device_kind_has_its_place_in_the_table() {
         let known: Vec<u8> = (0..=255).filter(|&n| device_kind(n).is_some()).collect();
-        assert_eq!(known, (1..=DeviceKind::Scenario as u8).collect::<Vec<_>>());
+        assert_eq!(known, (1..=DeviceKind::Changed as u8).collect::<Vec<_>>());
     }
 
     #[test]

@@ -14,11 +14,11 @@ use super::chunks::{Chunk, Chunks};
 use super::error::TraceError;
 use super::event::Body;
 use super::format::{
-    CHUNK_BYTES, CHUNK_RECORDS, DATA_MAGIC, HEADER_BYTES, INDEX_MAGIC, MAX_CHUNKS, RECORD_WORDS,
-    commit_word, mix, text_sum, text_words,
+    CHUNK_BYTES, CHUNK_RECORDS, DATA_MAGIC, HEADER_BYTES, INDEX_MAGIC, MAX_CHUNKS, MAX_TEXT,
+    RECORD_WORDS, commit_word, mix, text_sum, text_words,
 };
 use super::header::HeaderWriter;
-use super::record::{FACTS, TEXT_SUM, cut, encode, lost_text, text_ref};
+use super::record::{DATA_PLACE, FACTS, TEXT_SUM, cut, encode, lost_text, text_ref};
 use super::words::Words;
 
 /// The errno of a gap that our own limit made.
@@ -262,6 +262,13 @@ impl Files {
                 Some(kept) => (place, sum) = (kept, text_sum(text.as_bytes())),
                 None => (kind, facts) = lost_text(),
             }
+        }
+        if let Body::Data(data) = body
+            && let bytes = &data.bytes[..data.bytes.len().min(MAX_TEXT)]
+            && !bytes.is_empty()
+            && let Some(kept) = self.keep_text(bytes, time_ns)
+        {
+            (facts[DATA_PLACE], facts[DATA_PLACE + 1]) = (kept, text_sum(bytes));
         }
         let mut rest = [time_ns, place, 0, 0, 0, 0, sum];
         rest[FACTS - 1..TEXT_SUM - 1].copy_from_slice(&facts);

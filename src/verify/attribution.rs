@@ -10,7 +10,7 @@ use wtblk_shared::tag::Tag;
 
 use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
-use super::flight::{Flight, Owes, writes_blocks};
+use super::flight::{Flight, InFlight, Owes, writes_blocks};
 use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
@@ -100,19 +100,25 @@ impl World {
             probe.take_stranger(id, s);
         }
         self.busy_ns = self.now_ns;
-        self.flight.submit(id, s, owner);
+        self.flight.submit(id, s, owner, self.now_ns);
         self.remember_write(id, s.op, &super::flight::bytes_of(s));
     }
 
-    /// A request was completed. The number of a call that ended earlier and
-    /// whose last data request this was.
-    pub fn complete(&mut self, seq: u64, c: &Complete) -> Option<EndedCall> {
-        let failed = !c.status.is_ok() && !c.abandoned;
+    /// A request was completed. It, and the call that ended earlier and whose
+    /// last data request this was.
+    pub fn complete(&mut self, seq: u64, c: &Complete) -> (Option<InFlight>, Option<EndedCall>) {
         let Some(request) = self.flight.complete(c.request) else {
             // After a gap it may be a request whose beginning is missing.
+            let failed = !c.status.is_ok() && !c.abandoned;
             self.failures_unseen |= failed && self.flight.is_blind();
-            return None;
+            return (None, None);
         };
+        let ended = self.completed(seq, c, &request);
+        (Some(request), ended)
+    }
+
+    fn completed(&mut self, seq: u64, c: &Complete, request: &InFlight) -> Option<EndedCall> {
+        let failed = !c.status.is_ok() && !c.abandoned;
         self.failures += u64::from(failed);
         self.busy_ns = self.now_ns;
         self.remember_write(seq, request.op, &request.disk);
@@ -127,6 +133,7 @@ impl World {
         let done = Some(Done {
             seq,
             status: c.status,
+            stable: request.stable(c),
         });
         if let Some(call) = self.calls.get_mut(&number)
             && let Some(r) = call.requests.get_mut(index)

@@ -28,6 +28,8 @@ pub struct Done {
     pub seq: u64,
     /// The status byte.
     pub status: Status,
+    /// Its data was then what it was when taken; `None`: nobody looked.
+    pub stable: Option<bool>,
 }
 
 /// What a request is to its call.

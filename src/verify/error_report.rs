@@ -74,6 +74,10 @@ impl Promise for ErrorReport {
         true
     }
 
+    fn waits_for_requests(&self) -> bool {
+        true
+    }
+
     fn call_settled(&mut self, call: &EndedCall, world: &World, ledger: &mut Ledger) {
         let failed: Vec<_> = call.data().filter(|r| r.failed()).collect();
         let any_failed = call.requests.iter().any(CallRequest::failed);

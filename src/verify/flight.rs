@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use wtblk_shared::disk::SECTOR;
 
-use crate::trace::event::{DeviceEvent, DeviceKind, Op, RequestId, Submit};
+use crate::trace::event::{Complete, DeviceEvent, DeviceKind, Op, RequestId, Submit};
 
 /// A request in flight.
 #[derive(Clone, Debug)]
@@ -19,6 +19,11 @@ pub struct InFlight {
     pub held: bool,
     /// The call it may belong to, and its place among the call's requests.
     pub owner: Option<(u64, usize)>,
+    /// Digest of its data when it was taken; 0: there is none.
+    pub digest: u64,
+    /// When it was taken, by the trace's clock.
+    #[expect(dead_code, reason = "read by the promise `stable`")]
+    pub taken_ns: u64,
     queue: u16,
     epoch: u32,
 }
@@ -47,7 +52,7 @@ pub struct Flight {
 
 impl Flight {
     /// A request was taken.
-    pub fn submit(&mut self, id: RequestId, s: &Submit, owner: Option<(u64, usize)>) {
+    pub fn submit(&mut self, id: RequestId, s: &Submit, owner: Option<(u64, usize)>, now_ns: u64) {
         self.submits += 1;
         self.requests.insert(
             id,
@@ -56,6 +61,8 @@ impl Flight {
                 disk: bytes_of(s),
                 held: false,
                 owner,
+                digest: s.digest,
+                taken_ns: now_ns,
                 queue: s.queue,
                 epoch: s.epoch,
             },
@@ -176,6 +183,14 @@ impl Flight {
         } else {
             None
         }
+    }
+}
+
+impl InFlight {
+    /// Whether its data was the same at its completion as when it was taken; `None`
+    /// where that was not looked at.
+    pub fn stable(&self, c: &Complete) -> Option<bool> {
+        (self.digest != 0 && c.digest != 0).then_some(self.digest == c.digest)
     }
 }
 

@@ -85,17 +85,33 @@ impl Verifier {
         }
         self.world.now_ns = event.time_ns;
         match &event.body {
-            Body::Submit(s) if s.disk == DATA_DISK => self.world.submit(event.seq, s),
+            Body::Submit(s) if s.disk == DATA_DISK => {
+                self.world.submit(event.seq, s);
+                for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
+                    judge.submitted(event.seq, s, &self.world, &mut self.ledger);
+                }
+            }
             Body::Submit(_) => {}
             Body::Decide(d) if d.hold => self.world.flight.hold(d.request),
             Body::Decide(_) => {}
             Body::Complete(c) => {
-                if let Some(call) = self.world.complete(event.seq, c) {
+                let (request, call) = self.world.complete(event.seq, c);
+                if let Some(request) = &request {
+                    for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
+                        judge.completed(c, request, &self.world, &mut self.ledger);
+                    }
+                }
+                if let Some(call) = call {
                     self.settled(&call);
                 }
             }
             Body::Mark(m) => self.mark(event.seq, m),
             Body::Device(d) => self.device(d),
+            Body::Data(d) => {
+                for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
+                    judge.data(d, &self.world);
+                }
+            }
             Body::Gap(g) => {
                 self.world.gap(event.seq, g.missing);
                 self.interrupted(GAP, true);
@@ -198,9 +214,11 @@ impl Verifier {
 
     /// Nobody will know how the last requests of an ended call came out.
     fn never_settled(&mut self, call: &EndedCall, why: &str) {
-        if is_judged(&call.begin) {
-            self.ledger
-                .not_checked(call.test(), &error_report::ABOUT, why);
+        for judge in self.judges.iter_mut().filter(|j| j.waits_for_requests()) {
+            if is_judged(&call.begin) {
+                self.ledger.not_checked(call.test(), judge.about(), why);
+            }
+            judge.never_settled(call);
         }
     }
 
@@ -213,6 +231,11 @@ impl Verifier {
     }
 
     fn device(&mut self, event: &DeviceEvent) {
+        if event.disk == DATA_DISK {
+            for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
+                judge.device(event, &self.world);
+            }
+        }
         let of_all = matches!(event.kind, DeviceKind::Begin | DeviceKind::End);
         if (event.disk == DATA_DISK || of_all) && self.world.device(event) {
             self.interrupted(STOPPED, false);
@@ -249,11 +272,10 @@ impl Verifier {
             }
         }
         for call in self.world.late().filter(|c| is_judged(&c.begin)) {
-            ledger.not_checked(
-                call.test(),
-                &error_report::ABOUT,
-                "requests of the call were not completed",
-            );
+            for judge in self.judges.iter().filter(|j| j.waits_for_requests()) {
+                let why = "requests of the call were not completed";
+                ledger.not_checked(call.test(), judge.about(), why);
+            }
         }
         for judge in &self.judges {
             judge.settle(&self.world, ledger);

@@ -9,7 +9,9 @@ use wtblk_shared::mark::Mark;
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
+use super::flight::InFlight;
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
+use crate::trace::event::{Complete, DataEvent, DeviceEvent, RequestId, Submit};
 
 /// A promise in words.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +133,38 @@ pub(super) trait Promise: fmt::Debug + Send {
 
     /// The last data request of an ended call was completed (mostly long before its end).
     fn call_settled(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}
+
+    /// Whether it looks at single requests, and at what the device says of them.
+    fn follows_requests(&self) -> bool {
+        false
+    }
+
+    /// A request of the data disk was taken; the world knows it already.
+    fn submitted(&mut self, _id: RequestId, _s: &Submit, _world: &World, _ledger: &mut Ledger) {}
+
+    /// A request was completed; it is in flight no more.
+    fn completed(
+        &mut self,
+        _c: &Complete,
+        _request: &InFlight,
+        _world: &World,
+        _ledger: &mut Ledger,
+    ) {
+    }
+
+    /// Contents or digests of a request.
+    fn data(&mut self, _event: &DataEvent, _world: &World) {}
+
+    /// Something happened to the data disk.
+    fn device(&mut self, _event: &DeviceEvent, _world: &World) {}
+
+    /// Whether it waits for the last data request of a call that has ended.
+    fn waits_for_requests(&self) -> bool {
+        false
+    }
+
+    /// An ended call will never be settled, for this reason; counted already.
+    fn never_settled(&mut self, _call: &EndedCall) {}
 
     /// An ordered mark arrived; the world knows it already.
     fn mark(&mut self, _seq: u64, _mark: &Mark, _world: &World, _ledger: &mut Ledger) {}
