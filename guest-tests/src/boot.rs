@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::sync::Arc;
 use std::time::Duration;
 
 use wtblk_shared::disk::{DATA_SERIAL, MARK_SERIAL};
@@ -115,6 +116,8 @@ fn prepare(params: Params) -> Result<World, String> {
         ("fs_bsize", superblock.bsize.to_string()),
         ("flag_value", format!("{:#x}", params.flag)),
         ("seed", params.seed.to_string()),
+        // Every file with a marked call: opens, fsyncs and changes of it are marked, too.
+        ("files", "marked".to_owned()),
         ("probe_ms", params.probe.as_millis().to_string()),
     ] {
         facts.insert(key.into(), value);
@@ -123,7 +126,7 @@ fn prepare(params: Params) -> Result<World, String> {
         lbs: data.logical_block(),
         bsize: superblock.bsize,
         params,
-        marks,
+        marks: Arc::new(marks),
         data,
         raw,
         tags,

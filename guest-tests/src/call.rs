@@ -2,58 +2,16 @@
 //! A marked call: fresh tag, extents, begin mark, system call, extents, end
 //! mark, all by the calling thread.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
-
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use wtblk_shared::tag::Tag;
 use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT, pattern};
 
 use crate::fiemap;
+pub use crate::open_file::OpenFile;
 use crate::sys::uffd::FaultingBuffer;
 use crate::sys::{self, Pages};
 use crate::test::{Fail, OrFail};
 use crate::world::World;
-
-/// An open file with the numbers that a mark names it by.
-pub struct OpenFile {
-    /// The file.
-    pub file: File,
-    /// Number of this open file description.
-    open: u64,
-    dev: u64,
-    ino: u64,
-    direct: bool,
-}
-
-impl OpenFile {
-    /// Opens for reading and writing, creates it where needed.
-    pub fn open(world: &World, path: &Path, direct: bool) -> Result<OpenFile, Fail> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .custom_flags(if direct { libc::O_DIRECT } else { 0 })
-            .open(path)
-            .or_fail(|| format!("open {}", path.display()))?;
-        let meta = file.metadata().or_fail(|| "fstat".into())?;
-        Ok(OpenFile {
-            file,
-            open: world.next_open(),
-            dev: meta.dev(),
-            ino: meta.ino(),
-            direct,
-        })
-    }
-
-    /// i_size now.
-    pub fn size(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.size())
-    }
-}
 
 /// A call to make.
 pub struct Call<'a> {

@@ -12,6 +12,7 @@ mod disks;
 mod fiemap;
 mod finish;
 mod marks;
+mod open_file;
 mod pages;
 mod probe;
 mod runner;

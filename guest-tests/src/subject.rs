@@ -43,18 +43,35 @@ impl Subject {
     /// pages and written extents.
     pub fn written(t: &Test, name: &str, len: u64) -> Result<Subject, Fail> {
         let mut s = Subject::create(t, name)?;
-        s.prepare(0, len)?;
+        s.prepare(t, 0, len)?;
         Ok(s)
     }
 
     /// Writes and syncs a range by unmarked calls.
-    pub fn prepare(&mut self, off: u64, len: u64) -> Result<(), Fail> {
+    pub fn prepare(&mut self, t: &Test, off: u64, len: u64) -> Result<(), Fail> {
         self.put(off, len);
         let bytes = &self.expect[off as usize..(off + len) as usize];
-        let file = &self.open().file;
-        file.write_all_at(bytes, off)
+        let file = self.open();
+        file.change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
             .or_fail(|| "preparing write".into())?;
-        file.sync_all().or_fail(|| "preparing fsync".into())
+        let synced = file.fsync(t.world)?;
+        if synced != 0 {
+            return Err(Fail::Error(format!(
+                "the preparing fsync returned {}",
+                result_text(synced)
+            )));
+        }
+        file.tell_pages(t.world, "prepared")
+    }
+
+    /// Allocates blocks that are unwritten; the file grows.
+    pub fn allocate(&mut self, t: &Test, off: u64, len: u64) -> Result<(), Fail> {
+        self.open().allocate(t.world, 0, off, len)?;
+        let end = (off + len) as usize;
+        if self.expect.len() < end {
+            self.expect.resize(end, 0);
+        }
+        Ok(())
     }
 
     /// The open file.
@@ -251,7 +268,9 @@ impl Subject {
 
     /// Opens it again.
     pub fn reopen(&mut self, t: &Test) -> Result<(), Fail> {
-        self.file = Some(Arc::new(OpenFile::open(t.world, &self.path, false)?));
+        let file = OpenFile::open(t.world, &self.path, false)?;
+        file.tell_size(t.world, "opened-again")?;
+        self.file = Some(Arc::new(file));
         Ok(())
     }
 

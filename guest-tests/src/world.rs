@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub struct World {
     /// What the harness asked for.
     pub params: Params,
     /// The mark disk.
-    pub marks: Marks,
+    pub marks: Arc<Marks>,
     /// The disk under test.
     pub data: Disk,
     /// The disk under test past every cache, to read only.
@@ -49,6 +50,8 @@ pub struct Counters {
     call: AtomicU64,
     probe: AtomicU64,
     open: AtomicU64,
+    sync: AtomicU64,
+    change: AtomicU64,
     tag: AtomicU64,
     file: AtomicU64,
 }
@@ -86,6 +89,16 @@ impl World {
     /// The next open file's number.
     pub fn next_open(&self) -> u64 {
         next(&self.counters.open)
+    }
+
+    /// The next number of an fsync.
+    pub fn next_sync(&self) -> u64 {
+        next(&self.counters.sync)
+    }
+
+    /// The next change's number.
+    pub fn next_change(&self) -> u64 {
+        next(&self.counters.change)
     }
 
     /// The next file's number in the pattern. Small enough for the pattern's 24

@@ -9,6 +9,7 @@
 //!
 //! Numbers are decimal; offsets and lengths are bytes.
 
+mod file;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -18,6 +19,7 @@ use std::fmt;
 
 use crate::disk::MARK_MAX;
 
+pub use file::{Change, FileMark, FilePages};
 use text::{Keys, Writer, decode, shorten, words};
 
 /// The first word of every mark: name and schema version.
@@ -207,6 +209,8 @@ pub enum Mark {
         /// 0 or more: success; minus the errno otherwise.
         result: i64,
     },
+    /// Something about a file beside the marked calls.
+    File(FileMark),
     /// Free text, for the reader of a trace.
     Note {
         /// The text.
@@ -307,6 +311,7 @@ impl Mark {
             Mark::ProbeEnd { probe, result } => {
                 w.num("probe", probe).num("result", result);
             }
+            Mark::File(f) => f.write(&mut w),
             Mark::Note { text } => {
                 w.text("text", text);
             }
@@ -356,6 +361,7 @@ impl Mark {
             Mark::ProbeBegin(_) => "probe-begin",
             Mark::ProbeState(_) => "probe-state",
             Mark::ProbeEnd { .. } => "probe-end",
+            Mark::File(f) => f.verb(),
             Mark::Note { .. } => "note",
             Mark::Control(Control::Release(_)) => "release",
             Mark::Control(Control::Arm(_)) => "arm",
@@ -506,6 +512,7 @@ impl Mark {
                 probe: keys.num("probe")?,
                 result: keys.num("result")?,
             },
+            _ if file::VERBS.contains(&verb) => Mark::File(FileMark::parse(verb, &keys)?),
             "note" => Mark::Note {
                 text: keys.text("text")?,
             },

@@ -38,10 +38,9 @@ const LIMIT: Duration = Duration::from_secs(4);
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut s = Subject::create(t, "file")?;
-    sys::fallocate(&s.open().file, 0, 0, LEN).or_fail(|| "fallocate".into())?;
-    s.expect.resize(LEN as usize, 0);
+    s.allocate(t, 0, LEN)?;
     // Written, where the rest is unwritten: a mapping of its own.
-    s.prepare(0, first(t.world))?;
+    s.prepare(t, 0, first(t.world))?;
     let version = s.next_version();
     let done = call_with_error(t, &s, version)?;
     let what = format!("call {} (offset 0, length {LEN})", done.call);
@@ -246,9 +245,7 @@ fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fai
 
 fn start_fsync(world: &'static World, s: &Subject, call: u64) -> Probe {
     let file = Arc::clone(s.open());
-    Probe::start(world, call, "fsync", move || {
-        Ok(sys::result_of(file.file.sync_all()))
-    })
+    Probe::start(world, call, "fsync", move || file.fsync(world))
 }
 
 fn start_sync(world: &'static World, call: u64) -> Probe {

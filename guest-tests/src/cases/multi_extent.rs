@@ -3,8 +3,7 @@
 //! file order and disk order are opposites; in the other they ascend with holes
 //! between, which the call has to allocate.
 
-use std::fs::File;
-
+use crate::call::OpenFile;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys;
 use crate::test::{Fail, OrFail, Test};
@@ -35,23 +34,26 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// is, but sets the reflink flag.
 fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut plain = Subject::create(t, "descending")?;
-    let spacer = Subject::create(t, "spacer")?;
+    let mut spacer = Subject::create(t, "spacer")?;
     for i in (0..EXTENTS).rev() {
-        for (s, at) in [(&plain, i), (&spacer, EXTENTS - 1 - i)] {
-            sys::fallocate(&s.open().file, 0, at * chunk, chunk).or_fail(|| "fallocate".into())?;
-        }
+        plain.allocate(t, i * chunk, chunk)?;
+        spacer.allocate(t, (EXTENTS - 1 - i) * chunk, chunk)?;
     }
     if descends(&plain)? {
-        plain.expect.resize((EXTENTS * chunk) as usize, 0);
+        plain.open().tell_pages(t.world, "prepared")?;
         return Ok(plain);
     }
     let donor = Subject::written(t, "donor", 2 * EXTENTS * chunk)?;
     let mut cloned = Subject::create(t, "descending-cloned")?;
     cloned.expect.resize((EXTENTS * chunk) as usize, 0);
-    let from = &donor.open().file;
+    let from = donor.open();
     for i in (0..EXTENTS).rev() {
         let src = 2 * (EXTENTS - 1 - i) * chunk;
-        if let Err(e) = sys::clone_range(&cloned.open().file, from, src, chunk, i * chunk) {
+        let to = cloned.open();
+        let cloning = to.change(t.world, "reflink", i * chunk, chunk, |to| {
+            sys::clone_range(to, &from.file, src, chunk, i * chunk)
+        })?;
+        if let Err(e) = cloning {
             return Err(Fail::Skip(format!(
                 "no descending layout: the allocator ascends and cloning says {e}"
             )));
@@ -60,7 +62,7 @@ fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
         let at = (i * chunk) as usize;
         cloned.expect[at..at + part.len()].copy_from_slice(part);
     }
-    unshare(from)?;
+    unshare(t, from)?;
     t.note("the descending layout was made by cloning");
     if !descends(&cloned)? {
         return Err(Fail::Skip(
@@ -71,10 +73,11 @@ fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
 }
 
 /// Truncation gives the blocks back at once; an unlinked file's go later.
-fn unshare(donor: &File) -> Result<(), Fail> {
+fn unshare(t: &Test, donor: &OpenFile) -> Result<(), Fail> {
     donor
-        .set_len(0)
-        .and_then(|()| donor.sync_all())
+        .change(t.world, "truncate", 0, 0, |f| {
+            f.set_len(0).and_then(|()| f.sync_all())
+        })?
         .or_fail(|| "truncating the donor".into())
 }
 
@@ -93,9 +96,9 @@ fn descends(s: &Subject) -> Result<bool, Fail> {
 fn holes(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut s = Subject::create(t, "holes")?;
     for i in 0..EXTENTS {
-        sys::fallocate(&s.open().file, 0, 2 * i * chunk, chunk).or_fail(|| "fallocate".into())?;
+        s.allocate(t, 2 * i * chunk, chunk)?;
     }
-    s.expect.resize(((2 * EXTENTS - 1) * chunk) as usize, 0);
+    s.open().tell_pages(t.world, "prepared")?;
     let ascends = s
         .extents()?
         .windows(2)
