@@ -40,6 +40,8 @@ fn engine(rules: impl Iterator<Item = String>) -> Engine {
         }),
         0,
     );
+    let text = "came".to_owned();
+    engine.mark(&Mark::Note { text }, 0);
     engine
 }
 
@@ -64,7 +66,29 @@ fn rules(kind: &str) -> Engine {
         "other sizes" => format!("when = {{ op = \"write\", size = {} }}", 512 * (n + 9)),
         "other calls" => format!("when = {{ op = \"write\", in_call = {} }}", n + 2),
         "after a note" => format!("when = {{ op = \"write\", after = {{ mark = \"m{n}\" }} }}"),
+        "after notes that came" => {
+            format!(
+                "when = {{ op = \"write\", after = {{ mark = \"came\" }}, lba = \"{}+8\" }}",
+                (1 << 40) + n
+            )
+        }
+        "after completions" => format!(
+            "when = {{ op = \"write\", after = {{ completions = {} }} }}",
+            1_000_000_000_000u64 + n as u64
+        ),
+        "elapsed" => {
+            format!("when = {{ op = \"write\", elapsed = {{ since = \"m{n}\", ms = 1 }} }}")
+        }
+        "elapsed, later" => format!(
+            "when = {{ op = \"write\", elapsed = {{ since = \"came\", ms = {} }} }}",
+            80_000_000 + n
+        ),
+        "class" => "when = { op = \"write\", class = \"log\" }".to_owned(),
+        "in_test" => format!("when = {{ op = \"write\", in_test = \"t{n}\" }}"),
         "in flight" => format!("when = {{ op = \"write\", inflight = {} }}", n + 9),
+        "used up, all of this size" => {
+            "when = { op = \"write\", size = 4096 }\ntimes = 1".to_owned()
+        }
         "dice" => "when = { op = \"write\", probability = 1e-12 }".to_owned(),
         "mixed" => match n % 5 {
             0 => format!(
@@ -130,8 +154,15 @@ fn decide(c: &mut Criterion) {
         "other sizes",
         "other calls",
         "after a note",
+        "after notes that came",
+        "after completions",
+        "elapsed",
+        "elapsed, later",
+        "class",
+        "in_test",
         "in flight",
         "dice",
+        "used up, all of this size",
     ] {
         run(&format!("1000 {kind}"), rules(kind));
     }

@@ -30,6 +30,8 @@ fn leaf() -> impl Strategy<Value = String> {
         "after = { rule = \"r0\", count = 2 }",
         "after = { completions = 3 }",
         "elapsed = { since = \"go\", ms = 0 }",
+        "elapsed = { since = \"go\", ms = 5 }",
+        "in_test = false",
         "inflight = { max = 2 }",
         "size = { min = 512, max = \"4KiB\" }",
         "file = { ino = 1, range = \"0+8192\" }",
@@ -194,7 +196,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn pure_and_counted(
@@ -210,20 +212,24 @@ proptest! {
             return Ok(());
         };
         let (mut one, mut two) = (Engine::new(&scenario, seed), Engine::new(&scenario, seed));
+        let mut slow = Engine::asking_all(&scenario, seed);
         let mut fired = vec![0u64; rules.len()];
         for (now, step) in steps.iter().enumerate() {
-            let now = now as u64;
+            let now = now as u64 * 1_000_000;
             match step {
                 Step::State(state) => {
                     prop_assert_eq!(one.set_state(state), two.set_state(state));
+                    slow.set_state(state);
                 }
                 Step::Completed(request, status) => {
                     one.completed(request, *status);
                     two.completed(request, *status);
+                    slow.completed(request, *status);
                 }
                 Step::Mark(mark) => {
                     one.mark(mark, now);
                     two.mark(mark, now);
+                    slow.mark(mark, now);
                     if let Mark::Control(Control::Arm(which)) = mark {
                         for (n, count) in fired.iter_mut().enumerate() {
                             if which.as_ref().is_none_or(|w| *w == format!("r{n}")) {
@@ -236,6 +242,7 @@ proptest! {
                     let ready: Vec<bool> = one.rules().iter().map(|r| r.armed && r.in_test).collect();
                     let decision = one.decide(request, now);
                     prop_assert_eq!(&decision, &two.decide(request, now));
+                    prop_assert_eq!(&decision, &slow.decide(request, now), "the index");
                     if let Some(d) = decision {
                         prop_assert!(ready[usize::from(d.rule)]);
                         fired[usize::from(d.rule)] += 1;
@@ -248,7 +255,13 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(one.take_releases(), two.take_releases());
+            let releases = one.take_releases();
+            prop_assert_eq!(&releases, &two.take_releases());
+            prop_assert_eq!(&releases, &slow.take_releases());
+            prop_assert_eq!(one.state(), slow.state());
+            for (rule, asked) in one.rules().iter().zip(&slow.rules()) {
+                prop_assert_eq!((rule.seen, rule.fired), (asked.seen, asked.fired));
+            }
             for (rule, fired) in one.rules().iter().zip(&fired) {
                 prop_assert_eq!(rule.fired, *fired);
                 prop_assert!(rule.seen >= rule.fired);

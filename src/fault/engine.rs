@@ -6,15 +6,15 @@ use wtblk_shared::mark::{CallBegin, Control, Mark};
 
 use super::action::{DataAction, Permutation};
 use super::calls::sectors;
-use super::eval::{Asked, Asker, Names, Note, World};
-use super::index::{OpMask, Shelf, Shelves, op_mask, place};
+use super::eval::{Asked, Asker, Event, Names, Note, World};
+use super::index::{OpMask, Shelf, Shelves, in_test, op_mask, place};
 use super::places::Places;
 use super::plan::{Circumstances, plan};
 use super::request::{Decision, Request};
 use super::rule::{Class, SectorRange, Trigger};
 use super::rule_state::{RuleState, RuleView, arm, keeps_back, ready};
 use super::scenario::Scenario;
-use super::ticks::Group;
+use super::ticks::{Group, Turn};
 use crate::trace::event::{DATA_DISK, Op, Status};
 
 /// The rules of a scenario and what has become of them.
@@ -93,6 +93,21 @@ impl Engine {
             asked: Vec::new(),
             seed,
         };
+        engine.sort();
+        engine
+    }
+
+    /// The same engine, but every rule is asked about every request (but one that is nothing but
+    /// dice: it throws its dice another way): slow, and obviously right. Tests compare with it.
+    #[doc(hidden)]
+    pub fn asking_all(scenario: &Scenario, seed: u64) -> Engine {
+        let mut engine = Engine::new(scenario, seed);
+        for state in &mut engine.rules {
+            if !matches!(state.shelf, Shelf::Tick(Turn::Dice(_))) {
+                state.shelf = Shelf::General;
+                state.group = None;
+            }
+        }
         engine.sort();
         engine
     }
@@ -253,7 +268,7 @@ impl Engine {
         };
         let until = state.until.filter(|_| decision.plan.hold.is_some());
         self.refresh(index);
-        self.happened();
+        self.happened(Event::Rule(index));
         if let Some((event, _)) = until
             && self.waiting.iter().all(|(waiting, _)| *waiting != index)
         {
@@ -295,13 +310,19 @@ impl Engine {
                 }
             }
             Mark::Note { text } => {
-                for note in &mut self.world.notes {
-                    if note.text == *text {
-                        note.count += 1;
-                        note.last_ns = now_ns;
+                let notes = &mut self.world.notes;
+                let Some(place) = notes.iter().position(|n| n.text == *text) else {
+                    return;
+                };
+                if let Some(note) = notes.get_mut(place) {
+                    let last = (note.count > 0).then_some(note.last_ns);
+                    note.count += 1;
+                    note.last_ns = now_ns;
+                    for shelves in &mut self.shelves {
+                        shelves.waiting.noted(place, last, now_ns);
                     }
                 }
-                self.happened();
+                self.happened(Event::Note(place));
             }
             Mark::Control(control) => self.control(control),
             _ => {}
@@ -328,10 +349,11 @@ impl Engine {
             return;
         }
         self.world.completions += 1;
+        self.happened(Event::Completions);
         if request.op == Op::Flush && status.is_ok() {
             self.world.flushes += 1;
+            self.happened(Event::Flush);
         }
-        self.happened();
     }
 
     /// Rules whose held requests are to be let go now, because the event that their
@@ -342,7 +364,11 @@ impl Engine {
     }
 
     /// Something was counted: perhaps a rule waited for it.
-    fn happened(&mut self) {
+    fn happened(&mut self, event: Event) {
+        let count = self.world.count(event);
+        for shelves in &mut self.shelves {
+            shelves.waiting.happened(event, count);
+        }
         let (rules, world, releases) = (&self.rules, &self.world, &mut self.releases);
         self.waiting.retain(|(index, base)| {
             let Some((rule, (event, n))) = rules.get(*index).and_then(|r| Some((r, r.until?)))
@@ -470,9 +496,12 @@ impl Engine {
         self.shelves = OpMask::ALL
             .ops()
             .map(|op| {
-                let about = |s: &RuleState| s.in_test && op_mask(&s.rule.when).has(op);
+                let test = self.world.test.as_ref();
+                let about = |s: &RuleState| {
+                    s.in_test && op_mask(&s.rule.when).has(op) && in_test(&s.rule.when, test)
+                };
                 let rules = (0u32..).zip(&self.rules).filter(|(_, s)| about(s));
-                Shelves::new(rules.map(|(n, s)| (n, &s.shelf)), number)
+                Shelves::new(rules.map(|(n, s)| (n, &s.shelf)), number, &self.world)
             })
             .collect();
     }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::calls::{Calls, View};
 use super::dice::Dice;
-use super::index::OpMask;
+use super::index::{OpMask, must_hold};
 use super::request::Request;
 use super::rule::{After, CallIs, Class, Count, FileRange, Per, SectorRange, TestIs, Trigger};
 
@@ -47,7 +47,7 @@ pub(super) enum Node {
 }
 
 /// A thing that can be counted.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Event {
     Note(usize),
     Flush,
@@ -293,10 +293,14 @@ impl Names {
     /// Makes a trigger ready.
     pub(super) fn node(&mut self, trigger: &Trigger) -> Node {
         match trigger {
-            Trigger::All(list) => {
+            Trigger::All(_) => {
                 let (mut plain, mut nested) = (Vec::new(), Vec::new());
                 let (mut counts, mut dice) = (Vec::new(), Vec::new());
-                for t in list {
+                // A table of tables of which all must hold is one table: what stands in one of
+                // them is around what counts in another.
+                let mut parts = Vec::new();
+                must_hold(trigger, &mut parts);
+                for t in parts {
                     let into = match t {
                         Trigger::Count(_) => &mut counts,
                         Trigger::Chance(_) => &mut dice,

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 
-use super::eval::{Asked, Event, Node, World};
+use super::eval::{Asked, Node, World};
 use super::intervals::Intervals;
-use super::rule::{CallIs, Count, Per, Trigger};
+use super::rule::{CallIs, Class, Count, Per, TestIs, Trigger};
 use super::ticks::Turn;
+use super::waiting::Waiting;
 use crate::trace::event::Op;
 
 const OPS: [Op; 7] = [
@@ -78,7 +79,7 @@ fn only_ops(trigger: &Trigger) -> bool {
 }
 
 /// The parts of a trigger of which each must hold.
-fn must_hold<'t>(trigger: &'t Trigger, into: &mut Vec<&'t Trigger>) {
+pub(super) fn must_hold<'t>(trigger: &'t Trigger, into: &mut Vec<&'t Trigger>) {
     match trigger {
         Trigger::All(list) => list.iter().for_each(|t| must_hold(t, into)),
         other => into.push(other),
@@ -127,7 +128,10 @@ pub(super) fn shelf(trigger: &Trigger) -> Shelf {
         _ => {}
     }
     let mut best = Shelf::General;
-    for part in &parts {
+    // Beside another part that counts, one that counts must be asked about every request: what the other
+    // counts does not depend on it.
+    let alone = parts.iter().filter(|t| t.counts()).count() < 2;
+    for part in parts.iter().filter(|t| alone || !t.counts()) {
         let found = match part {
             Trigger::Lba(r) => Shelf::Lba(std::iter::once(r.start..r.end()).collect()),
             Trigger::Any(list) => match hulls(list) {
@@ -154,10 +158,24 @@ pub(super) fn shelf(trigger: &Trigger) -> Shelf {
 pub(super) fn first(node: &Node) -> Option<Node> {
     match node {
         Node::All { plain, .. } => plain.iter().find_map(first),
-        Node::Size(..) | Node::InFlight(..) | Node::After(..) | Node::Class(_) => {
-            Some(node.clone())
-        }
+        Node::Size(..)
+        | Node::InFlight(..)
+        | Node::After(..)
+        | Node::Class(_)
+        | Node::Elapsed(..) => Some(node.clone()),
         _ => None,
+    }
+}
+
+/// Whether the test under way is one that the trigger can hold in. Tests change only with
+/// marks, and these sort the rules anew: a rule of another test lies on no shelf.
+pub(super) fn in_test(trigger: &Trigger, test: Option<&String>) -> bool {
+    match trigger {
+        Trigger::All(list) => list.iter().all(|t| in_test(t, test)),
+        Trigger::Test(TestIs::Some) => test.is_some(),
+        Trigger::Test(TestIs::None) => test.is_none(),
+        Trigger::Test(TestIs::Named(name)) => test == Some(name),
+        _ => true,
     }
 }
 
@@ -190,8 +208,13 @@ impl Shelf {
     }
 }
 
-/// How often, the slot of the count from which it counts, and the rule that waits for it.
-type Waits = (u64, usize, u32);
+fn class_place(class: Class) -> usize {
+    match class {
+        Class::Log => 0,
+        Class::Data => 1,
+        Class::Other => 2,
+    }
+}
 
 /// The shelves of one kind of request. Counts begin anew without a new index only
 /// where they are not kept here.
@@ -202,13 +225,10 @@ pub(super) struct Shelves {
     number: HashMap<u64, Vec<u32>>,
     state: HashMap<u32, Vec<u32>>,
     call: Vec<u32>,
-    /// Side by side, so that a thousand that do not fit are passed over quickly.
-    first: Vec<(Node, u32)>,
-    /// The same for what is a number between two, in few bytes.
-    sizes: Vec<(u64, u64, u32)>,
-    depths: Vec<(u64, u64, u32)>,
-    /// By what must have happened: how often, and since which count.
-    events: Vec<(Event, Vec<Waits>)>,
+    sizes: Intervals,
+    depths: Intervals,
+    class: [Vec<u32>; 3],
+    pub(super) waiting: Waiting,
     general: Vec<u32>,
     /// Some rule needs one of several places: it may be found twice.
     several: bool,
@@ -219,9 +239,12 @@ impl Shelves {
     pub(super) fn new<'r>(
         rules: impl Iterator<Item = (u32, &'r Shelf)>,
         state: impl Fn(&str) -> u32,
+        world: &World,
     ) -> Shelves {
         let mut s = Shelves::default();
-        let mut places = Vec::new();
+        let (mut places, mut sizes, mut depths) = (Vec::new(), Vec::new(), Vec::new());
+        // Neither is ever so large that the end does not matter.
+        let between = |min: u64, max: u64| min..max.saturating_add(1);
         for (rule, shelf) in rules {
             match shelf {
                 Shelf::Pure | Shelf::Tick(_) => {}
@@ -233,20 +256,20 @@ impl Shelves {
                 Shelf::Number(n) => s.number.entry(*n).or_default().push(rule),
                 Shelf::State(name) => s.state.entry(state(name)).or_default().push(rule),
                 Shelf::Call => s.call.push(rule),
-                Shelf::First(Node::Size(min, max)) => s.sizes.push((*min, *max, rule)),
-                Shelf::First(Node::InFlight(min, max)) => s.depths.push((*min, *max, rule)),
+                Shelf::First(Node::Size(min, max)) => sizes.push((between(*min, *max), rule)),
+                Shelf::First(Node::InFlight(min, max)) => depths.push((between(*min, *max), rule)),
+                Shelf::First(Node::Class(class)) => s.class[class_place(*class)].push(rule),
                 Shelf::First(Node::After(event, n, slot)) => {
-                    let waits = (*n, *slot, rule);
-                    match s.events.iter_mut().find(|(e, _)| e == event) {
-                        Some((_, list)) => list.push(waits),
-                        None => s.events.push((*event, vec![waits])),
-                    }
+                    s.waiting.event(*event, *n, *slot, rule, world);
                 }
-                Shelf::First(node) => s.first.push((node.clone(), rule)),
+                Shelf::First(Node::Elapsed(note, ns)) => s.waiting.clock(*note, *ns, rule, world),
+                Shelf::First(_) => s.general.push(rule),
                 Shelf::General => s.general.push(rule),
             }
         }
         s.places = Intervals::new(places);
+        s.sizes = Intervals::new(sizes);
+        s.depths = Intervals::new(depths);
         s
     }
 
@@ -273,29 +296,10 @@ impl Shelves {
             (&self.depths, u64::from(asked.request.inflight)),
         ];
         for (list, number) in numbers {
-            for (min, max, rule) in list {
-                if (*min..=*max).contains(&number) {
-                    into.push(*rule);
-                }
-            }
+            list.touching(&(number..number + 1), &mut |rule| into.push(rule));
         }
-        for (event, list) in &self.events {
-            let count = world.count(*event);
-            // What never happened cannot have happened often enough.
-            if count == 0 {
-                continue;
-            }
-            for (n, slot, rule) in list {
-                if count.saturating_sub(world.slot(*slot)) >= *n {
-                    into.push(*rule);
-                }
-            }
-        }
-        for (node, rule) in &self.first {
-            if node.is(world, asked) {
-                into.push(*rule);
-            }
-        }
+        into.extend_from_slice(&self.class[class_place(asked.class)]);
+        self.waiting.ask(asked.now_ns, into);
         let Some(call) = &asked.call else { return };
         into.extend_from_slice(&self.call);
         let numbered = self.number.get(&call.number);

@@ -30,6 +30,7 @@ mod scenario;
 mod schema;
 mod ticks;
 mod units;
+mod waiting;
 
 #[cfg(test)]
 mod engine_tests;
