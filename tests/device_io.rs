@@ -19,8 +19,9 @@ fn read_write_flush_id_and_what_is_not_supported() {
     assert_eq!(d.read(99, 512), (0, vec![0; 512]));
     for (n, kind, sector, len, status) in [
         (1, FLUSH, 0, 0, 0),
-        (2, 11, 0, 16, 2),
-        (3, 13, 0, 16, 2),
+        // Not offered, so refused: both have data for, or of, the driver.
+        (2, GET_LIFETIME, 0, 24, 2),
+        (3, SECURE_ERASE, 0, 16, 2),
         (4, 77, 0, 0, 2),
         // The last sector, one beyond it, an overflow, half a sector.
         (5, IN, 32767, 512, 0),

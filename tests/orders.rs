@@ -118,6 +118,7 @@ fn events() -> Vec<Event> {
         words: &words,
         disks: Some((&theirs.0, &theirs.1)),
         queues: 1,
+        queue_size: None,
         memory: 512,
         name: dir.path().display().to_string(),
     };

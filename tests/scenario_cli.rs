@@ -193,7 +193,7 @@ torn: when it is a write and it touches bytes 4096 to 8191 of the file of its ca
   - it waits 5 ms;
   - only its first 1 sectors are stored;
   every time, unless a rule before it fires.
-  It passes over what is not a write.
+  It passes over what is not a write or a write-zeroes.
   In an allocating call (blocks without a place at its begin) it falls back to counting: its tagged requests are taken to come in ascending file order, each behind the one before.
 
 No rule moves to the state `armed`: only an order from outside does.

@@ -8,6 +8,7 @@ pub mod replay;
 pub mod run;
 pub mod scenario;
 pub mod serve;
+mod shape_args;
 pub mod trace;
 pub mod verify;
 

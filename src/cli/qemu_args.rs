@@ -11,6 +11,8 @@ pub(super) struct Disks<'a> {
     pub mark_socket: Option<&'a Path>,
     /// Queues of the disk under test.
     pub queues: u16,
+    /// Descriptors of each, where that was said.
+    pub queue_size: Option<u16>,
 }
 
 /// Guest memory in the printed lines; the reader puts in what is wanted.
@@ -40,15 +42,22 @@ pub(super) fn text(disks: &Disks<'_>) -> String {
 }
 
 fn devices(disks: &Disks<'_>, driver: &str) -> String {
-    let one = |id: &str, socket: &Path, queues: u16| {
+    let one = |id: &str, socket: &Path, queues: u16, queue_size: Option<u16>| {
         // QEMU's option syntax doubles a comma; the quotes are for the shell.
         let path = socket.display().to_string().replace(',', ",,");
         let chardev = quote(&format!("socket,id={id},path={path}"));
         // QEMU's own default is a queue per CPU: more than the device may have.
-        format!("-chardev {chardev} \\\n-device {driver},chardev={id},num-queues={queues}")
+        let size = queue_size.map(|n| format!(",queue-size={n}"));
+        let size = size.unwrap_or_default();
+        format!("-chardev {chardev} \\\n-device {driver},chardev={id},num-queues={queues}{size}")
     };
-    let mut parts = vec![one("wtblk-data", disks.socket, disks.queues)];
-    parts.extend(disks.mark_socket.map(|s| one("wtblk-mark", s, 1)));
+    let mut parts = vec![one(
+        "wtblk-data",
+        disks.socket,
+        disks.queues,
+        disks.queue_size,
+    )];
+    parts.extend(disks.mark_socket.map(|s| one("wtblk-mark", s, 1, None)));
     parts.join(" \\\n")
 }
 
@@ -71,10 +80,11 @@ mod tests {
             socket: Path::new("/tmp/a,b c"),
             mark_socket: Some(Path::new("/tmp/m")),
             queues: 4,
+            queue_size: Some(256),
         });
         assert_eq!(text.matches("share=on").count(), 2);
         assert!(text.contains("'socket,id=wtblk-data,path=/tmp/a,,b c'"));
-        assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4"));
+        assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4,queue-size=256"));
         assert!(text.contains("vhost-user-blk,chardev=wtblk-mark,num-queues=1"));
         assert!(text.contains("force-legacy=false"));
         assert_eq!(text.matches("-smp 4").count(), 2);

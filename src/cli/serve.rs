@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
 use super::qemu_args::{self, Disks};
+use super::shape_args::ShapeArgs;
 use crate::device::{Address, Backing, ServeConfig, Settings, serve};
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
@@ -39,7 +40,7 @@ pub struct ServeArgs {
         long,
         alias = "blk-file",
         value_name = "FILE",
-        conflicts_with = "memory"
+        conflicts_with_all = ["memory", "null"]
     )]
     image: Option<PathBuf>,
     /// Create the image with this size where it does not exist (4096, 512M, 1GiB)
@@ -48,18 +49,17 @@ pub struct ServeArgs {
     /// A disk in memory of this size instead
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
+    /// A disk of this size that stores nothing: for benchmarks
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "memory")]
+    null: Option<u64>,
     /// Scenario file; several are merged
     #[arg(long, value_name = "FILE")]
     scenario: Vec<PathBuf>,
     /// Record every event in this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Number of queues
-    #[arg(long, value_name = "N")]
-    queues: Option<u16>,
-    /// Refuse writes
-    #[arg(long)]
-    read_only: bool,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Make a control socket, for `wtblk ctl`
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -109,10 +109,11 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
     if mark_socket.as_ref() == Some(&socket) {
         bail!("the disk and the mark disk need a socket each");
     }
-    let backing = match (&args.image, args.memory) {
-        (Some(image), _) => Backing::Image(image.clone(), args.size),
-        (None, Some(size)) => Backing::Memory(size),
-        (None, None) => bail!("where do the bytes live? Give --image FILE or --memory SIZE"),
+    let backing = match (&args.image, args.memory, args.null) {
+        (Some(image), ..) => Backing::Image(image.clone(), args.size),
+        (None, Some(size), _) => Backing::Memory(size),
+        (None, None, Some(size)) => Backing::Null(size),
+        (None, None, None) => bail!("where do the bytes live? Give --image FILE or --memory SIZE"),
     };
     Ok(ServeConfig {
         socket,
@@ -120,11 +121,10 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         backing,
         scenarios: args.scenario.clone(),
         trace: args.trace.clone(),
-        queues: args.queues,
-        read_only: args.read_only,
         seed: args.seed,
         control: args.control.clone(),
         volatile_cache: args.volatile_cache,
+        shape: args.shape.shape(),
         plans: None,
         kept: Vec::new(),
         end: None,
@@ -149,7 +149,8 @@ fn qemu_args(config: &ServeConfig) -> Result<String> {
     Ok(qemu_args::text(&Disks {
         socket: &socket,
         mark_socket: mark_socket.as_deref().map(Path::new),
-        queues: settings.queues,
+        queues: settings.queues(),
+        queue_size: settings.shape.queue_size,
     }))
 }
 
@@ -165,7 +166,7 @@ fn follow_parent() -> io::Result<()> {
 }
 
 /// A size: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), always powers of 1024.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     let bad = || format!("'{text}' is no size, expected bytes or 64K, 512M, 1GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit());
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));

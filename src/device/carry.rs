@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 use vm_memory::{Bytes, GuestAddress};
 use wtblk_shared::disk::SECTOR;
 
+use super::config::MAX_ZONE_SECTORS;
 use super::memory::{GuestMap, Segment};
+use super::request::Zone;
 use crate::fault::request::DataFault;
 use crate::store::{Buffers, Op};
+use crate::trace::event::{self as trace, Status};
 
 /// A read or write that a store is asked for.
 pub(super) struct Transfer<'a> {
@@ -100,6 +104,65 @@ impl Transfer<'_> {
     }
 }
 
+/// A discard or write-zeroes.
+pub(super) struct Zeroing<'a> {
+    pub op: trace::Op,
+    /// Lowest sector of the zones.
+    pub sector: u64,
+    pub zones: &'a [Zone],
+    pub fault: Option<&'a DataFault>,
+}
+
+impl Zeroing<'_> {
+    /// The operations it takes, or what is wrong with it (virtio 1.3, 5.2.6.2).
+    pub fn ops(&self, capacity: u64) -> Result<Vec<Op>, Status> {
+        // A flag nobody knows, or `unmap` in a discard.
+        let known = match self.op {
+            trace::Op::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+            _ => 0,
+        };
+        if self.zones.iter().any(|z| z.flags & !known != 0) {
+            return Err(Status::UNSUPP);
+        }
+        if self.zones.is_empty() {
+            return Err(Status::IOERR);
+        }
+        let mut ops = Vec::new();
+        for zone in self.zones {
+            let end = zone.sector.checked_add(u64::from(zone.sectors));
+            if zone.sectors > MAX_ZONE_SECTORS || end.is_none_or(|end| end > capacity / SECTOR) {
+                return Err(Status::IOERR);
+            }
+            for (sector, sectors) in self.stored(zone) {
+                let (offset, len) = (sector * SECTOR, sectors * SECTOR);
+                let unmap = zone.flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+                ops.push(match self.op {
+                    trace::Op::WriteZeroes => Op::WriteZeroes { offset, len, unmap },
+                    _ => Op::Discard { offset, len },
+                });
+            }
+        }
+        Ok(ops)
+    }
+
+    /// What a fault leaves of a zone.
+    fn stored(&self, zone: &Zone) -> Vec<(u64, u64)> {
+        let whole = zone.sector..zone.sector + u64::from(zone.sectors);
+        let parts = match self.fault {
+            Some(DataFault::Dropped) => return Vec::new(),
+            Some(DataFault::Torn(parts)) => parts.as_slice(),
+            _ => return vec![(whole.start, whole.end - whole.start)],
+        };
+        let part = |&(first, count): &(u32, u32)| {
+            let start = self.sector.saturating_add(u64::from(first));
+            let end = start.saturating_add(u64::from(count)).min(whole.end);
+            let start = start.max(whole.start);
+            (start < end).then(|| (start, end - start))
+        };
+        parts.iter().filter_map(part).collect()
+    }
+}
+
 /// Flips bits of data that was read, where the guest will find it.
 pub(super) fn flip(map: &GuestMap, data: &[Segment], bits: &[(u32, u8)]) -> Option<()> {
     for &(at, mask) in bits {
@@ -118,7 +181,7 @@ pub(super) fn flip(map: &GuestMap, data: &[Segment], bits: &[(u32, u8)]) -> Opti
 }
 
 /// A copy of `len` bytes of the data from byte `from` on.
-fn gather(map: &GuestMap, data: &[Segment], from: u64, len: usize) -> Option<Vec<u8>> {
+pub(super) fn gather(map: &GuestMap, data: &[Segment], from: u64, len: usize) -> Option<Vec<u8>> {
     let mut bytes = vec![0; len];
     let (mut skip, mut done) = (from, 0);
     for segment in data {

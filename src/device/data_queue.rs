@@ -15,7 +15,7 @@ use wtblk_shared::tag::Tag;
 use super::groups::Key;
 use super::hub::Hub;
 use super::memory::{GuestMap, Segment};
-use super::request::Parsed;
+use super::request::{Parsed, Zone};
 use super::worker::{Done, Flight, QueueDevice, Taken};
 use crate::fault::request::{Decision, Plan, Request};
 use crate::store::{Completion, StoreQueue};
@@ -29,6 +29,9 @@ pub(super) struct DiskState {
     /// Capacity in bytes.
     pub capacity: u64,
     pub read_only: bool,
+    /// Discard and write-zeroes are offered.
+    pub discard: bool,
+    pub serial: String,
     /// CONFIG_WCE's byte: a write-back cache, or writes durable when they complete.
     pub writeback: AtomicBool,
     /// A stopping ring abandons what is held; otherwise it is completed as planned.
@@ -53,6 +56,7 @@ enum Waits {
 struct Pending {
     request: Request,
     data: Vec<Segment>,
+    zones: Vec<Zone>,
     map: Arc<GuestMap>,
     rule: Option<(u16, String)>,
     plan: Plan,
@@ -270,6 +274,7 @@ impl QueueDevice for DataQueue {
         let pending = Pending {
             request: request.clone(),
             data: parsed.data,
+            zones: parsed.zones,
             map: taken.map,
             rule: None,
             plan: Plan::default(),
@@ -283,6 +288,12 @@ impl QueueDevice for DataQueue {
             lost: false,
             covers,
         };
+        if let [_, _, ..] = pending.zones.as_slice() {
+            // The request's place is what lies between them: here is where they are.
+            let zone = |z: &Zone| format!(" {}+{}", z.sector, z.sectors);
+            let list: String = pending.zones.iter().map(zone).collect();
+            self.event(DeviceKind::Message, id, 0, &format!("segments:{list}"));
+        }
         self.pending.insert(token, pending);
         if let Some(what) = malformed {
             self.event(DeviceKind::BadChain, u64::from(taken.head), id, &what);
@@ -429,6 +440,7 @@ fn nothing() -> Parsed {
         op: Op::Other,
         sector: 0,
         bytes: 0,
+        zones: Vec::new(),
         ioprio: 0,
         data: Vec::new(),
         status: 0,

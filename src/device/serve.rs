@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
-use wtblk_shared::disk::{DATA_SERIAL, MARK_DISK_LEN, MARK_SERIAL, SECTOR};
+use wtblk_shared::disk::{MARK_DISK_LEN, MARK_SERIAL, SECTOR};
 
 use super::command::STOP_LIMIT;
 use super::config::Geometry;
@@ -128,27 +128,24 @@ fn data_disk(
     socket: Socket,
     ended: &Arc<Wake>,
 ) -> Result<Running> {
+    let geometry = Geometry::of(&settings.shape, store.capacity() / SECTOR);
     let state = Arc::new(DiskState {
         capacity: store.capacity(),
-        read_only: settings.read_only,
-        writeback: AtomicBool::new(settings.write_cache),
+        read_only: geometry.read_only,
+        discard: geometry.discard,
+        serial: settings.serial().to_owned(),
+        writeback: AtomicBool::new(settings.write_cache()),
         abandon_on_stop: settings.abandon_on_stop,
     });
-    let (workers, idle) = disk::handles(settings.queues)?;
+    let (workers, idle) = disk::handles(settings.queues())?;
     hub.set_workers(workers.clone());
     let disk = Arc::new(Disk {
         number: DATA_DISK,
         name: "data",
         hub: hub.clone(),
-        geometry: Geometry {
-            sectors: store.capacity() / SECTOR,
-            block: settings.block,
-            queues: settings.queues,
-            read_only: settings.read_only,
-            cache: true,
-        },
+        geometry,
         state: Some(state.clone()),
-        start_writeback: settings.write_cache,
+        start_writeback: settings.write_cache(),
         workers,
         epochs: AtomicU32::new(0),
         connections: AtomicU64::new(0),
@@ -170,13 +167,7 @@ fn mark_disk(
         number: MARK_DISK,
         name: "mark",
         hub: hub.clone(),
-        geometry: Geometry {
-            sectors: MARK_DISK_LEN / SECTOR,
-            block: 512,
-            queues: 1,
-            read_only: false,
-            cache: false,
-        },
+        geometry: Geometry::of_marks(MARK_DISK_LEN / SECTOR),
         state: None,
         start_writeback: false,
         workers,
@@ -210,12 +201,12 @@ fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
     let mut what = json!({
         "wtblk": env!("CARGO_PKG_VERSION"),
         "capacity_sectors": store.capacity() / SECTOR,
-        "logical_block": settings.block,
-        "queues": settings.queues,
-        "read_only": settings.read_only,
-        "write_cache": settings.write_cache,
+        "logical_block": settings.block(),
+        "queues": settings.queues(),
+        "read_only": settings.read_only(),
+        "write_cache": settings.write_cache(),
         "on_stop": if settings.abandon_on_stop { "abandon" } else { "complete" },
-        "serial": DATA_SERIAL,
+        "serial": settings.serial(),
         "mark_serial": marks.then_some(MARK_SERIAL),
     });
     settings.scenario.contract().note_in(&mut what);

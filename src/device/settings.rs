@@ -7,13 +7,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
-use wtblk_shared::disk::SECTOR;
+use wtblk_shared::disk::{DATA_SERIAL, SECTOR};
 
 use super::socket::Address;
 use crate::fault::request::{Decision, DeviceFault, Request};
-use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange};
+use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange, Shape};
 use crate::input;
-use crate::store::{Cache, FileStore, ImageOptions, KeptStore, MemoryStore, Store, VolatileStore};
+use crate::store::{
+    Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, Store, VolatileStore,
+};
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
 const MAX_QUEUES: u16 = 256;
@@ -25,6 +27,8 @@ pub enum Backing {
     Image(PathBuf, Option<u64>),
     /// Memory of this many bytes.
     Memory(u64),
+    /// Nothing: so many bytes that are neither stored nor read.
+    Null(u64),
 }
 
 /// Decisions made by hand, asked for before the rules: for tests of the device alone.
@@ -43,16 +47,14 @@ pub struct ServeConfig {
     pub scenarios: Vec<PathBuf>,
     /// Where the events go; `None`: nowhere.
     pub trace: Option<PathBuf>,
-    /// Number of queues.
-    pub queues: Option<u16>,
-    /// Refuse writes.
-    pub read_only: bool,
     /// Seed of the rules.
     pub seed: u64,
     /// Where the control socket is made; `None`: there is none.
     pub control: Option<PathBuf>,
     /// Keep what was not flushed out of the image, whether the rules need that or not.
     pub volatile_cache: bool,
+    /// What the disk is like to its driver; beats the scenario.
+    pub shape: Shape,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// Beyond those of the rules: ranges whose old contents are kept.
@@ -64,14 +66,8 @@ pub struct ServeConfig {
 /// What a configuration comes to, its scenario included.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Number of queues.
-    pub queues: u16,
-    /// Refuse writes.
-    pub read_only: bool,
-    /// The writeback byte at start.
-    pub write_cache: bool,
-    /// Logical block in bytes.
-    pub block: u32,
+    /// What the disk is like to its driver, without contradictions.
+    pub shape: Shape,
     /// Held requests are abandoned when their ring stops.
     pub abandon_on_stop: bool,
     /// Where the bytes live, the scenario's size applied.
@@ -96,29 +92,55 @@ impl Settings {
         }
         let scenario = Scenario::merge(parsed)?;
         let device = &scenario.device;
-        let queues = config.queues.or(device.queues()).unwrap_or(1);
-        if queues == 0 || queues > MAX_QUEUES {
+        let shape = config.shape.over(&device.shape());
+        if let Some((key, why)) = shape.contradictions().first() {
+            bail!("{}: {why}", key.replace('_', "-"));
+        }
+        let queues = shape.queues.unwrap_or(1);
+        if queues > MAX_QUEUES {
             bail!("{queues} queues, expected 1 to {MAX_QUEUES}");
         }
-        let block = device.logical_block().unwrap_or(512);
+        let block = shape.block();
         let backing = match &config.backing {
             Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size())),
             memory => memory.clone(),
         };
-        if let Backing::Memory(size) = backing
+        if let Backing::Memory(size) | Backing::Null(size) = backing
             && (size == 0 || size % u64::from(block) != 0)
         {
             bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}");
         }
         Ok(Settings {
-            queues,
-            read_only: config.read_only || device.read_only().unwrap_or(false),
-            write_cache: device.write_cache().unwrap_or(true),
-            block,
+            shape,
             abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
             backing,
             scenario,
         })
+    }
+
+    /// Number of queues.
+    pub fn queues(&self) -> u16 {
+        self.shape.queues.unwrap_or(1)
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.shape.read_only.unwrap_or(false)
+    }
+
+    /// The writeback byte at start.
+    pub fn write_cache(&self) -> bool {
+        self.shape.write_cache.unwrap_or(true)
+    }
+
+    /// Logical block in bytes.
+    pub fn block(&self) -> u32 {
+        self.shape.block()
+    }
+
+    /// What GET_ID gives.
+    pub fn serial(&self) -> &str {
+        self.shape.serial.as_deref().unwrap_or(DATA_SERIAL)
     }
 
     /// Whether a rule asks what is durable.
@@ -136,7 +158,7 @@ impl Settings {
     pub(super) fn store(&self, volatile: bool, kept: &[SectorRange]) -> Result<Layers> {
         let mut store = self.bottom()?;
         let mut cache = None;
-        if volatile && !self.read_only {
+        if volatile && !self.read_only() {
             let layer = VolatileStore::new(store).context("cannot make a volatile cache")?;
             cache = Some(layer.cache());
             store = Arc::new(layer);
@@ -158,11 +180,12 @@ impl Settings {
             Backing::Image(path, size) => {
                 let options = ImageOptions {
                     create: *size,
-                    read_only: self.read_only,
-                    block: self.block,
+                    read_only: self.read_only(),
+                    block: self.block(),
                 };
                 Arc::new(FileStore::open(path, &options)?)
             }
+            Backing::Null(size) => Arc::new(NullStore::new(*size)?),
             Backing::Memory(size) => Arc::new(
                 MemoryStore::new(*size)
                     .with_context(|| format!("cannot make a disk of {size} bytes in memory"))?,

@@ -80,7 +80,7 @@ pub enum Permutation {
 /// What becomes of a request's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataAction {
-    /// A write stores only a part.
+    /// A write or write-zeroes stores only a part.
     Torn(Torn),
     /// Bits are flipped.
     Corrupt {
@@ -137,7 +137,7 @@ impl DataAction {
     /// The kinds of requests it can be done to.
     pub fn suits(&self, op: Op) -> bool {
         match self {
-            DataAction::Torn(_) => op == Op::Write,
+            DataAction::Torn(_) => matches!(op, Op::Write | Op::WriteZeroes),
             DataAction::Corrupt { .. } | DataAction::Misdirect(_) => {
                 matches!(op, Op::Read | Op::Write)
             }
@@ -163,7 +163,7 @@ impl DataAction {
     /// The kinds of requests it can be done to, in words.
     pub fn suits_what(&self) -> &'static str {
         match self {
-            DataAction::Torn(_) => "a write",
+            DataAction::Torn(_) => "a write or a write-zeroes",
             DataAction::Corrupt { .. } | DataAction::Misdirect(_) => "a read or a write",
             DataAction::Drop => "a write, a discard or a write-zeroes",
             DataAction::Stale(_) => "a read",

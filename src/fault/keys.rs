@@ -96,6 +96,39 @@ pub(super) const DEVICE: &[Key] = &[
     key("write_cache", Bool, "a volatile write cache; default true"),
     key("logical_block", Integer(512, 4096), "512 or 4096 bytes"),
     key(
+        "queue_size",
+        Integer(4, 1024),
+        "most descriptors of a queue; a power of two",
+    ),
+    key(
+        "physical_block",
+        BYTES,
+        "physical block: a power of two, no less than the logical one",
+    ),
+    key(
+        "alignment_offset",
+        BYTES,
+        "where the first physical block begins",
+    ),
+    key("min_io", BYTES, "bytes that I/O should have at least"),
+    key("opt_io", BYTES, "bytes that I/O should best have"),
+    key("size_max", BYTES, "most bytes of a data segment"),
+    key(
+        "seg_max",
+        Integer(1, 1022),
+        "most data segments of a request",
+    ),
+    key(
+        "discard",
+        Bool,
+        "discard and write-zeroes are offered; default true",
+    ),
+    key(
+        "serial",
+        Form("^[!-~]{1,20}$"),
+        "serial of the disk; default `wtblk-data`",
+    ),
+    key(
         "on_stop",
         Words(&["complete", "abandon"]),
         "held requests when their ring stops",

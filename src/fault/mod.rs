@@ -28,6 +28,7 @@ mod rule;
 mod rule_state;
 mod scenario;
 mod schema;
+mod shape;
 mod ticks;
 mod units;
 mod waiting;
@@ -48,3 +49,4 @@ pub use rule::{After, CallIs, Class, Count, FileRange, Per, Rule, SectorRange, T
 pub use rule_state::RuleView;
 pub use scenario::{Device, OnStop, Scenario, Source};
 pub use schema::schema;
+pub use shape::Shape;

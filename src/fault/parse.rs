@@ -14,6 +14,7 @@ use super::parse_rules::{rules, word};
 use super::read::{Reader, Value, get};
 use super::rule::{Rule, Trigger};
 use super::scenario::{Device, OnStop, Place, Scenario, Set, Source};
+use super::shape::{QUEUE_SIZES, SEG_MAX};
 
 /// The version of the format.
 const VERSION: u64 = 1;
@@ -71,6 +72,10 @@ pub(super) fn check_whole(scenario: &Scenario, problems: &mut Vec<Problem>) {
             size.value
         );
         problems.push(scenario.problem(&size.place, message));
+    }
+    for (key, why) in device.shape().contradictions() {
+        let place = device.place(key).cloned().unwrap_or_default();
+        problems.push(scenario.problem(&place, format!("`{key}`: {why}")));
     }
     kept(scenario, problems);
     if let Some(rule) = too_many_flags(scenario) {
@@ -176,6 +181,7 @@ fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
     for (key, into) in [
         ("read_only", &mut device.read_only),
         ("write_cache", &mut device.write_cache),
+        ("discard", &mut device.discard),
     ] {
         if let Some(value) = get(table, key) {
             *into = set(value, reader.boolean(key, value));
@@ -194,6 +200,39 @@ fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
             }
             None => None,
         };
+    }
+    for (key, into) in [
+        ("physical_block", &mut device.physical_block),
+        ("alignment_offset", &mut device.alignment_offset),
+        ("min_io", &mut device.min_io),
+        ("opt_io", &mut device.opt_io),
+        ("size_max", &mut device.size_max),
+    ] {
+        if let Some(value) = get(table, key) {
+            let bytes = reader.bytes(key, value);
+            // Which of them can be is said by `Shape`.
+            let bytes = bytes.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+            *into = set(value, bytes);
+        }
+    }
+    if let Some(value) = get(table, "queue_size") {
+        device.queue_size = reader
+            .integer(
+                "queue_size",
+                value,
+                QUEUE_SIZES,
+                "a power of two from 4 to 1024",
+            )
+            .and_then(|n| set(value, u16::try_from(n).ok()));
+    }
+    if let Some(value) = get(table, "seg_max") {
+        device.seg_max = reader
+            .integer("seg_max", value, 1..=SEG_MAX, "an integer from 1 to 1022")
+            .and_then(|n| set(value, u32::try_from(n).ok()));
+    }
+    if let Some(value) = get(table, "serial") {
+        let text = reader.string("serial", value, "a string");
+        device.serial = set(value, text.map(str::to_owned));
     }
     if let Some(value) = get(table, "on_stop") {
         let known = [("complete", OnStop::Complete), ("abandon", OnStop::Abandon)];

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::contract::Changes;
 use super::diagnosis::{Problem, ScenarioError};
 use super::rule::Rule;
+use super::shape::Shape;
 use crate::verify::contract::Contract;
 
 /// Problems of a merge that are kept: finding the line of each costs a walk through a file.
@@ -45,6 +46,15 @@ pub struct Device {
     pub(super) read_only: Option<Set<bool>>,
     pub(super) write_cache: Option<Set<bool>>,
     pub(super) logical_block: Option<Set<u32>>,
+    pub(super) queue_size: Option<Set<u16>>,
+    pub(super) physical_block: Option<Set<u32>>,
+    pub(super) alignment_offset: Option<Set<u32>>,
+    pub(super) min_io: Option<Set<u32>>,
+    pub(super) opt_io: Option<Set<u32>>,
+    pub(super) size_max: Option<Set<u32>>,
+    pub(super) seg_max: Option<Set<u32>>,
+    pub(super) discard: Option<Set<bool>>,
+    pub(super) serial: Option<Set<String>>,
     pub(super) on_stop: Option<Set<OnStop>>,
     pub(super) size: Option<Set<u64>>,
 }
@@ -98,6 +108,49 @@ impl Device {
     /// Logical block size in bytes: 512 or 4096.
     pub fn logical_block(&self) -> Option<u32> {
         self.logical_block.as_ref().map(|s| s.value)
+    }
+
+    /// All that it says of what the disk is like to its driver.
+    pub fn shape(&self) -> Shape {
+        fn value<T: Clone>(set: &Option<Set<T>>) -> Option<T> {
+            set.as_ref().map(|s| s.value.clone())
+        }
+        Shape {
+            queues: self.queues(),
+            queue_size: value(&self.queue_size),
+            read_only: self.read_only(),
+            write_cache: self.write_cache(),
+            logical_block: self.logical_block(),
+            physical_block: value(&self.physical_block),
+            alignment_offset: value(&self.alignment_offset),
+            min_io: value(&self.min_io),
+            opt_io: value(&self.opt_io),
+            size_max: value(&self.size_max),
+            seg_max: value(&self.seg_max),
+            discard: value(&self.discard),
+            serial: value(&self.serial),
+        }
+    }
+
+    /// Where a key was set.
+    pub(super) fn place(&self, key: &str) -> Option<&Place> {
+        fn place<T>(set: &Option<Set<T>>) -> Option<&Place> {
+            set.as_ref().map(|s| &s.place)
+        }
+        match key {
+            "queues" => place(&self.queues),
+            "queue_size" => place(&self.queue_size),
+            "logical_block" => place(&self.logical_block),
+            "physical_block" => place(&self.physical_block),
+            "alignment_offset" => place(&self.alignment_offset),
+            "min_io" => place(&self.min_io),
+            "opt_io" => place(&self.opt_io),
+            "size_max" => place(&self.size_max),
+            "seg_max" => place(&self.seg_max),
+            "discard" => place(&self.discard),
+            "serial" => place(&self.serial),
+            _ => None,
+        }
     }
 
     /// What becomes of held requests when their ring stops. Default: complete.
@@ -164,6 +217,23 @@ impl Scenario {
             merge.setting("read_only", &mut into.read_only, from.read_only);
             merge.setting("write_cache", &mut into.write_cache, from.write_cache);
             merge.setting("logical_block", &mut into.logical_block, from.logical_block);
+            merge.setting("queue_size", &mut into.queue_size, from.queue_size);
+            merge.setting(
+                "physical_block",
+                &mut into.physical_block,
+                from.physical_block,
+            );
+            merge.setting(
+                "alignment_offset",
+                &mut into.alignment_offset,
+                from.alignment_offset,
+            );
+            merge.setting("min_io", &mut into.min_io, from.min_io);
+            merge.setting("opt_io", &mut into.opt_io, from.opt_io);
+            merge.setting("size_max", &mut into.size_max, from.size_max);
+            merge.setting("seg_max", &mut into.seg_max, from.seg_max);
+            merge.setting("discard", &mut into.discard, from.discard);
+            merge.setting("serial", &mut into.serial, from.serial);
             merge.setting("on_stop", &mut into.on_stop, from.on_stop);
             merge.setting("size", &mut into.size, from.size);
             merge.setting("state", &mut merged.state, scenario.state);

@@ -121,6 +121,7 @@ fn prove(
         words: &words,
         disks: None,
         queues: 1,
+        queue_size: None,
         memory: 256,
         name: "kvm-proof".into(),
     };

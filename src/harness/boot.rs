@@ -21,6 +21,7 @@ use super::child::{self, Guarded};
 use super::console::Console;
 use super::image;
 use super::qemu::{Machine, Qemu, Vm};
+use crate::fault::Shape;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
 use crate::verify::Verifier;
@@ -42,10 +43,8 @@ pub struct Plan<'a> {
     pub tests: &'a [String],
     /// Scenario files for the device.
     pub scenarios: &'a [PathBuf],
-    /// Queues of the data disk.
-    pub queues: u16,
-    /// Logical block of the data disk, bytes: the smallest sector of its file system.
-    pub sector: u32,
+    /// What the scenarios and options say of the data disk.
+    pub shape: &'a Shape,
     /// Our words for the kernel command line.
     pub words: Vec<String>,
     /// Seed of the fault engine.
@@ -111,7 +110,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join("trace.wtblk");
     let _image = Removed(image.clone());
-    image::xfs(&image, plan.sector)?;
+    image::xfs(&image, plan.shape.block())?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
     let (mark_ours, mark_theirs) = UnixStream::pair()?;
     let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
@@ -128,7 +127,8 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         initramfs: plan.initramfs,
         words: &plan.words,
         disks: Some((&qemu_fds.0, &qemu_fds.1)),
-        queues: plan.queues,
+        queues: plan.shape.queues.unwrap_or(1),
+        queue_size: plan.shape.queue_size,
         memory: 512,
         name: plan.dir.display().to_string(),
     };
@@ -200,7 +200,7 @@ fn start_device(
     command.arg("--image").arg(image).arg("--trace").arg(trace);
     command
         .arg("--queues")
-        .arg(plan.queues.to_string())
+        .arg(plan.shape.queues.unwrap_or(1).to_string())
         .arg("--seed")
         .arg(plan.seed.to_string());
     for scenario in plan.scenarios {

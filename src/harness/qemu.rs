@@ -94,6 +94,8 @@ pub struct Vm<'a> {
     pub disks: Option<(&'a OwnedFd, &'a OwnedFd)>,
     /// Queues of the data disk.
     pub queues: u16,
+    /// Most descriptors of each; `None`: QEMU's own.
+    pub queue_size: Option<u16>,
     /// Guest memory, MiB.
     pub memory: u32,
     /// A name for the process list.
@@ -142,13 +144,18 @@ impl Vm<'_> {
             Machine::Pc => "vhost-user-blk-pci",
         };
         if let Some((data, mark)) = self.disks {
-            for (id, fd, queues) in [("data", data, self.queues), ("mark", mark, 1)] {
+            let size = self.queue_size.map(|n| format!(",queue-size={n}"));
+            let size = size.unwrap_or_default();
+            for (id, fd, queues, size) in [
+                ("data", data, self.queues, size.as_str()),
+                ("mark", mark, 1, ""),
+            ] {
                 command
                     .arg("-chardev")
                     .arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
                 command
                     .arg("-device")
-                    .arg(format!("{device},chardev={id},num-queues={queues}"));
+                    .arg(format!("{device},chardev={id},num-queues={queues}{size}"));
             }
         }
         command.args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);

@@ -21,11 +21,13 @@ use super::judge;
 use super::kernel;
 use super::paths;
 use super::qemu::{Machine, Qemu, machine_for};
+use crate::fault::Shape;
 use crate::fault::{MAX_TEXT, Scenario};
 use crate::input;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
 use crate::report::results::{BootSummary, Results, SCHEMA};
+use wtblk_shared::disk::DATA_SERIAL;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -88,9 +90,8 @@ struct Run {
     out: PathBuf,
     defect: Option<Defect>,
     scenarios: Vec<PathBuf>,
-    queues: u16,
-    /// Logical block of the data disk, bytes.
-    sector: u32,
+    /// What scenarios and options say of the data disk.
+    shape: Shape,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
 }
@@ -146,8 +147,11 @@ impl Run {
         // What is cheap to refuse is refused before anything is built.
         let qemu = Qemu::find(options.qemu.as_deref())?;
         let scenario = checked_scenarios(&options.scenarios)?;
-        let queues = options.queues.or(scenario.device.queues()).unwrap_or(1);
-        let sector = scenario.device.logical_block().unwrap_or(512);
+        let mut shape = scenario.device.shape();
+        shape.queues = options.queues.or(shape.queues);
+        if let Some(serial) = shape.serial.as_deref().filter(|s| *s != DATA_SERIAL) {
+            bail!("the guest tests look for a disk named `{DATA_SERIAL}`, not `{serial}`");
+        }
         let defect = options.defect.as_deref().map(known_defect).transpose()?;
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
@@ -180,8 +184,7 @@ impl Run {
             out,
             defect,
             scenarios: options.scenarios.clone(),
-            queues,
-            sector,
+            shape,
             options,
             interrupted,
             boots: Vec::new(),
@@ -279,8 +282,7 @@ impl Run {
             initramfs: &self.initramfs,
             tests: &tests,
             scenarios,
-            queues: self.queues,
-            sector: self.sector,
+            shape: &self.shape,
             words: self.words(&tests),
             seed: self.seed.wrapping_add(u64::from(round - 1)),
             dir: &dir,

@@ -8,6 +8,7 @@ pub mod file;
 mod index;
 pub mod kept;
 pub mod memory;
+mod null;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -20,6 +21,7 @@ pub use buf::Buffers;
 pub use file::{FileStore, ImageOptions};
 pub use kept::KeptStore;
 pub use memory::MemoryStore;
+pub use null::NullStore;
 pub use volatile::{Cache, VolatileStore};
 
 /// An operation on a store; offsets and lengths in bytes.

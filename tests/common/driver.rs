@@ -37,6 +37,10 @@ pub const IN: u32 = 0;
 pub const OUT: u32 = 1;
 pub const FLUSH: u32 = 4;
 pub const GET_ID: u32 = 8;
+pub const GET_LIFETIME: u32 = 10;
+pub const DISCARD: u32 = 11;
+pub const WRITE_ZEROES: u32 = 13;
+pub const SECURE_ERASE: u32 = 14;
 
 pub const F_RO: u64 = 1 << 5;
 pub const F_FLUSH: u64 = 1 << 9;
@@ -301,7 +305,8 @@ impl Driver {
         self.poke(slot + 0x20, &[0xee]);
         let mut parts = vec![(slot, 16, 0)];
         if len > 0 {
-            let flags = if kind == OUT { 0 } else { WRITE };
+            let readable = matches!(kind, OUT | DISCARD | SECURE_ERASE | WRITE_ZEROES);
+            let flags = if readable { 0 } else { WRITE };
             parts.push((slot + 0x1000, len, flags));
         }
         parts.push((slot + 0x20, 1, WRITE));
@@ -327,6 +332,20 @@ impl Driver {
         self.kick(0);
         let status = self.finish(0, 0, head);
         (status, self.peek(self.slot(0, 0) + 0x1000, len))
+    }
+
+    /// A discard or write-zeroes of these segments: sector, sectors, flags.
+    pub fn zero(&mut self, kind: u32, zones: &[(u64, u32, u32)]) -> u8 {
+        let mut raw = Vec::new();
+        for &(sector, sectors, flags) in zones {
+            raw.extend(sector.to_le_bytes());
+            raw.extend(sectors.to_le_bytes());
+            raw.extend(flags.to_le_bytes());
+        }
+        self.poke(self.slot(0, 0) + 0x1000, &raw);
+        let head = self.submit(0, 0, kind, 0, raw.len() as u32);
+        self.kick(0);
+        self.finish(0, 0, head)
     }
 
     /// Writes a mark in slot `n` of the mark disk without waiting.

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use wtblk::device::{Address, Backing, Plans, ServeConfig, serve};
-use wtblk::fault::SectorRange;
 use wtblk::fault::request::{Decision, Plan, Request};
+use wtblk::fault::{SectorRange, Shape};
 
 use super::driver::Driver;
 use super::serve::Trace;
@@ -52,8 +52,10 @@ impl Inside {
             backing: Backing::Image(dir.path().join("image"), Some(SIZE)),
             scenarios: Vec::new(),
             trace: Some(dir.path().join("trace")),
-            queues: Some(queues),
-            read_only: false,
+            shape: Shape {
+                queues: Some(queues),
+                ..Shape::default()
+            },
             seed: 0,
             control: Some(dir.path().join("control")),
             volatile_cache,

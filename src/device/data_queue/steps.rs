@@ -5,9 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use wtblk_shared::disk::DATA_SERIAL;
-
-use super::super::carry::{Transfer, flip, scatter};
+use super::super::carry::{Transfer, Zeroing, flip, scatter};
 use super::{DataQueue, Waits, id};
 use crate::fault::request::{DataFault, DeviceFault};
 use crate::store::{self, Completion};
@@ -133,7 +131,7 @@ impl DataQueue {
         let fault = pending.plan.data.as_ref();
         let op = pending.request.op;
         let ops = match op {
-            Op::Write if self.disk.read_only => None,
+            Op::Write | Op::Discard | Op::WriteZeroes if self.disk.read_only => None,
             Op::Read | Op::Write => {
                 let transfer = Transfer {
                     write: op == Op::Write,
@@ -155,17 +153,29 @@ impl DataQueue {
                 _ => vec![store::Op::FlushFirst(pending.covers)],
             }),
             Op::GetId => {
-                let written = scatter(&pending.map, &pending.data, &id(DATA_SERIAL));
+                let written = scatter(&pending.map, &pending.data, &id(&self.disk.serial));
                 pending.written = written.unwrap_or(0);
                 written.map(|_| Vec::new())
             }
+            Op::Discard | Op::WriteZeroes if self.disk.discard => {
+                let zeroing = Zeroing {
+                    op,
+                    sector: pending.request.sector,
+                    zones: &pending.zones,
+                    fault,
+                };
+                let ops = zeroing.ops(self.disk.capacity);
+                ops.map_err(|status| pending.status = status).ok()
+            }
             Op::Discard | Op::WriteZeroes | Op::Other => {
                 pending.status = Status::UNSUPP;
-                Some(Vec::new())
+                None
             }
         };
         let Some(ops) = ops else {
-            pending.status = Status::IOERR;
+            if pending.status.is_ok() {
+                pending.status = Status::IOERR;
+            }
             return Waits::Nothing;
         };
         self.submit(token, ops)
@@ -224,7 +234,7 @@ impl DataQueue {
         }
         let through = !self.disk.writeback.load(Ordering::Relaxed);
         match pending.request.op {
-            Op::Write if through && !pending.flushing => {
+            Op::Write | Op::Discard | Op::WriteZeroes if through && !pending.flushing => {
                 pending.flushing = true;
                 return self.submit(token, vec![store::Op::Flush]);
             }
