@@ -109,7 +109,7 @@ impl Shape {
                 format!("an alignment offset of {offset} bytes, {why}"),
             );
         }
-        let io = |n: u32| n == 0 || n % block != 0;
+        let io = |n: u32| n == 0 || !n.is_multiple_of(block);
         if let Some(n) = self.min_io
             && (io(n) || n / block > u32::from(u16::MAX))
         {
