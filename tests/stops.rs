@@ -82,6 +82,7 @@ impl Held {
             words: &words,
             disks: Some((&theirs.0, &theirs.1)),
             queues: 1,
+            queue_size: None,
             memory: 512,
             name: dir.path().display().to_string(),
         };
