@@ -4,6 +4,7 @@
 pub mod ctl;
 pub mod kernel;
 mod qemu_args;
+mod recording;
 pub mod replay;
 pub mod run;
 pub mod scenario;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use super::recording::RecordingArgs;
 use crate::harness::accel::Choice;
 use crate::harness::qemu::Machine;
 use crate::harness::run::{self, Options};
@@ -63,6 +64,8 @@ pub struct RunArgs {
     /// More words for the kernel command line, as one argument; the last word on a key counts.
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
+    #[command(flatten)]
+    recording: RecordingArgs,
     /// Longest time of one boot in seconds; 30 and 20 for each test if not given.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: Option<u64>,
@@ -119,6 +122,7 @@ impl RunArgs {
             flag: self.flag,
             tags: self.tags == "on",
             queues: self.queues,
+            recording: self.recording.recording(),
             append: self.append,
             limit: self.limit.map(Duration::from_secs),
             command,

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
 use super::qemu_args::{self, Disks};
+use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
 use crate::device::{Address, Backing, ServeConfig, Settings, serve};
 
@@ -60,6 +61,8 @@ pub struct ServeArgs {
     trace: Option<PathBuf>,
     #[command(flatten)]
     shape: ShapeArgs,
+    #[command(flatten)]
+    recording: RecordingArgs,
     /// Make a control socket, for `wtblk ctl`
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -121,6 +124,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         backing,
         scenarios: args.scenario.clone(),
         trace: args.trace.clone(),
+        recording: args.recording.recording(),
         seed: args.seed,
         control: args.control.clone(),
         volatile_cache: args.volatile_cache,

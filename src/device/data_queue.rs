@@ -2,6 +2,7 @@
 //! A queue of the disk under test: each request is recorded, put before the
 //! rules, and goes through its `steps`; it waits where its plan says so.
 
+mod looks;
 mod steps;
 
 use std::collections::{BTreeSet, HashMap};
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use wtblk_shared::tag::Tag;
 
+use super::digest::Sample;
 use super::groups::Key;
 use super::hub::Hub;
 use super::memory::{GuestMap, Segment};
@@ -73,6 +75,11 @@ struct Pending {
     flushing: bool,
     /// Its ring stops and abandons it: nothing more is done.
     lost: bool,
+    /// What its data was when taken, where somebody asks.
+    sample: Option<Box<Sample>>,
+    /// Digest of its data at its completion.
+    digest: u64,
+    epoch: u32,
     /// Of a flush: the writes that were completed when it was submitted.
     covers: u64,
 }
@@ -107,6 +114,8 @@ pub(super) struct DataQueue {
     clocks: BTreeSet<(Instant, u64)>,
     /// The ring is stopping: nothing waits any more; whether it is abandoned.
     stopping: Option<bool>,
+    /// Of the last request taken.
+    epoch: u32,
     over: Vec<Done>,
     reaped: Vec<Completion>,
 }
@@ -128,6 +137,7 @@ impl DataQueue {
             next_op: 0,
             clocks: BTreeSet::new(),
             stopping: None,
+            epoch: 0,
             over: Vec::new(),
             reaped: Vec::new(),
         }
@@ -245,6 +255,8 @@ impl QueueDevice for DataQueue {
             Ok(parsed) => (parsed, None),
             Err(malformed) => (nothing(), Some(malformed.what)),
         };
+        let sample = self.hub.digests.sample(&parsed, &taken.map);
+        self.epoch = taken.epoch;
         let id = self.hub.trace.record(&Body::Submit(Submit {
             disk: DATA_DISK,
             queue: self.queue,
@@ -254,8 +266,9 @@ impl QueueDevice for DataQueue {
             ioprio: parsed.ioprio,
             epoch: taken.epoch,
             avail_pos: taken.position,
-            digest: 0,
+            digest: sample.as_ref().map_or(0, |s| s.look.digest),
         }));
+        self.sampled(id, parsed.sector, sample.as_deref());
         self.hub.add_in_flight(1);
         let request = Request {
             id,
@@ -286,6 +299,9 @@ impl QueueDevice for DataQueue {
             written: 0,
             flushing: false,
             lost: false,
+            sample,
+            digest: 0,
+            epoch: taken.epoch,
             covers,
         };
         if let [_, _, ..] = pending.zones.as_slice() {
@@ -395,6 +411,7 @@ impl QueueDevice for DataQueue {
         {
             self.hub.completed(&pending.request, done.status);
         }
+        self.look_again(done);
         Some(self.hub.trace.reserve())
     }
 
@@ -409,7 +426,7 @@ impl QueueDevice for DataQueue {
             status: done.status,
             avail_after,
             abandoned,
-            digest: 0,
+            digest: if abandoned { 0 } else { pending.digest },
         };
         self.hub.trace.commit(number, &Body::Complete(complete));
         if let Some(key) = pending.group()

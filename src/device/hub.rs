@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use wtblk_shared::mark::Mark;
 
 use super::command::{Command, WorkerHandle};
+use super::digest::Digests;
 use super::groups::{Go, Groups};
 use super::outage::Outage;
-use super::settings::Plans;
+use super::record_data::DataRecorder;
+use super::settings::{Plans, Recording};
 use super::wake::Wake;
 use crate::control::{OpenCalls, RuleStanding};
 use crate::fault::Engine;
@@ -33,6 +35,10 @@ pub(super) struct Hub {
     workers: OnceLock<Arc<Vec<WorkerHandle>>>,
     pub groups: Groups,
     pub outage: Outage,
+    /// Looks at the data of requests.
+    pub digests: Digests,
+    /// Keeps it in the trace.
+    pub recorder: DataRecorder,
     /// The volatile cache, where there is one.
     pub cache: Option<Arc<Cache>>,
     /// By rule; locked only where something is held.
@@ -57,6 +63,7 @@ impl Hub {
         engine: Engine,
         plans: Option<Plans>,
         cache: Option<Arc<Cache>>,
+        recording: &Recording,
     ) -> io::Result<Hub> {
         Ok(Hub {
             trace,
@@ -65,6 +72,8 @@ impl Hub {
             workers: OnceLock::new(),
             groups: Groups::default(),
             outage: Outage::default(),
+            digests: Digests::new(recording.digest, recording.digest_memory),
+            recorder: DataRecorder::new(recording.data, recording.data_limit),
             cache,
             held: Mutex::default(),
             hung: AtomicU64::new(0),
@@ -105,6 +114,7 @@ impl Hub {
     /// Tells the rules what the guest said.
     pub fn mark(&self, mark: &Mark) {
         lock(&self.calls).mark(mark);
+        self.digests.mark(mark);
         if let Some(engine) = &self.engine {
             let mut engine = lock(engine);
             engine.mark(mark, self.trace.now_ns());

@@ -58,8 +58,9 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         engine,
         config.plans.clone(),
         cache,
+        &config.recording,
     )?);
-    let begin = describe(&settings, &*store, mark_socket.is_some());
+    let begin = describe(&config, &settings, &*store, mark_socket.is_some());
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
         let text = settings.scenario.to_text();
@@ -197,7 +198,7 @@ fn end(running: Vec<Running>) {
 }
 
 /// The text of the Begin event.
-fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
+fn describe(config: &ServeConfig, settings: &Settings, store: &dyn Store, marks: bool) -> String {
     let mut what = json!({
         "wtblk": env!("CARGO_PKG_VERSION"),
         "capacity_sectors": store.capacity() / SECTOR,
@@ -205,6 +206,12 @@ fn describe(settings: &Settings, store: &dyn Store, marks: bool) -> String {
         "queues": settings.queues(),
         "read_only": settings.read_only(),
         "write_cache": settings.write_cache(),
+        "digest": {
+            "algorithm": "xxh3-64",
+            "granularity": "request",
+            "sector_bytes": SECTOR,
+            "of": config.recording.digest.name(),
+        },
         "on_stop": if settings.abandon_on_stop { "abandon" } else { "complete" },
         "serial": settings.serial(),
         "mark_serial": marks.then_some(MARK_SERIAL),

@@ -34,6 +34,91 @@ pub enum Backing {
 /// Decisions made by hand, asked for before the rules: for tests of the device alone.
 pub type Plans = Arc<Mutex<dyn FnMut(&Request) -> Option<Decision> + Send>>;
 
+/// Whose data is looked at when a request is taken and when it is completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DigestOf {
+    /// Nobody's.
+    Off,
+    /// That of requests with the tag of an open marked call, or in its blocks.
+    #[default]
+    Marked,
+    /// That of all reads and writes.
+    All,
+}
+
+impl DigestOf {
+    /// As the option spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DigestOf::Off => "off",
+            DigestOf::Marked => "marked",
+            DigestOf::All => "all",
+        }
+    }
+}
+
+/// Whose contents go into the trace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DataOf {
+    /// Those of all reads and writes.
+    All,
+    /// Those of writes.
+    Writes,
+    /// Those of writes that fail.
+    Failing,
+    /// None.
+    #[default]
+    None,
+}
+
+/// What is recorded of the requests' data, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recording {
+    /// Whose data is looked at.
+    pub digest: DigestOf,
+    /// Bytes kept at a time of the data of marked calls' writes in flight, to be compared.
+    pub digest_memory: u64,
+    /// Whose contents go into the trace.
+    pub data: DataOf,
+    /// Bytes of contents that the trace takes.
+    pub data_limit: u64,
+}
+
+impl DataOf {
+    /// As the option spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DataOf::All => "all",
+            DataOf::Writes => "writes",
+            DataOf::Failing => "failing",
+            DataOf::None => "none",
+        }
+    }
+}
+
+impl Recording {
+    /// The options of `wtblk serve` that ask for it.
+    pub fn options(&self) -> [String; 4] {
+        [
+            format!("--digest={}", self.digest.name()),
+            format!("--digest-memory={}", self.digest_memory),
+            format!("--trace-data={}", self.data.name()),
+            format!("--trace-data-limit={}", self.data_limit),
+        ]
+    }
+}
+
+impl Default for Recording {
+    fn default() -> Recording {
+        Recording {
+            digest: DigestOf::default(),
+            digest_memory: 16 << 20,
+            data: DataOf::default(),
+            data_limit: 256 << 20,
+        }
+    }
+}
+
 /// Everything that `wtblk serve` is told.
 #[derive(Clone)]
 pub struct ServeConfig {
@@ -47,6 +132,8 @@ pub struct ServeConfig {
     pub scenarios: Vec<PathBuf>,
     /// Where the events go; `None`: nowhere.
     pub trace: Option<PathBuf>,
+    /// What is recorded of the requests' data.
+    pub recording: Recording,
     /// Seed of the rules.
     pub seed: u64,
     /// Where the control socket is made; `None`: there is none.

@@ -21,6 +21,7 @@ use super::child::{self, Guarded};
 use super::console::Console;
 use super::image;
 use super::qemu::{Machine, Qemu, Vm};
+use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
@@ -45,6 +46,8 @@ pub struct Plan<'a> {
     pub scenarios: &'a [PathBuf],
     /// What the scenarios and options say of the data disk.
     pub shape: &'a Shape,
+    /// What the device records of the requests' data.
+    pub recording: Recording,
     /// Our words for the kernel command line.
     pub words: Vec<String>,
     /// Seed of the fault engine.
@@ -203,6 +206,7 @@ fn start_device(
         .arg(plan.shape.queues.unwrap_or(1).to_string())
         .arg("--seed")
         .arg(plan.seed.to_string());
+    command.args(plan.recording.options());
     for scenario in plan.scenarios {
         command.arg("--scenario").arg(scenario);
     }

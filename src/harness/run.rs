@@ -21,6 +21,7 @@ use super::judge;
 use super::kernel;
 use super::paths;
 use super::qemu::{Machine, Qemu, machine_for};
+use crate::device::Recording;
 use crate::fault::Shape;
 use crate::fault::{MAX_TEXT, Scenario};
 use crate::input;
@@ -62,6 +63,8 @@ pub struct Options {
     pub tags: bool,
     /// Queues of the data disk; `None`: what the scenarios say, else 1.
     pub queues: Option<u16>,
+    /// What the device records of the requests' data.
+    pub recording: Recording,
     /// More words for the kernel command line.
     pub append: Option<String>,
     /// Longest time of one boot; `None`: by the number of tests.
@@ -283,6 +286,7 @@ impl Run {
             tests: &tests,
             scenarios,
             shape: &self.shape,
+            recording: self.options.recording,
             words: self.words(&tests),
             seed: self.seed.wrapping_add(u64::from(round - 1)),
             dir: &dir,

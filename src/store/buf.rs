@@ -85,6 +85,29 @@ impl Buffers {
         }
     }
 
+    /// A copy of the bytes as they are now, word by word: they may change meanwhile.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.len).unwrap_or(0));
+        for range in &self.iovecs {
+            let (mut at, mut left) = (range.iov_base.cast::<u8>().cast_const(), range.iov_len);
+            while left > 0 {
+                let n = if left >= 8 && at.cast::<u64>().is_aligned() {
+                    // SAFETY: `left` bytes from `at` on are mapped and readable (the contract of
+                    // `new`), and `at` is aligned; volatile, because the memory is the guest's.
+                    let word = unsafe { at.cast::<u64>().read_volatile() };
+                    bytes.extend_from_slice(&word.to_ne_bytes());
+                    8
+                } else {
+                    // SAFETY: as above, one byte.
+                    bytes.push(unsafe { at.read_volatile() });
+                    1
+                };
+                (at, left) = (at.wrapping_add(n), left - n);
+            }
+        }
+        bytes
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> u64 {
         self.len
@@ -153,6 +176,16 @@ pub(crate) mod tests {
         assert_eq!(buffers.part(95, 50).len(), 5);
         assert!(buffers.part(200, 1).is_empty());
         assert_eq!(Buffers::owned(vec![1, 2, 3]).len(), 3);
+    }
+
+    #[test]
+    fn a_copy_is_of_all_ranges_whatever_their_cut() {
+        let all: Vec<u8> = (0..=250).collect();
+        let memory = Owned::new(all.clone());
+        for cuts in [&[][..], &[1, 7, 9, 64], &[8, 8, 3]] {
+            assert_eq!(memory.buffers(cuts).to_vec(), all);
+        }
+        assert_eq!(memory.buffers(&[]).part(3, 20).to_vec(), &all[3..23]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use wtblk::device::{Address, Backing, Plans, ServeConfig, serve};
+use wtblk::device::{Address, Backing, Plans, Recording, ServeConfig, serve};
 use wtblk::fault::request::{Decision, Plan, Request};
 use wtblk::fault::{SectorRange, Shape};
 
@@ -56,6 +56,7 @@ impl Inside {
                 queues: Some(queues),
                 ..Shape::default()
             },
+            recording: Recording::default(),
             seed: 0,
             control: Some(dir.path().join("control")),
             volatile_cache,

@@ -172,12 +172,15 @@ impl DataQueue {
                 None
             }
         };
-        let Some(ops) = ops else {
+        let Some(mut ops) = ops else {
             if pending.status.is_ok() {
                 pending.status = Status::IOERR;
             }
             return Waits::Nothing;
         };
+        if let Some(pending) = self.pending.get(&token) {
+            self.storing(pending, &mut ops);
+        }
         self.submit(token, ops)
     }
 
