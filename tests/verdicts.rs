@@ -67,13 +67,32 @@ fn on_the_pc_board_the_clean_kernel_keeps_every_promise() {
 
 #[test]
 fn every_defect_breaks_what_the_table_says() {
+    let ready_made = concat!(env!("CARGO_MANIFEST_DIR"), "/guest-tests/scenarios/defects");
     for defect in catalog::defects().expect("the table") {
-        let run = run(&["--defect", &defect.name, "--expect"]);
+        // The file says which defect, and to compare; the table says which tests.
+        let file = format!("{ready_made}/{}.toml", defect.name);
+        let run = run(&["--scenario", &file]);
+        assert_eq!(run.results["defect"], defect.name.as_str());
         assert_eq!(run.status, 0, "{}: {}", defect.name, run.said());
         for test in run.results["tests"].as_array().expect("tests") {
             assert_eq!(test["unexpected"], serde_json::json!([]), "{}", run.said());
         }
     }
+}
+
+#[test]
+fn every_defect_has_a_scenario_and_no_other_has() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/guest-tests/scenarios/defects");
+    let files = std::fs::read_dir(folder).expect("the folder");
+    let mut there: Vec<String> = files
+        .map(|f| f.expect("a file").path())
+        .map(|path| path.file_stem().expect("a name").to_string_lossy().into())
+        .collect();
+    there.sort();
+    let defects = catalog::defects().expect("the table");
+    let mut named: Vec<String> = defects.into_iter().map(|d| d.name).collect();
+    named.sort();
+    assert_eq!(there, named);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct RunArgs {
     /// Scenario file for the device; repeatable. A test's own scenario is always loaded.
     #[arg(long, value_name = "FILE")]
     scenario: Vec<PathBuf>,
-    /// Test to run; repeatable. All of them if none is named.
+    /// Test to run; repeatable. What a scenario says, else all of them.
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
     /// Kernel image (vmlinux with PVH, or bzImage). Ours if not given, built when need be.
@@ -32,7 +32,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME")]
     defect: Option<String>,
     /// With --defect: succeed exactly if the findings are those of the defect table.
-    #[arg(long, requires = "defect")]
+    #[arg(long)]
     expect: bool,
     /// KVM or emulation; auto proves KVM by a boot and remembers.
     #[arg(long, value_enum, default_value = "auto")]
@@ -55,9 +55,9 @@ pub struct RunArgs {
     /// Value of RWF_WRITETHROUGH in the kernel at hand.
     #[arg(long, value_name = "VALUE", default_value = "0x200", value_parser = flag_value)]
     flag: u32,
-    /// Whether the guest tags its calls in the I/O priority.
-    #[arg(long, value_name = "on|off", default_value = "on", value_parser = ["on", "off"])]
-    tags: String,
+    /// Whether the guest tags its calls in the I/O priority; what a scenario says, else on.
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    tags: Option<String>,
     /// Queues of the data disk, and CPUs; what a scenario says, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: Option<u16>,
@@ -120,7 +120,7 @@ impl RunArgs {
             seed: self.seed,
             out: self.out,
             flag: self.flag,
-            tags: self.tags == "on",
+            tags: self.tags.map(|tags| tags == "on"),
             queues: self.queues,
             recording: self.recording.recording(),
             append: self.append,

@@ -78,6 +78,7 @@ pub(super) const TOP: &[Key] = &[
     key("about", Text, "what it is about"),
     key("state", NAME, "the state at the start; default `start`"),
     key("device", Table(DEVICE), "settings of the device"),
+    key("run", Table(LAUNCH), "what `wtblk run` runs with it"),
     key(
         "contract",
         Table(CONTRACT),
@@ -134,6 +135,22 @@ pub(super) const DEVICE: &[Key] = &[
         "held requests when their ring stops",
     ),
     key("size", SIZE, "size of the disk"),
+];
+
+pub(super) const LAUNCH: &[Key] = &[
+    key(
+        "tests",
+        Either(&[NAME, List(&NAME)]),
+        "the guest's tests; all of them if it does not say",
+    ),
+    key("defect", NAME, "seeded defect of the reference kernel"),
+    key(
+        "expect",
+        Bool,
+        "compare the findings with the table of defects",
+    ),
+    key("seed", Integer(0, i64::MAX), "seed of everything random"),
+    key("tags", Bool, "the guest tags its calls; default true"),
 ];
 
 const PROMISES: Kind = List(&Words(promise::NAMES));
@@ -433,11 +450,12 @@ pub(super) const DISCONNECT: &[Key] = &[must(
 
 /// A key that exists, but in another table; and words that others use for ours.
 pub(super) fn elsewhere(said: &str) -> Option<String> {
-    let tables: [(&str, &[Key]); 7] = [
+    let tables: [(&str, &[Key]); 8] = [
         ("when", WHEN),
         ("action", ACTION),
         ("[[fault]]", FAULT),
         ("[device]", DEVICE),
+        ("[run]", LAUNCH),
         ("[contract]", CONTRACT),
         ("[contract] errnos", ERRNOS),
         ("the file itself", TOP),

@@ -13,6 +13,7 @@ mod explain;
 mod index;
 mod intervals;
 mod keys;
+mod launch;
 mod parse;
 mod parse_action;
 mod parse_contract;
@@ -44,6 +45,7 @@ pub use action::{Action, DataAction, Delay, HoldFor, Misdirect, Order, Permutati
 pub use diagnosis::{Problem, ScenarioError};
 pub use engine::Engine;
 pub use explain::explain;
+pub use launch::Launch;
 pub use parse::MAX_TEXT;
 pub use rule::{After, CallIs, Class, Count, FileRange, Per, Rule, SectorRange, TestIs, Trigger};
 pub use rule_state::RuleView;

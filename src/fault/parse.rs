@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::action::DataAction;
 use super::diagnosis::{Problem, ScenarioError};
 use super::keys::{DEVICE, TOP};
+use super::launch::launch;
 use super::parse_contract::contract;
 use super::parse_rules::{rules, word};
 use super::read::{Reader, Value, get};
@@ -150,6 +151,11 @@ fn document(reader: &mut Reader<'_>, text: &str, scenario: &mut Scenario) {
         && let Some(settings) = reader.table("device", value, "a table")
     {
         scenario.device = device(reader, settings);
+    }
+    if let Some(value) = get(table, "run")
+        && let Some(table) = reader.table("run", value, "a table")
+    {
+        scenario.launch = launch(reader, table);
     }
     if let Some(value) = get(table, "contract")
         && let Some(changes) = reader.table("contract", value, "a table")

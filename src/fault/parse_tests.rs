@@ -317,8 +317,12 @@ fn scenarios_merge_in_order() {
 #[test]
 fn contradictions_name_both_files() {
     let one = rule(GOOD);
+    let other = format!("{one}\ntimes = 7");
+    // The very same rule is meant once.
+    let twice = merge(&[("a", &one), ("b", &one)]).unwrap();
+    assert_eq!(twice.rules.len(), 1);
     assert_eq!(
-        merge(&[("a", &one), ("x", "version = 1"), ("b", &one)]).unwrap_err(),
+        merge(&[("a", &one), ("x", "version = 1"), ("b", &other)]).unwrap_err(),
         "b:3:8: a rule named `a` is also in a:3:8, expected names that no two rules share
   |
 3 | name = \"a\"
@@ -339,6 +343,33 @@ fn contradictions_name_both_files() {
             .unwrap_err()
             .starts_with("a:3:8: a size of 1024 bytes")
     );
+}
+
+#[test]
+fn what_is_to_be_run() {
+    let s = Scenario::parse(
+        "f",
+        "version = 1\n[run]\ntests = [\"a\", \"b\"]\ndefect = \"d\"\nexpect = true\nseed = 7\ntags = false",
+    )
+    .unwrap();
+    assert_eq!(s.launch.tests(), ["a", "b"]);
+    assert_eq!(
+        (s.launch.defect(), s.launch.expect()),
+        (Some("d"), Some(true))
+    );
+    assert_eq!((s.launch.seed(), s.launch.tags()), (Some(7), Some(false)));
+    let said = |text: &str| {
+        let text = format!("version = 1\n[run]\n{text}");
+        Scenario::parse("f", &text).unwrap_err().to_string()
+    };
+    assert!(said("expect = true").starts_with("f:3:10: `expect` compares with the defect table"));
+    assert!(said("tests = []").starts_with("f:3:9: an empty list"));
+    assert!(said("tests = \"a b\"").starts_with("f:3:9: "));
+    assert!(said("seed = -1").starts_with("f:3:8: "));
+    assert!(said("test = \"a\"").contains("unknown key `test`"));
+    let seed = |n: u8| format!("version = 1\n[run]\nseed = {n}");
+    let both = merge(&[("a", &seed(1)), ("b", &seed(2))]).unwrap_err();
+    assert!(both.starts_with("b:3:8: `seed` is set otherwise in a:3:8"));
 }
 
 mod random {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::contract::Changes;
 use super::diagnosis::{Problem, ScenarioError};
+use super::launch::Launch;
 use super::rule::Rule;
 use super::shape::Shape;
 use crate::verify::contract::Contract;
@@ -24,6 +25,8 @@ pub struct Scenario {
     pub device: Device,
     /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
+    /// What `wtblk run` runs with it.
+    pub launch: Launch,
     pub(super) contract: Changes,
     pub(super) state: Option<Set<String>>,
     pub(super) sources: Vec<Source>,
@@ -197,7 +200,7 @@ impl Scenario {
     }
 
     /// One scenario out of several: the rules one after the other. A setting that
-    /// two files give differently, or a name that two rules have, is refused.
+    /// two files give differently, or a name that two different rules have, is refused.
     pub fn merge(scenarios: Vec<Scenario>) -> Result<Scenario, ScenarioError> {
         let mut merged = Scenario::default();
         let mut problems = Vec::new();
@@ -237,10 +240,12 @@ impl Scenario {
             merge.setting("on_stop", &mut into.on_stop, from.on_stop);
             merge.setting("size", &mut into.size, from.size);
             merge.setting("state", &mut merged.state, scenario.state);
+            merged.launch.join(scenario.launch, &mut merge);
             merged.contract.join(scenario.contract, &mut merge);
             for mut rule in scenario.rules {
                 rule.place.source += shift;
                 match names.get(&rule.name) {
+                    Some(first) if same(&merged.rules, &rule, first) => {}
                     Some(_) if merge.problems.len() >= MAX_PROBLEMS => {}
                     Some(first) => {
                         let message = format!(
@@ -269,6 +274,13 @@ impl Scenario {
     pub(super) fn problem(&self, place: &Place, message: String) -> Problem {
         problem(&self.sources, place, message)
     }
+}
+
+/// Whether the rule of this place is the very same: then it is said twice and meant once.
+fn same(rules: &[Rule], rule: &Rule, first: &Place) -> bool {
+    let mut twin = rule.clone();
+    twin.place = first.clone();
+    rules.iter().any(|r| *r == twin)
 }
 
 fn join(into: &mut Option<String>, from: Option<String>, between: &str) {

@@ -59,8 +59,8 @@ pub struct Options {
     pub out: Option<PathBuf>,
     /// Value of the flag.
     pub flag: u32,
-    /// Whether calls are tagged.
-    pub tags: bool,
+    /// Whether calls are tagged; `None`: what the scenarios say, else yes.
+    pub tags: Option<bool>,
     /// Queues of the data disk; `None`: what the scenarios say, else 1.
     pub queues: Option<u16>,
     /// What the device records of the requests' data.
@@ -95,6 +95,7 @@ struct Run {
     scenarios: Vec<PathBuf>,
     /// What scenarios and options say of the data disk.
     shape: Shape,
+    tags: bool,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
 }
@@ -146,7 +147,7 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
 }
 
 impl Run {
-    fn prepare(options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
+    fn prepare(mut options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
         // What is cheap to refuse is refused before anything is built.
         let qemu = Qemu::find(options.qemu.as_deref())?;
         let scenario = checked_scenarios(&options.scenarios)?;
@@ -155,11 +156,19 @@ impl Run {
         if let Some(serial) = shape.serial.as_deref().filter(|s| *s != DATA_SERIAL) {
             bail!("the guest tests look for a disk named `{DATA_SERIAL}`, not `{serial}`");
         }
-        let defect = options.defect.as_deref().map(known_defect).transpose()?;
+        let launch = &scenario.launch;
+        if options.tests.is_empty() {
+            options.tests = launch.tests().to_vec();
+        }
+        let named = options.defect.as_deref().or(launch.defect());
+        let defect = named.map(known_defect).transpose()?;
+        // A comparison is meant with the defect that the file names.
+        options.expect |= options.defect.is_none() && launch.expect() == Some(true);
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
         }
-        let seed = options.seed.unwrap_or_else(draw_seed);
+        let seed = options.seed.or(launch.seed()).unwrap_or_else(draw_seed);
+        let tags = options.tags.or(launch.tags()).unwrap_or(true);
         let out = out_dir(options.out.as_deref())?;
         let kernel = match &options.kernel {
             Some(kernel) if !kernel.is_file() => {
@@ -188,6 +197,7 @@ impl Run {
             defect,
             scenarios: options.scenarios.clone(),
             shape,
+            tags,
             options,
             interrupted,
             boots: Vec::new(),
@@ -381,10 +391,7 @@ impl Run {
         let mut words = vec![
             format!("wtblk_tests={}", tests.join(",")),
             format!("wtblk_flag={:#x}", self.options.flag),
-            format!(
-                "wtblk_tags={}",
-                if self.options.tags { "on" } else { "off" }
-            ),
+            format!("wtblk_tags={}", if self.tags { "on" } else { "off" }),
             format!("wtblk_seed={}", self.seed),
         ];
         if let Some(defect) = &self.defect {
