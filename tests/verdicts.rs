@@ -123,6 +123,45 @@ fn the_finding_of_the_leak_says_what_a_maintainer_asks() {
         "{}",
         run.said()
     );
+    // From near: the call drawn, the chain of events, what the kernel logged, the command.
+    let story = &cleared["story"];
+    let failed = &story["requests"][0];
+    assert_eq!(
+        (&failed["status"], &failed["rule"]),
+        (&1.into(), &"fail-first".into())
+    );
+    assert_eq!(story["left"], serde_json::json!([[0, 8 << 20]]));
+    assert!(
+        story["chain"].as_array().is_some_and(|c| c.len() >= 4),
+        "{story:#}"
+    );
+    let log = story["kernel_log"].to_string();
+    assert!(log.contains("I/O error, dev vd"), "{log}");
+    let command = story["repeat_with"].as_str().expect("a command");
+    assert!(
+        command.ends_with("--test error-mid-call") && command.contains("--seed "),
+        "{command}"
+    );
+    for line in ["[x        ", "I/O error, dev vd", command] {
+        assert!(text.contains(line), "'{line}' is missing\n{}", run.said());
+    }
+    // One cause: the fsync hangs because of the pages that were left.
+    let groups = tests[0]["groups"].as_array().expect("groups");
+    assert_eq!(groups.len(), 1, "{groups:#?}");
+    assert_eq!(text.matches("picture ").count(), 1, "{}", run.said());
+    assert_eq!(run.results["boots"][0]["contract"], "rfc-v2");
+    // A stored trace tells the same, but for the kernel's log.
+    let trace = run.dir.path().join("boot-1/trace.wtblk");
+    let again = support::wtblk()
+        .arg("verify")
+        .arg(trace)
+        .output()
+        .expect("verify");
+    let again = String::from_utf8_lossy(&again.stdout);
+    assert!(
+        again.contains("[x        ") && again.contains("repeat "),
+        "{again}"
+    );
 }
 
 #[test]

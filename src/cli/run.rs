@@ -105,7 +105,8 @@ fn flag_value(text: &str) -> Result<u32, String> {
 impl RunArgs {
     /// Runs; the exit status.
     pub fn run(self) -> Result<u8> {
-        let command = self.command_line();
+        let command = command_line(&["--seed", "--out"]);
+        let one_test = command_line(&["--seed", "--out", "--test", "--repeat"]);
         let options = Options {
             scenarios: self.scenario,
             tests: self.test,
@@ -126,28 +127,40 @@ impl RunArgs {
             append: self.append,
             limit: self.limit.map(Duration::from_secs),
             command,
+            one_test,
         };
         run::run(options, &mut Patient(std::io::stdout().lock()))
     }
+}
 
-    /// The command that repeats this run, but for the seed: what was typed,
-    /// without --seed and --out.
-    fn command_line(&self) -> String {
-        let mut typed = std::env::args();
-        // As typed: who has it not on the PATH must be able to paste the line.
-        let mut words = vec![quoted(&typed.next().unwrap_or_else(|| "wtblk".to_owned()))];
-        let mut skip = false;
-        for word in typed {
-            if skip {
-                skip = false;
-            } else if word == "--seed" || word == "--out" {
-                skip = true;
-            } else if !word.starts_with("--seed=") && !word.starts_with("--out=") {
-                words.push(quoted(&word));
-            }
+/// What was typed, without these options and their values.
+fn command_line(without: &[&str]) -> String {
+    let mut typed = std::env::args();
+    // As typed: who has it not on the PATH must be able to paste the line.
+    let program = typed.next().unwrap_or_else(|| "wtblk".to_owned());
+    let words = left_of(typed, without);
+    let words: Vec<String> = [program].into_iter().chain(words).collect();
+    words
+        .iter()
+        .map(|w| quoted(w))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn left_of(typed: impl Iterator<Item = String>, without: &[&str]) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut skip = false;
+    for word in typed {
+        let option = word.split('=').next().unwrap_or_default();
+        if skip {
+            skip = false;
+        } else if !without.contains(&option) {
+            words.push(word);
+        } else {
+            skip = option == word;
         }
-        words.join(" ")
     }
+    words
 }
 
 /// A word as a shell takes it.
@@ -170,6 +183,15 @@ mod tests {
         assert_eq!(quoted("a b"), "'a b'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
         assert_eq!(quoted(""), "''");
+    }
+
+    #[test]
+    fn options_are_left_out_with_their_values() {
+        let typed = "run --test a --seed=5 --repeat 3 --test=b --tags off";
+        let typed = || typed.split(' ').map(str::to_owned);
+        let left = left_of(typed(), &["--seed", "--test", "--repeat"]);
+        assert_eq!(left, ["run", "--tags", "off"]);
+        assert_eq!(left_of(typed(), &["--seed"]).len(), 8);
     }
 
     #[test]

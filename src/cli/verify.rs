@@ -9,11 +9,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::scenario;
+use crate::input;
 use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, Event};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
+use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
 use crate::verify::{explain, promise, render};
 
@@ -96,14 +98,45 @@ pub fn verify_with(
         gaps.extend(Missing::of(&event));
         verifier.event(&event);
     }
-    let verdicts = verifier.finish();
+    let mut verdicts = verifier.finish();
     let notes = notes(&reader);
+    tell(trace, &mut verdicts)?;
     match print(&verdicts, &gaps, &notes, json, out) {
         // The verdict does not change because nobody reads all of it.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
         other => other?,
     }
     Ok(verdicts.status())
+}
+
+/// Reads the trace again for what the findings look like from near.
+fn tell(trace: &Path, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+    let mut stories = Stories::of(verdicts);
+    if stories.is_empty() {
+        return Ok(());
+    }
+    let mut reader = TraceReader::open(trace)?;
+    while let Some(event) = reader.next()? {
+        stories.event(&event);
+    }
+    stories.tell(verdicts);
+    let repeat = repeat_with(trace);
+    for finding in verdicts.findings_mut() {
+        if let Some(story) = &mut finding.story {
+            story.repeat_with = repeat.clone();
+        }
+    }
+    Ok(())
+}
+
+/// The command that repeats the run which left this trace, where `wtblk run` did: it
+/// stands beside the folders of its boots.
+fn repeat_with(trace: &Path) -> Option<String> {
+    const MOST: u64 = 64 * 1024;
+    let file = trace.canonicalize().ok()?;
+    let run = file.parent()?.parent()?;
+    let text = input::text(&run.join("repeat"), "command", MOST).ok()?;
+    text.lines().next().map(str::to_owned)
 }
 
 /// Events that the trace does not have.

@@ -20,12 +20,14 @@ use super::accel::Accel;
 use super::child::{self, Guarded};
 use super::console::Console;
 use super::image;
+use super::kernel_log::KernelLog;
 use super::qemu::{Machine, Qemu, Vm};
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
 use crate::verify::Verifier;
+use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
 
 /// What to boot.
@@ -56,6 +58,8 @@ pub struct Plan<'a> {
     pub dir: &'a Path,
     /// Longest time from QEMU's start to its end.
     pub limit: Duration,
+    /// The command that repeats one test of this boot, but for its name.
+    pub repeat_with: &'a str,
     /// Set when the user interrupts.
     pub interrupted: &'a AtomicBool,
 }
@@ -170,14 +174,41 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         ));
     }
     follower.console.finish();
+    let mut verdicts = follower.verifier.finish();
+    tell(&mut verdicts, &trace, &follower.log, plan.repeat_with)?;
     Ok(Outcome {
         ended,
         console: follower.console,
-        verdicts: follower.verifier.finish(),
+        verdicts,
         store_error: follower.store_error,
         last_lines: follower.last,
         seconds,
     })
+}
+
+/// Reads the trace again for what the findings look like from near.
+fn tell(verdicts: &mut Verdicts, trace: &Path, log: &KernelLog, command: &str) -> Result<()> {
+    let mut stories = Stories::of(verdicts);
+    if stories.is_empty() {
+        return Ok(());
+    }
+    let mut reader = TraceReader::open(trace)?;
+    while let Some(event) = reader.next()? {
+        stories.event(&event);
+    }
+    stories.tell(verdicts);
+    for finding in verdicts.findings_mut() {
+        let first = finding.events.first().copied().unwrap_or(0);
+        let last = finding.events.last().copied().unwrap_or(first);
+        if let Some(story) = &mut finding.story {
+            story.kernel_log = log.between(story.begin.unwrap_or(first), last);
+            story.repeat_with = Some(match finding.test.as_str() {
+                "" => command.to_owned(),
+                test => format!("{command} --test {test}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A file that goes with its boot: the image is half a gigabyte, if sparse.
@@ -266,6 +297,9 @@ struct Follower {
     in_flight: HashSet<u64>,
     store_error: Option<String>,
     last: Vec<String>,
+    log: KernelLog,
+    /// Number of the last event that was read.
+    seq: u64,
 }
 
 impl Follower {
@@ -276,6 +310,8 @@ impl Follower {
             in_flight: HashSet::new(),
             store_error: None,
             last: Vec::new(),
+            log: KernelLog::default(),
+            seq: 0,
         }
     }
 
@@ -349,7 +385,9 @@ impl Follower {
     }
 
     fn line(&mut self, line: String) {
-        self.console.line(&line, self.in_flight.len());
+        if self.console.line(&line, self.in_flight.len()) {
+            self.log.line(self.seq, &line);
+        }
         if self.last.len() == LAST {
             self.last.remove(0);
         }
@@ -364,6 +402,7 @@ impl Follower {
     }
 
     fn event(&mut self, event: &Event) {
+        self.seq = event.seq;
         match &event.body {
             Body::Submit(submit) if submit.disk == DATA_DISK => {
                 self.in_flight.insert(event.seq);

@@ -95,13 +95,13 @@ pub struct Console {
 }
 
 impl Console {
-    /// Takes one line (without its end); `in_flight` as of now.
-    pub fn line(&mut self, line: &str, in_flight: usize) {
+    /// Takes one line (without its end); `in_flight` as of now. Whether it was the kernel's.
+    pub fn line(&mut self, line: &str, in_flight: usize) -> bool {
         let line = line.trim_end_matches('\r');
         let line = &line[..line.floor_char_boundary(LINE_MAX)];
         let said = said_by_guest(line);
         if self.guest_line(said) {
-            return;
+            return false;
         }
         if let Some((_, kind)) = PATTERNS.iter().find(|(pattern, _)| line.contains(pattern)) {
             if *kind == "panic" && self.panic.is_none() {
@@ -115,6 +115,7 @@ impl Console {
                 });
             }
         }
+        true
     }
 
     /// Whether the line was the guest program's.

@@ -3,24 +3,24 @@
 
 use super::console::{ConsoleTest, Outcome};
 use crate::report::model::{Subtest, TestResult, Verdict};
+use crate::verify::group::Group;
 use crate::verify::render;
 use crate::verify::verdict::{self, PromiseVerdict, Verdicts};
-
-/// Findings of one promise in one test that are printed, the first in full; all
-/// are in results.json.
-const SHOWN: usize = 3;
 
 /// Puts together what is known of a test. Repetition, boot and comparison are the caller's.
 pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
     let mut subtests = vec![guest(test), kernel_log(test)];
     if let Some(judged) = verdicts.tests.iter().find(|t| t.test == test.name) {
-        subtests.extend(judged.promises.iter().map(promise));
+        let groups = &judged.groups;
+        subtests.extend(judged.promises.iter().map(|p| promise(p, groups)));
     }
     let skipped = match &test.outcome {
         Outcome::Skip(reason) => Some(reason.clone()),
         _ => None,
     };
+    let judged = verdicts.tests.iter().find(|t| t.test == test.name);
     TestResult {
+        groups: judged.map(|t| t.groups.clone()).unwrap_or_default(),
         name: test.name.clone(),
         repeat: 1,
         boot: String::new(),
@@ -82,7 +82,7 @@ fn kernel_log(test: &ConsoleTest) -> Subtest {
     }
 }
 
-fn promise(promise: &PromiseVerdict) -> Subtest {
+fn promise(promise: &PromiseVerdict, groups: &[Group]) -> Subtest {
     let reasons = |map: &std::collections::BTreeMap<String, u64>| -> Vec<String> {
         map.keys().cloned().collect()
     };
@@ -99,16 +99,7 @@ fn promise(promise: &PromiseVerdict) -> Subtest {
         }
         verdict::Verdict::Broken { findings, more } => {
             decisions += findings.len() as u64 + more;
-            let mut text: Vec<String> = findings.iter().take(1).flat_map(render::finding).collect();
-            for finding in findings.iter().take(SHOWN).skip(1) {
-                text.extend(render::in_short(finding));
-            }
-            let further = findings.len().saturating_sub(SHOWN) as u64 + more;
-            if further > 0 {
-                text.push(format!(
-                    "and {further} more findings of this promise (results.json)"
-                ));
-            }
+            let text = render::findings(promise, groups);
             let json = findings
                 .iter()
                 .filter_map(|f| serde_json::to_value(f).ok())

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod image;
 pub mod judge;
 pub mod kernel;
+mod kernel_log;
 pub mod paths;
 pub mod progress;
 pub mod qemu;

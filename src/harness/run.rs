@@ -71,6 +71,8 @@ pub struct Options {
     pub limit: Option<Duration>,
     /// The command line that repeats the run, without seed and out.
     pub command: String,
+    /// The same without tests and repetitions.
+    pub one_test: String,
 }
 
 /// Runs of the cache that are kept when a new one is made there, beside those
@@ -284,6 +286,8 @@ impl Run {
         let name = format!("boot-{}", self.boots.len() + 1);
         let dir = self.out.join(&name);
         let tests: Vec<String> = left.iter().cloned().collect();
+        let seed = self.seed.wrapping_add(u64::from(round - 1));
+        let repeat_with = format!("{} --seed {seed}", self.options.one_test);
         let limit = self.options.limit.unwrap_or(Duration::from_secs(
             BOOT_LIMIT + TEST_LIMIT * tests.len() as u64,
         ));
@@ -298,13 +302,15 @@ impl Run {
             shape: &self.shape,
             recording: self.options.recording,
             words: self.words(&tests),
-            seed: self.seed.wrapping_add(u64::from(round - 1)),
+            seed,
             dir: &dir,
             limit,
+            repeat_with: &repeat_with,
             interrupted: &self.interrupted,
         })?;
         self.boots.push(BootSummary {
             dir: name.clone(),
+            contract: outcome.verdicts.contract.clone(),
             ended: in_words(&outcome.ended),
             guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,

@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use crate::verify::group::Group;
+
 /// What came of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -49,6 +51,8 @@ pub struct TestResult {
     pub subtests: Vec<Subtest>,
     /// With `--expect`: how it differs from the defect table; empty if as expected.
     pub unexpected: Option<Vec<String>>,
+    /// Its findings of promises by what is taken to be their cause.
+    pub groups: Vec<Group>,
 }
 
 impl TestResult {
@@ -136,6 +140,7 @@ pub(crate) mod tests {
             unfinished: None,
             subtests,
             unexpected: None,
+            groups: Vec::new(),
         }
     }
 

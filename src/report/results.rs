@@ -43,6 +43,8 @@ pub struct Results {
 pub struct BootSummary {
     /// Its folder within the run's folder: trace, console, logs, QEMU's arguments.
     pub dir: String,
+    /// Name of the contract that it was judged by.
+    pub contract: String,
     /// How it ended, in words.
     pub ended: String,
     /// What the guest found out about itself; null where it did not come so far.

@@ -55,6 +55,7 @@ impl About {
                 .collect(),
             evidence: evidence.to_vec(),
             events,
+            story: None,
         }
     }
 }

@@ -3,10 +3,18 @@
 
 use nix::errno::Errno;
 
+use super::chain::Step;
+use super::group::Group;
+use super::picture::picture;
+use super::story::Story;
 use super::verdict::{CallRef, Evidence, Finding, PromiseVerdict, Verdict, Verdicts};
 
 /// No line of a finding is longer than this.
 pub const WIDTH: usize = 100;
+/// Causes of one promise in one test that are shown; all are in the JSON.
+const SHOWN_CAUSES: usize = 3;
+/// Further findings of one cause that are shown.
+const SHOWN_ALSO: usize = 2;
 
 /// All verdicts, one line per promise, findings below theirs.
 pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
@@ -19,7 +27,8 @@ pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
         };
         lines.push(format!("test {name}"));
         for promise in &test.promises {
-            lines.extend(self::promise(promise).into_iter().map(|l| format!("  {l}")));
+            let text = self::promise(promise, &test.groups);
+            lines.extend(text.into_iter().map(|l| format!("  {l}")));
         }
     }
     for (what, n) in &verdicts.observations {
@@ -40,7 +49,7 @@ pub fn gap(first: u64, last: u64, why: &str) -> String {
 }
 
 /// One promise: its verdict, then findings, reasons and observations.
-pub fn promise(p: &PromiseVerdict) -> Vec<String> {
+pub fn promise(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
     let summary = match &p.verdict {
         Verdict::Held { decisions } => format!("held ({decisions} decided)"),
         Verdict::Broken { findings, more } => {
@@ -60,19 +69,51 @@ pub fn promise(p: &PromiseVerdict) -> Vec<String> {
     for (what, n) in &p.observations {
         say(format!("observed {n} times: {what}"));
     }
-    if let Verdict::Broken { findings, more } = &p.verdict {
-        for f in findings {
-            lines.extend(finding(f).into_iter().map(|l| format!("  {l}")));
+    lines.extend(findings(p, groups).into_iter().map(|l| format!("  {l}")));
+    lines
+}
+
+/// The findings of a promise, those of one cause together: the first of each in
+/// full, unless an earlier promise has told that cause already.
+pub fn findings(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
+    let Verdict::Broken { findings, more } = &p.verdict else {
+        return Vec::new();
+    };
+    let mut lines = Vec::new();
+    let mut told = 0;
+    let mut causes = 0;
+    for group in groups {
+        let mut mine = group
+            .findings
+            .iter()
+            .filter(|(promise, _)| *promise == p.promise)
+            .filter_map(|(_, i)| findings.get(*i));
+        let Some(first) = mine.next() else { continue };
+        causes += 1;
+        if causes > SHOWN_CAUSES {
+            continue;
         }
-        if *more > 0 {
-            lines.push(format!("  and {more} more findings of this kind"));
+        let told_by = group.findings.first().map(|(promise, _)| promise);
+        let cause = told_by.filter(|promise| **promise != p.promise);
+        lines.extend(finding(first, cause.map(String::as_str)));
+        told += 1;
+        for f in mine.take(SHOWN_ALSO) {
+            lines.extend(in_short(f));
+            told += 1;
         }
+    }
+    let further = (findings.len() as u64 + more).saturating_sub(told);
+    if further > 0 {
+        lines.push(format!(
+            "and {further} more findings of this promise; causes that were told apart: {causes}"
+        ));
     }
     lines
 }
 
-/// One finding.
-pub fn finding(f: &Finding) -> Vec<String> {
+/// One finding. `cause` is the promise that told its cause already: the picture
+/// and the command are not shown again.
+pub fn finding(f: &Finding, cause: Option<&str>) -> Vec<String> {
     let mut lines = vec![format!("finding: {} is broken", f.promise)];
     let mut say = |label: &str, text: &str| {
         let mut wrapped = wrap(text, "            ").into_iter();
@@ -90,6 +131,65 @@ pub fn finding(f: &Finding) -> Vec<String> {
     let evidence: Vec<_> = f.evidence.iter().map(|e| word(*e)).collect();
     say("evidence", &evidence.join(", "));
     say("events", &events(&f.events));
+    if let Some(cause) = cause {
+        say(
+            "cause",
+            &format!("taken to be that of the finding of {cause}"),
+        );
+    }
+    if let Some(story) = &f.story {
+        lines.extend(self::story(story, cause.is_none()));
+    }
+    lines
+}
+
+/// The finding from near.
+fn story(story: &Story, whole: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut block = |label: &str, text: Vec<String>| {
+        for (i, line) in text.into_iter().enumerate() {
+            let label = if i == 0 { label } else { "" };
+            lines.push(format!("  {label:<8}{line}"));
+        }
+    };
+    if whole {
+        block("picture", picture(story));
+    }
+    block("chain", chain(&story.chain));
+    if whole {
+        let log = story.kernel_log.iter().flat_map(|l| wrap(l, ""));
+        block("kernel", log.map(|l| format!("  {l}")).collect());
+        if let Some(command) = &story.repeat_with {
+            // Whole, however long: it is there to be copied.
+            let clean = |c: char| if c.is_control() { ' ' } else { c };
+            let command: String = command.chars().map(clean).collect();
+            block("repeat", vec![format!("  {command}")]);
+        }
+    }
+    lines
+}
+
+/// The chain, a line per event; of a long one the first and the last.
+fn chain(steps: &[Step]) -> Vec<String> {
+    const FEW: usize = 12;
+    let mut lines = Vec::new();
+    for (i, step) in steps.iter().enumerate() {
+        if steps.len() > FEW && i >= FEW - 4 && i + 4 < steps.len() {
+            if i == FEW - 4 {
+                lines.push(format!("  ... {} more events ...", steps.len() - FEW));
+            }
+            continue;
+        }
+        let mut text = format!("{:>8}  {}", step.event, step.what);
+        for after in &step.after {
+            text.push_str(&format!(" (after {}: {})", after.event, after.why));
+        }
+        let mut wrapped = wrap(&text, "            ").into_iter();
+        if let Some(first) = wrapped.next() {
+            lines.push(format!("  {}", first.trim_start()));
+        }
+        lines.extend(wrapped);
+    }
     lines
 }
 

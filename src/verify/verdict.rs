@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::contract::Contract;
+use super::group::{Group, groups};
 use super::promise::{self, About};
+use super::story::Story;
 
 /// Version of [`Verdicts`] as JSON.
 pub const SCHEMA: u32 = 1;
@@ -83,6 +85,9 @@ pub struct Finding {
     pub evidence: Vec<Evidence>,
     /// Sequence numbers of the events that prove it, ascending.
     pub events: Vec<u64>,
+    /// The finding from near, where the events could be read a second time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub story: Option<Box<Story>>,
 }
 
 /// Verdict of one promise in one test.
@@ -131,6 +136,9 @@ pub struct TestVerdicts {
     pub test: String,
     /// One entry per promise, always all of them, always in the same order.
     pub promises: Vec<PromiseVerdict>,
+    /// The findings by what is taken to be their cause.
+    #[serde(default)]
+    pub groups: Vec<Group>,
 }
 
 /// The verdicts on a trace.
@@ -152,6 +160,15 @@ impl Verdicts {
         self.promises().flat_map(|p| match &p.verdict {
             Verdict::Broken { findings, .. } => findings.as_slice(),
             _ => &[],
+        })
+    }
+
+    /// All findings, to be added to.
+    pub fn findings_mut(&mut self) -> impl Iterator<Item = &mut Finding> {
+        let promises = self.tests.iter_mut().flat_map(|t| &mut t.promises);
+        promises.flat_map(|p| match &mut p.verdict {
+            Verdict::Broken { findings, .. } => findings.as_mut_slice(),
+            _ => &mut [],
         })
     }
 
@@ -295,6 +312,7 @@ impl Ledger {
             contract: self.contract,
             tests: tests
                 .map(|(test, row)| TestVerdicts {
+                    groups: Vec::new(),
                     test,
                     promises: row
                         .into_iter()
@@ -302,6 +320,10 @@ impl Ledger {
                         .zip(&off)
                         .map(|((tally, about), off)| tally.into_verdict(about.name, *off))
                         .collect(),
+                })
+                .map(|test| TestVerdicts {
+                    groups: groups(&test),
+                    ..test
                 })
                 .collect(),
             observations: self.loose,

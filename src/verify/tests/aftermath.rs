@@ -37,7 +37,7 @@ fn pages_that_wait_for_nothing_are_found() {
     let again: super::super::verdict::Finding =
         serde_json::from_str(&serde_json::to_string(&f).unwrap()).unwrap();
     assert_eq!(again, f);
-    for line in render::finding(&f) {
+    for line in render::finding(&f, None) {
         assert!(line.chars().count() < 110, "{line}");
     }
 }

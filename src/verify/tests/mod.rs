@@ -8,6 +8,7 @@ mod builder;
 mod disturbances;
 mod legal;
 mod mutants;
+mod near;
 mod order;
 mod returns;
 mod world;
