@@ -57,6 +57,18 @@ fn bad_input_is_one_sentence_and_status_2() {
             "queues",
         ),
         (
+            [&["--socket", "s", "--min-io", "700"], &memory[..]].concat(),
+            "min-io: 700 bytes",
+        ),
+        (
+            [&["--socket", "s", "--write-cache", "no"], &memory[..]].concat(),
+            "on or off",
+        ),
+        (
+            vec!["--socket", "s", "--null", "1MiB", "--poison"],
+            "poison on a disk that stores nothing",
+        ),
+        (
             [&["--socket", "s", "--mark-socket", "s"], &memory[..]].concat(),
             "socket each",
         ),

@@ -218,9 +218,10 @@ impl Subject {
                 .or_fail(|| format!("reading the disk at {physical}"))?;
             if let Some(i) = self.difference(logical, bytes) {
                 t.fail(format!(
-                    "{what}: the disk at byte {} (file offset {}) differs from what was written",
+                    "{what}: the disk at byte {} (file offset {}) differs from what was written{}",
                     physical + i as u64,
-                    logical + i as u64
+                    logical + i as u64,
+                    stale(bytes)
                 ));
             }
         }
@@ -244,8 +245,9 @@ impl Subject {
             .or_fail(|| format!("{what}: reading back"))?;
         if let Some(i) = self.difference(from, &seen) {
             t.fail(format!(
-                "{what}: a read at file offset {} gives other bytes than were written",
-                from + i as u64
+                "{what}: a read at file offset {} gives other bytes than were written{}",
+                from + i as u64,
+                stale(&seen)
             ));
         }
         Ok(())
@@ -293,6 +295,14 @@ impl Subject {
     }
 }
 
+/// What is to be said of bytes, read from whole blocks, that are not what they should be: whether
+/// something that was never written since mkfs shows through.
+pub fn stale(seen: &[u8]) -> String {
+    wtblk_shared::poison::find(seen).map_or_else(String::new, |(at, sector)| {
+        format!("; stale data shows: byte {at} of what was read is of sector {sector}, never written since mkfs")
+    })
+}
+
 /// The blocks of a range: start of the first, end of the last.
 pub fn rounded(bsize: u64, off: u64, len: u64) -> (u64, u64) {
     (off / bsize * bsize, (off + len).div_ceil(bsize) * bsize)
@@ -314,6 +324,14 @@ pub fn check_after_remount(t: &Test, subjects: &mut [Subject]) -> Result<(), Fai
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stale_bytes_are_named() {
+        let mut block = vec![0; 4096];
+        assert_eq!(stale(&block), "");
+        wtblk_shared::poison::fill(77, &mut block[512..1024]);
+        assert!(stale(&block).contains("byte 512 of what was read is of sector 77"));
+    }
 
     #[test]
     fn ranges_are_rounded_out() {

@@ -69,6 +69,9 @@ pub struct ServeArgs {
     /// Keep what was not flushed out of the image until it is (or the disk ends in order)
     #[arg(long)]
     volatile_cache: bool,
+    /// What was never written (holes of the image) reads as poison, not as zeros
+    #[arg(long)]
+    poison: bool,
     /// Seed of the scenario's random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -128,6 +131,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         seed: args.seed,
         control: args.control.clone(),
         volatile_cache: args.volatile_cache,
+        poison: args.poison,
         shape: args.shape.shape(),
         plans: None,
         kept: Vec::new(),

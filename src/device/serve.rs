@@ -42,8 +42,11 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let settings = Settings::of(&config)?;
     let engine = Engine::new(&settings.scenario, config.seed);
     let kept = [engine.kept_ranges(), config.kept.clone()].concat();
-    let Layers { store, cache } =
-        settings.store(config.volatile_cache || settings.needs_cache(), &kept)?;
+    let Layers { store, cache } = settings.store(
+        config.poison,
+        config.volatile_cache || settings.needs_cache(),
+        &kept,
+    )?;
     let socket = Socket::open(&config.socket)?;
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
     let control = config.control.clone().map(Address::Path);

@@ -2,6 +2,8 @@
 //! What is to be served: options beat the scenario, that beats defaults; what
 //! contradicts itself is refused.
 
+use std::fs::File;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -14,7 +16,8 @@ use crate::fault::request::{Decision, DeviceFault, Request};
 use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange, Shape};
 use crate::input;
 use crate::store::{
-    Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, Store, VolatileStore,
+    Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, PoisonStore, Store,
+    VolatileStore, holes,
 };
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
@@ -140,6 +143,8 @@ pub struct ServeConfig {
     pub control: Option<PathBuf>,
     /// Keep what was not flushed out of the image, whether the rules need that or not.
     pub volatile_cache: bool,
+    /// What was never written reads as poison.
+    pub poison: bool,
     /// What the disk is like to its driver; beats the scenario.
     pub shape: Shape,
     /// Decisions made by hand.
@@ -242,8 +247,18 @@ impl Settings {
     }
 
     /// Opens where the bytes live.
-    pub(super) fn store(&self, volatile: bool, kept: &[SectorRange]) -> Result<Layers> {
+    pub(super) fn store(
+        &self,
+        poison: bool,
+        volatile: bool,
+        kept: &[SectorRange],
+    ) -> Result<Layers> {
         let mut store = self.bottom()?;
+        if poison {
+            // Below the cache: what is lost there was never written.
+            let holes = self.never_written(store.capacity())?;
+            store = Arc::new(PoisonStore::new(store, &holes));
+        }
         let mut cache = None;
         if volatile && !self.read_only() {
             let layer = VolatileStore::new(store).context("cannot make a volatile cache")?;
@@ -260,6 +275,19 @@ impl Settings {
             store = Arc::new(KeptStore::new(store, ranges)?);
         }
         Ok(Layers { store, cache })
+    }
+
+    fn never_written(&self, capacity: u64) -> Result<Vec<Range<u64>>> {
+        match &self.backing {
+            Backing::Image(path, _) => {
+                let shown = path.display();
+                File::open(path)
+                    .and_then(|file| holes::never_written(&file))
+                    .with_context(|| format!("poison: image {shown}"))
+            }
+            Backing::Memory(_) => Ok(vec![0..capacity]),
+            Backing::Null(_) => bail!("poison on a disk that stores nothing"),
+        }
     }
 
     fn bottom(&self) -> Result<Arc<dyn Store>> {

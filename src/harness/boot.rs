@@ -228,7 +228,7 @@ fn start_device(
 ) -> Result<Guarded> {
     let program = std::env::current_exe().context("cannot tell which program this is")?;
     let mut command = Command::new(program);
-    command.arg("serve").arg("--die-with-parent");
+    command.args(["serve", "--die-with-parent", "--poison"]);
     command.arg("--fd").arg(fds.0.as_raw_fd().to_string());
     command.arg("--mark-fd").arg(fds.1.as_raw_fd().to_string());
     command.arg("--image").arg(image).arg("--trace").arg(trace);

@@ -5,10 +5,12 @@
 pub mod buf;
 mod done;
 pub mod file;
+pub mod holes;
 mod index;
 pub mod kept;
 pub mod memory;
 mod null;
+mod poison;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -22,6 +24,7 @@ pub use file::{FileStore, ImageOptions};
 pub use kept::KeptStore;
 pub use memory::MemoryStore;
 pub use null::NullStore;
+pub use poison::PoisonStore;
 pub use volatile::{Cache, VolatileStore};
 
 /// An operation on a store; offsets and lengths in bytes.

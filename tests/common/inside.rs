@@ -52,6 +52,7 @@ impl Inside {
             backing: Backing::Image(dir.path().join("image"), Some(SIZE)),
             scenarios: Vec::new(),
             trace: Some(dir.path().join("trace")),
+            poison: false,
             shape: Shape {
                 queues: Some(queues),
                 ..Shape::default()

@@ -64,6 +64,11 @@ impl Serve {
         self.dir.as_ref().unwrap().path()
     }
 
+    /// What one that has ended leaves behind.
+    pub fn leave(mut self) -> tempfile::TempDir {
+        self.dir.take().unwrap()
+    }
+
     /// SIGKILL; what it leaves behind.
     pub fn kill(mut self) -> tempfile::TempDir {
         self.signal(Signal::SIGKILL);

@@ -10,6 +10,7 @@ pub mod disk;
 pub mod exit;
 pub mod mark;
 pub mod pattern;
+pub mod poison;
 pub mod tag;
 
 /// `RWF_WRITETHROUGH` as the RFC has it. The value is not merged, so it is a

@@ -19,7 +19,7 @@ use wtblk_shared::pattern;
 use crate::call::{Call, Done, OpenFile};
 use crate::pages;
 use crate::probe::{Came, Probe};
-use crate::subject::{Subject, check_after_remount};
+use crate::subject::{Subject, check_after_remount, stale};
 use crate::sys::uffd::{FaultingBuffer, PAGE};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -329,7 +329,8 @@ fn old_or_new(t: &Test, s: &Subject, failed: u32) -> Result<(), Fail> {
             new += 1;
         } else {
             t.fail(format!(
-                "block {i} holds neither its old bytes nor the failed call's"
+                "block {i} holds neither its old bytes nor the failed call's{}",
+                stale(block)
             ));
         }
     }
