@@ -285,7 +285,7 @@ impl Settings {
                     .and_then(|file| holes::never_written(&file))
                     .with_context(|| format!("poison: image {shown}"))
             }
-            Backing::Memory(_) => Ok(vec![0..capacity]),
+            Backing::Memory(_) => Ok(std::iter::once(0..capacity).collect()),
             Backing::Null(_) => bail!("poison on a disk that stores nothing"),
         }
     }
