@@ -280,7 +280,7 @@ impl Scenario {
 fn same(rules: &[Rule], rule: &Rule, first: &Place) -> bool {
     let mut twin = rule.clone();
     twin.place = first.clone();
-    rules.iter().any(|r| *r == twin)
+    rules.contains(&twin)
 }
 
 fn join(into: &mut Option<String>, from: Option<String>, between: &str) {
