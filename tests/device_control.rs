@@ -6,6 +6,8 @@ mod common;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::driver::*;
@@ -178,6 +180,39 @@ fn every_verb() {
     ];
     assert_eq!(orders, want.map(|o| format!("wtblk/1 {o}")));
     assert_eq!(trace.device(DeviceKind::Wait).len(), 4);
+}
+
+#[test]
+fn only_its_owner_may_connect() {
+    // Another user can be had by root alone.
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not checked: only root can be another user");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let program = dir.path().join("wtblk");
+    std::fs::copy(env!("CARGO_BIN_EXE_wtblk"), &program).unwrap();
+    let serve = Serve::start_in(dir, "", &["--memory", "1MiB", "--control", "control"]);
+    let socket = serve.path("control");
+    until("a control socket", || Client::connect(&socket).ok());
+    // Even where the file's mode lets everybody.
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+    let ask = |uid: u32| {
+        let mut command = Command::new(&program);
+        let output = command.arg("ctl").arg(&socket).arg("status").uid(uid);
+        let output = output.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (ok, said) = ask(65534);
+    assert!(
+        !ok && said.contains("only the owner of the device may control it"),
+        "{said}"
+    );
+    let (ok, said) = ask(0);
+    assert!(ok, "{said}");
+    drop(serve);
 }
 
 #[test]

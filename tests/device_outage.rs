@@ -125,8 +125,7 @@ fn flushes_that_lie_and_the_power_cut() {
     );
     assert_eq!(image(&f), 3, "what was durable");
     assert_eq!(f.inside.image(100, 512), [0; 512]);
-    let said = trace.device(DeviceKind::Message);
-    assert_eq!(said.iter().filter(|m| m.2 == "fault: cut").count(), 1);
+    assert_eq!(trace.device(DeviceKind::Cut).len(), 1);
 }
 
 #[test]
@@ -169,7 +168,9 @@ fn a_device_that_is_gone() {
     assert_eq!(d.finish(1, 1, waits), 1, "it came before, and ends after");
     assert!(mark.state().contains(" device=gone "));
     drop((d, mark));
-    f.inside.end().assert_paired();
+    let trace = f.inside.end();
+    trace.assert_paired();
+    assert_eq!(trace.device(DeviceKind::Gone).len(), 1);
     assert_eq!(f.inside.image(0, 512), [1; 512]);
     assert_eq!(f.inside.image(8, 512), [0; 512]);
 }
@@ -212,6 +213,11 @@ fn a_connection_closed_by_a_rule() {
         trace.assert_paired();
         let lost = trace.completes().iter().filter(|c| c.1.abandoned).count();
         assert_eq!(lost, if lose { 2 } else { 0 });
+        let rule = trace.device(DeviceKind::HangUp);
+        assert!(
+            matches!(rule.as_slice(), [(_, b, _)] if *b == u64::from(lose)),
+            "{rule:?}"
+        );
         let why = trace.device(DeviceKind::Disconnected);
         assert!(why.iter().any(|w| w.2 == "a rule"), "{why:?}");
     }

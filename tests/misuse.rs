@@ -4,8 +4,9 @@
 
 mod support;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -287,11 +288,24 @@ fn a_trace_never_takes_the_place_of_an_image() {
         command
             .current_dir(dir.path())
             .args(["serve", "--socket", "s", "--image", image, "--trace", trace]);
-        let output = command.output().unwrap();
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
+        // Where it is not refused it serves, and would for ever.
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut status = None;
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            until("a refusal", Duration::from_secs(10), || {
+                status = child.try_wait().unwrap();
+                status.is_some()
+            });
+        }));
+        if let Err(why) = ended {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            resume_unwind(why);
+        }
+        let mut said = String::new();
+        let mut stderr = child.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        (status.and_then(|s| s.code()), said)
     };
     for (image_name, trace) in [("img", "img"), ("img", "./img"), ("x.data", "x")] {
         let image = image.with_file_name(image_name);

@@ -327,6 +327,15 @@ fn device(d: &DeviceEvent) -> String {
             format_args!("data of #{} changed in flight, {} B", d.a, d.b),
         ),
         DeviceKind::Disconnected => line.push_str("disconnected"),
+        DeviceKind::Gone => push(&mut line, format_args!("gone, on #{}", d.a)),
+        DeviceKind::Cut => push(&mut line, format_args!("power cut, on #{}", d.a)),
+        DeviceKind::HangUp => {
+            let how = ["completed first", "lost"][usize::from(d.b == 1)];
+            push(
+                &mut line,
+                format_args!("a rule hangs up on #{}, what is in flight is {how}", d.a),
+            );
+        }
         DeviceKind::Message => line.push_str("message"),
         DeviceKind::Features => push(&mut line, format_args!("features {:#x}", d.a)),
         DeviceKind::QueueStart => push(

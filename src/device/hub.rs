@@ -19,7 +19,7 @@ use super::settings::{Plans, Recording};
 use super::wake::Wake;
 use crate::control::{OpenCalls, RuleStanding};
 use crate::fault::Engine;
-use crate::fault::request::{Decision, Request};
+use crate::fault::request::{Decision, DeviceFault, Request};
 use crate::store::Cache;
 use crate::trace::TraceWriter;
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Status};
@@ -215,16 +215,13 @@ impl Hub {
     }
 
     /// Records what a rule did to the device as a whole; `request` is the one it fired on.
-    pub fn outage_event(&self, queue: u16, request: u64, what: &str) {
-        let kind = DeviceKind::Message;
-        self.event(
-            DATA_DISK,
-            queue,
-            kind,
-            request,
-            0,
-            &format!("fault: {what}"),
-        );
+    pub fn outage_event(&self, queue: u16, request: u64, fault: DeviceFault) {
+        let (kind, b) = match fault {
+            DeviceFault::Gone => (DeviceKind::Gone, 0),
+            DeviceFault::Cut => (DeviceKind::Cut, 0),
+            DeviceFault::Disconnect { lose } => (DeviceKind::HangUp, u64::from(lose)),
+        };
+        self.event(DATA_DISK, queue, kind, request, b, "");
         self.tell();
     }
 

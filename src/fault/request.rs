@@ -106,7 +106,7 @@ pub enum DataFault {
     /// A write is not stored; a flush is not done. Acknowledged all the same.
     Dropped,
     /// The I/O goes to this sector instead. The engine does not know where the
-    /// disk ends: I/O beyond it is not done and counts as done.
+    /// disk ends: beyond it the request fails, as any request there does.
     Misdirected(u64),
     /// A read gives what the range held before its last write. It lies wholly
     /// within the ranges that the device was told to keep ([`super::Engine::kept_ranges`]).

@@ -229,6 +229,12 @@ pub enum DeviceKind {
     /// The guest changed the data of write `a` between its taking and its completion, by at least `b`
     /// bytes; `text` is a [`super::change::Change`].
     Changed = 19,
+    /// A rule took the disk away on request `a`: every request that is completed from here on fails.
+    Gone = 20,
+    /// A rule cut the power on request `a`: nothing is completed any more, the image is frozen.
+    Cut = 21,
+    /// A rule closes the connection on request `a`; `b` = 1: what is in flight is lost, 0: completed first.
+    HangUp = 22,
 }
 
 /// Something happened to the device or its connection.

@@ -105,7 +105,8 @@ impl Flight {
                 self.stopped.insert(event.queue);
                 true
             }
-            DeviceKind::Disconnected | DeviceKind::End => {
+            // After a power cut nothing is completed: whoever waits, waits for the device.
+            DeviceKind::Disconnected | DeviceKind::End | DeviceKind::Cut => {
                 self.down = true;
                 true
             }

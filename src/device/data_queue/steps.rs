@@ -264,15 +264,13 @@ impl DataQueue {
         let mut written = pending.written;
         let (hub, queue) = (&self.hub, self.queue);
         // A ring that stops is left by what it holds, not by what happens to the device.
-        let happened = match fault.filter(|_| self.stopping.is_none()) {
-            Some(DeviceFault::Gone) => hub.outage.go().then_some("gone"),
-            Some(DeviceFault::Cut) => hub.outage.cut().then_some("cut"),
-            Some(DeviceFault::Disconnect { lose }) => {
-                let what = ["disconnect, keep", "disconnect, lose"][usize::from(lose)];
-                hub.outage.close(lose).then_some(what)
-            }
-            None => None,
-        };
+        let happened = fault
+            .filter(|_| self.stopping.is_none())
+            .filter(|fault| match fault {
+                DeviceFault::Gone => hub.outage.go(),
+                DeviceFault::Cut => hub.outage.cut(),
+                DeviceFault::Disconnect { lose } => hub.outage.close(*lose),
+            });
         if let Some(what) = happened {
             if let (true, Some(cache)) = (hub.outage.is_cut(), &hub.cache) {
                 cache.freeze();
