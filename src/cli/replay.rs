@@ -87,7 +87,10 @@ impl Replay {
                 }));
             }
             Body::Complete(complete) => {
-                if let Some(request) = self.in_flight.remove(&complete.request) {
+                // One that was abandoned the guest never heard of: it counts as no completion.
+                if let Some(request) = self.in_flight.remove(&complete.request)
+                    && !complete.abandoned
+                {
                     self.engine.completed(&request, complete.status);
                 }
             }
