@@ -65,7 +65,10 @@ pub struct Queue {
     /// The avail index at the last look whether a kick is wanted.
     kicked: Cell<u16>,
     used: u16,
+    /// The next is taken from the back.
     free: Vec<u16>,
+    /// What chains in flight are made of, by their heads.
+    chains: HashMap<u16, Vec<u16>>,
     /// Completed and not yet asked for: head, used length.
     done: HashMap<u16, u32>,
 }
@@ -110,6 +113,7 @@ impl Driver {
             kicked: Cell::new(0),
             used: 0,
             free: (0..QUEUE_SIZE).rev().collect(),
+            chains: HashMap::new(),
             done: HashMap::new(),
         });
         let queues = queues.collect();
@@ -184,7 +188,9 @@ impl Driver {
             self.put_desc(table, at, addr, len, flags, next.copied().unwrap_or(0));
         }
         self.make_available(index, heads[0]);
-        heads[0]
+        let head = heads[0];
+        self.queues[index].chains.insert(head, heads);
+        head
     }
 
     pub fn make_available(&mut self, index: usize, head: u16) {
@@ -257,6 +263,10 @@ impl Driver {
         until("a completion", || {
             self.reap(index);
             if let Some(len) = self.queues[index].done.remove(&head) {
+                // Used again as late as can be.
+                let q = &mut self.queues[index];
+                let parts = q.chains.remove(&head).unwrap_or_default();
+                q.free.splice(0..0, parts);
                 return Some(len);
             }
             let q = &self.queues[index];
