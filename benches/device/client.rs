@@ -13,8 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use memmap2::MmapMut;
 use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{
-    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioFeatureFlags, VirtioTransport,
-    iovec,
+    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioFeatureFlags, VirtioTransport, iovec,
 };
 
 /// Entries of a queue: a request takes three.
@@ -102,10 +101,7 @@ impl Client {
             // SAFETY: the memory is `queues` times `end_offset` bytes long, each queue gets a part
             // of its own, and it stays mapped as long as the transport, which is dropped last.
             let part = unsafe {
-                std::slice::from_raw_parts_mut(
-                    memory.add(n * layout.end_offset),
-                    layout.end_offset,
-                )
+                std::slice::from_raw_parts_mut(memory.add(n * layout.end_offset), layout.end_offset)
             };
             rings.push(Virtqueue::new(translator, part, QUEUE_SIZE, got)?);
         }
@@ -191,6 +187,31 @@ impl Client {
             requests,
             time: elapsed,
         })
+    }
+
+    /// Writes the whole disk once.
+    pub fn fill(&mut self, bytes: usize, span: u64) -> Result<()> {
+        let most: usize = self.queues.iter().map(|q| q.free.len()).min().unwrap_or(1);
+        let mut left = span / bytes as u64;
+        let mut flying = 0;
+        let job = Job {
+            write: true,
+            sequential: true,
+            bytes,
+            depth: most,
+            span,
+            ioprio: 0,
+        };
+        let since = Instant::now();
+        while left > 0 || flying > 0 {
+            let count = (most - flying).min(left as usize);
+            self.submit(0, &job, count)?;
+            left -= count as u64;
+            flying += count;
+            flying -= self.reap(0)?;
+            ensure!(since.elapsed() < LIMIT, "the disk cannot be filled");
+        }
+        Ok(())
     }
 
     /// One write at the disk's start, waited for: a mark.
@@ -301,4 +322,3 @@ impl Drop for Client {
         self.queues.clear();
     }
 }
-

@@ -113,7 +113,7 @@ fn main() -> Result<()> {
             .with_context(|| format!("{}", path.display()))?;
     }
     if args.docs {
-        report.into_docs(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+        report.write_docs(Path::new(env!("CARGO_MANIFEST_DIR")))?;
     }
     Ok(())
 }
@@ -186,7 +186,13 @@ fn measure(
     for (n, spec) in specs.iter().filter(|s| wanted(&s.name)).enumerate() {
         let backend = Backend::start(spec, &dir.join(format!("b{n}")))?;
         match Contestant::new(backend, cell) {
-            Ok(contestant) => running.push(contestant),
+            Ok(mut contestant) => {
+                // A disk in memory begins as one hole.
+                if cell.store == plan::Store::Memory {
+                    contestant.client.fill(cell.job.bytes, SIZE)?;
+                }
+                running.push(contestant);
+            }
             Err((error, backend)) => {
                 return Err(error.context(format!("{}: {}", spec.name, backend.said().trim())));
             }
@@ -225,7 +231,10 @@ struct Contestant {
 }
 
 impl Contestant {
-    fn new(backend: Backend, cell: &Cell) -> std::result::Result<Contestant, (anyhow::Error, Backend)> {
+    fn new(
+        backend: Backend,
+        cell: &Cell,
+    ) -> std::result::Result<Contestant, (anyhow::Error, Backend)> {
         let queues = backend.spec.queues;
         let depth = cell.job.depth.div_ceil(queues);
         let client = Client::connect(&backend.socket(), queues, depth, cell.job.bytes);

@@ -198,6 +198,9 @@ fn args(store: Store, level: Level, around: &Around, more: &[&str]) -> Option<Ve
         Level::Verify => Some("marked"),
         Level::All => Some("all"),
     };
+    if level == Level::Off && !has("--no-judge") {
+        return None;
+    }
     if let Some(digest) = digest {
         if has("--digest") {
             args.extend(["--digest".into(), digest.into()]);

@@ -157,9 +157,9 @@ impl Report {
     }
 
     fn find(&self, store: Store, write: bool, bytes: usize, depth: usize) -> Option<&Row> {
-        self.rows.iter().find(|r| {
-            (r.store, r.write, r.bytes, r.depth) == (store.name(), write, bytes, depth)
-        })
+        self.rows
+            .iter()
+            .find(|r| (r.store, r.write, r.bytes, r.depth) == (store.name(), write, bytes, depth))
     }
 
     fn aims(&self) -> Vec<Aim> {
@@ -297,7 +297,7 @@ impl Report {
     }
 
     /// Puts the tables into docs/performance.md.
-    pub fn into_docs(&self, root: &Path) -> Result<()> {
+    pub fn write_docs(&self, root: &Path) -> Result<()> {
         const BEGIN: &str = "<!-- ci/bench --docs: begin -->\n";
         const END: &str = "<!-- ci/bench --docs: end -->\n";
         let path = root.join("docs/performance.md");

@@ -10,6 +10,7 @@ pub mod run;
 pub mod scenario;
 pub mod serve;
 mod shape_args;
+mod speed_args;
 pub mod trace;
 pub mod verify;
 

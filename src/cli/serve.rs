@@ -14,6 +14,7 @@ use nix::unistd::getppid;
 use super::qemu_args::{self, Disks};
 use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
+use super::speed_args::SpeedArgs;
 use crate::device::{Address, Backing, ServeConfig, Settings, serve};
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
@@ -63,6 +64,8 @@ pub struct ServeArgs {
     shape: ShapeArgs,
     #[command(flatten)]
     recording: RecordingArgs,
+    #[command(flatten)]
+    speed: SpeedArgs,
     /// Make a control socket, for `wtblk ctl`
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -132,6 +135,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         control: args.control.clone(),
         volatile_cache: args.volatile_cache,
         poison: args.poison,
+        poll: args.speed.poll(),
         shape: args.shape.shape(),
         plans: None,
         kept: Vec::new(),

@@ -3,10 +3,14 @@
 //! told from one that has ended. Each descriptor is read once, so that a guest
 //! that rewrites it meanwhile fools only itself.
 
-use virtio_queue::desc::split::Descriptor;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+
 use vm_memory::{Bytes, GuestAddress};
 
 use super::memory::{GuestMap, Segment};
+use super::shared::Shared;
 
 /// Bytes of a descriptor.
 const DESC_LEN: u32 = 16;
@@ -29,22 +33,43 @@ pub(super) struct Malformed {
     pub status: Option<u64>,
 }
 
-/// The descriptor table that a walk is in.
-struct Table {
+/// A descriptor (virtio 1.3, 2.7.5).
+struct Descriptor {
     addr: u64,
+    len: u32,
+    flags: u32,
+    next: u16,
+}
+
+impl Descriptor {
+    fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// The descriptor table that a walk is in.
+struct Table<'a> {
+    words: Words<'a>,
     count: u32,
     indirect: bool,
 }
 
-/// Walks the chain that begins at `head` of the table of `size` descriptors at `table`.
-pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<Chain, Malformed> {
+enum Words<'a> {
+    Ring(&'a Shared),
+    Indirect(Shared),
+    /// A table that lies badly: at this address, looked up at each access.
+    Anywhere(u64),
+}
+
+/// Walks the chain that begins at `head` of the ring's descriptor table.
+pub(super) fn walk(map: &Arc<GuestMap>, ring: &Shared, head: u16) -> Result<Chain, Malformed> {
     let mut chain = Chain::default();
     let mut first_fault: Option<String> = None;
     let mut last_writable;
     let mut bytes = 0u64;
     let mut table = Table {
-        addr: table,
-        count: u32::from(size),
+        words: Words::Ring(ring),
+        count: ring.len() as u32 / DESC_LEN,
         indirect: false,
     };
     let mut index = u32::from(head);
@@ -64,16 +89,16 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
         walked += 1;
         let desc = read(map, &table, index)
             .ok_or_else(|| broken(format!("descriptor {index} is not in guest memory")))?;
-        if desc.refers_to_indirect_table() {
-            table = enter(&desc, &table).map_err(broken)?;
+        if desc.has(VRING_DESC_F_INDIRECT) {
+            table = enter(map, &desc, &table).map_err(broken)?;
             (index, walked) = (0, 0);
             continue;
         }
         let segment = Segment {
-            addr: desc.addr().0,
-            len: desc.len(),
+            addr: desc.addr,
+            len: desc.len,
         };
-        let writable = desc.is_write_only();
+        let writable = desc.has(VRING_DESC_F_WRITE);
         // A fault of one segment does not end the walk: the end of the chain may hold a status
         // byte through which the guest can be told.
         let fault = if segment.len == 0 {
@@ -96,10 +121,10 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
             chain.readable.push(segment);
         }
         bytes += u64::from(segment.len);
-        if !desc.has_next() {
+        if !desc.has(VRING_DESC_F_NEXT) {
             break;
         }
-        index = u32::from(desc.next());
+        index = u32::from(desc.next);
     }
     if bytes > u64::from(u32::MAX) {
         first_fault.get_or_insert_with(|| "the chain is longer than 4 GiB".into());
@@ -113,20 +138,40 @@ pub(super) fn walk(map: &GuestMap, table: u64, size: u16, head: u16) -> Result<C
     }
 }
 
-fn read(map: &GuestMap, table: &Table, index: u32) -> Option<Descriptor> {
-    let at = table.addr.checked_add(u64::from(index * DESC_LEN))?;
-    map.read_obj(GuestAddress(at)).ok()
+/// The index is inside the table. Each half is read once.
+fn read(map: &GuestMap, table: &Table<'_>, index: u32) -> Option<Descriptor> {
+    let at = (index * DESC_LEN) as usize;
+    let (addr, rest) = match &table.words {
+        Words::Ring(words) => (words.u64(at), words.u64(at + 8)),
+        Words::Indirect(words) => (words.u64(at), words.u64(at + 8)),
+        Words::Anywhere(base) => {
+            let at = base.checked_add(at as u64)?;
+            let both: u128 = map.read_obj(GuestAddress(at)).ok()?;
+            let both = u128::from_le(both);
+            (both as u64, (both >> 64) as u64)
+        }
+    };
+    Some(Descriptor {
+        addr,
+        len: rest as u32,
+        flags: u32::from((rest >> 32) as u16),
+        next: (rest >> 48) as u16,
+    })
 }
 
 /// The table that an indirect descriptor leads to.
-fn enter(desc: &Descriptor, from: &Table) -> Result<Table, String> {
+fn enter<'a>(
+    map: &Arc<GuestMap>,
+    desc: &Descriptor,
+    from: &Table<'_>,
+) -> Result<Table<'a>, String> {
     if from.indirect {
         return Err("an indirect descriptor inside an indirect table".into());
     }
-    if desc.has_next() {
+    if desc.has(VRING_DESC_F_NEXT) {
         return Err("an indirect descriptor with a next one".into());
     }
-    let len = desc.len();
+    let len = desc.len;
     if len == 0 || !len.is_multiple_of(DESC_LEN) {
         return Err(format!("an indirect table of {len} bytes"));
     }
@@ -136,8 +181,11 @@ fn enter(desc: &Descriptor, from: &Table) -> Result<Table, String> {
             "an indirect table of {count} descriptors, the limit is {INDIRECT_MAX}"
         ));
     }
+    let words = map
+        .shared(desc.addr, len as usize)
+        .filter(|words| words.is_aligned(8));
     Ok(Table {
-        addr: desc.addr().0,
+        words: words.map_or(Words::Anywhere(desc.addr), Words::Indirect),
         count,
         indirect: true,
     })
@@ -160,18 +208,35 @@ pub(super) mod tests {
     }
 
     pub(in super::super) fn put(map: &GuestMap, table: u64, at: u64, d: (u64, u32, u16, u16)) {
-        let desc = Descriptor::new(d.0, d.1, d.2, d.3);
-        map.write_obj(desc, GuestAddress(table + 16 * at)).unwrap();
+        let desc = u128::from(d.0)
+            | u128::from(d.1) << 64
+            | u128::from(d.2) << 96
+            | u128::from(d.3) << 112;
+        map.write_obj(desc.to_le(), GuestAddress(table + 16 * at))
+            .unwrap();
     }
 
     fn walked(descs: &[(u64, u32, u16, u16)]) -> Result<Chain, Malformed> {
-        let map = map();
+        let map = Arc::new(map());
         for (i, d) in descs.iter().enumerate() {
             // The first eight are the ring's table, the rest an indirect one at 0x1000.
             let table = if i < 8 { 0 } else { 0x1000 - 128 };
             put(&map, table, i as u64, *d);
         }
-        walk(&map, 0, 8, 0)
+        walk(&map, &map.shared(0, 128).unwrap(), 0)
+    }
+
+    #[test]
+    fn an_indirect_table_may_lie_anywhere() {
+        let map = Arc::new(map());
+        for at in [0x1000, 0x1004, 0x1001] {
+            put(&map, 0, 0, (at, 32, 4, 0));
+            put(&map, at, 0, (0x3000, 512, 1, 1));
+            put(&map, at, 1, (0x4000, 1, 2, 0));
+            let chain = walk(&map, &map.shared(0, 128).unwrap(), 0).unwrap();
+            assert_eq!((chain.readable.len(), chain.writable.len()), (1, 1));
+            assert_eq!(chain.readable[0].addr, 0x3000, "{at:#x}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 mod looks;
 mod steps;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,6 +18,7 @@ use super::groups::Key;
 use super::hub::Hub;
 use super::memory::{GuestMap, Segment};
 use super::request::{Parsed, Zone};
+use super::slab::{Keyed, Slab};
 use super::worker::{Done, Flight, QueueDevice, Taken};
 use crate::fault::request::{Decision, Plan, Request};
 use crate::store::{Completion, StoreQueue};
@@ -106,10 +107,10 @@ pub(super) struct DataQueue {
     disk: Arc<DiskState>,
     queue: u16,
     store: Box<dyn StoreQueue>,
-    pending: HashMap<u64, Pending>,
+    /// Under the worker's tokens.
+    pending: Keyed<Pending>,
     /// The request of an operation that the store has.
-    ops: HashMap<u64, u64>,
-    next_op: u64,
+    ops: Slab<u64>,
     /// Delays and limits of holds, with the request.
     clocks: BTreeSet<(Instant, u64)>,
     /// The ring is stopping: nothing waits any more; whether it is abandoned.
@@ -132,9 +133,8 @@ impl DataQueue {
             disk,
             queue,
             store,
-            pending: HashMap::new(),
-            ops: HashMap::new(),
-            next_op: 0,
+            pending: Keyed::default(),
+            ops: Slab::default(),
             clocks: BTreeSet::new(),
             stopping: None,
             epoch: 0,
@@ -149,7 +149,7 @@ impl DataQueue {
 
     /// The decision is recorded and becomes the request's.
     fn adopt(&mut self, token: u64, decision: Decision) {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
         let plan = decision.plan;
@@ -170,7 +170,7 @@ impl DataQueue {
     }
 
     fn finish(&mut self, token: u64, status: Status, written: u32, abandon: bool) {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
         pending.waits = Waits::Over;
@@ -185,7 +185,7 @@ impl DataQueue {
 
     /// The request waits no more for what it waited for.
     fn unwait(&mut self, token: u64) {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
         if let Some(until) = pending.until.take() {
@@ -207,13 +207,16 @@ impl DataQueue {
 
     /// Delays that are over and holds that have reached their limit.
     fn tick(&mut self) {
+        if self.clocks.is_empty() && self.hub.groups.is_empty() {
+            return;
+        }
         let now = Instant::now();
         while let Some(&(at, token)) = self.clocks.first() {
             if at > now {
                 break;
             }
             self.clocks.pop_first();
-            let Some(pending) = self.pending.get(&token) else {
+            let Some(pending) = self.pending.get(token) else {
                 continue;
             };
             if pending.waits == Waits::Hold {
@@ -239,12 +242,12 @@ impl DataQueue {
         tokens.len() as u64
     }
 
-    /// Tokens count up: this is the order of submission.
+    /// In the order of submission.
     fn tokens(&self, which: impl Fn(&Pending) -> bool) -> Vec<u64> {
         let found = self.pending.iter().filter(|(_, p)| which(p));
-        let mut tokens: Vec<u64> = found.map(|(&token, _)| token).collect();
-        tokens.sort_unstable();
-        tokens
+        let mut found: Vec<(u64, u64)> = found.map(|(token, p)| (p.request.id, token)).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, token)| token).collect()
     }
 }
 
@@ -269,7 +272,7 @@ impl QueueDevice for DataQueue {
             digest: sample.as_ref().map_or(0, |s| s.look.digest),
         }));
         self.sampled(id, parsed.sector, sample.as_deref());
-        self.hub.add_in_flight(1);
+        self.hub.add_in_flight(self.queue, 1);
         let request = Request {
             id,
             disk: DATA_DISK,
@@ -278,7 +281,7 @@ impl QueueDevice for DataQueue {
             sector: parsed.sector,
             bytes: parsed.bytes,
             tag: Tag::from_ioprio(parsed.ioprio),
-            inflight: u32::try_from(self.hub.in_flight()).unwrap_or(u32::MAX),
+            inflight: self.hub.in_flight_for_rules(),
         };
         let covers = match (&self.hub.cache, parsed.op) {
             (Some(cache), Op::Flush) => cache.completed(),
@@ -313,7 +316,7 @@ impl QueueDevice for DataQueue {
         self.pending.insert(token, pending);
         if let Some(what) = malformed {
             self.event(DeviceKind::BadChain, u64::from(taken.head), id, &what);
-            if let Some(pending) = self.pending.get_mut(&token) {
+            if let Some(pending) = self.pending.get_mut(token) {
                 pending.status = Status::IOERR;
                 pending.step = usize::MAX;
             }
@@ -331,13 +334,19 @@ impl QueueDevice for DataQueue {
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {
+        self.tick();
+        // Until nothing comes: one completion may have been the reason for another operation.
         let mut reaped = std::mem::take(&mut self.reaped);
-        self.store.reap(&mut reaped);
-        for completion in reaped.drain(..) {
-            self.stored(completion);
+        loop {
+            self.store.reap(&mut reaped);
+            if reaped.is_empty() {
+                break;
+            }
+            for completion in reaped.drain(..) {
+                self.stored(completion);
+            }
         }
         self.reaped = reaped;
-        self.tick();
         done.append(&mut self.over);
     }
 
@@ -366,7 +375,7 @@ impl QueueDevice for DataQueue {
     fn go(&mut self, token: u64) {
         if self
             .pending
-            .get(&token)
+            .get(token)
             .is_some_and(|p| p.waits == Waits::Order)
         {
             self.unwait(token);
@@ -381,7 +390,7 @@ impl QueueDevice for DataQueue {
             waits: p.waits.word(),
         };
         let tokens = self.tokens(|_| true);
-        let pending = tokens.iter().filter_map(|t| self.pending.get(t));
+        let pending = tokens.iter().filter_map(|&t| self.pending.get(t));
         pending.map(flight).collect()
     }
 
@@ -397,7 +406,7 @@ impl QueueDevice for DataQueue {
         let tokens = self.tokens(waits);
         for &token in &tokens {
             self.unwait(token);
-            if let Some(pending) = self.pending.get_mut(&token) {
+            if let Some(pending) = self.pending.get_mut(token) {
                 pending.lost = abandon;
             }
             self.advance(token);
@@ -406,7 +415,7 @@ impl QueueDevice for DataQueue {
     }
 
     fn publishing(&mut self, done: &Done) -> Option<u64> {
-        if let Some(pending) = self.pending.get(&done.token)
+        if let Some(pending) = self.pending.get(done.token)
             && !done.abandon
         {
             self.hub.completed(&pending.request, done.status);
@@ -416,8 +425,8 @@ impl QueueDevice for DataQueue {
     }
 
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool) {
-        self.hub.add_in_flight(-1);
-        let pending = self.pending.remove(&done.token);
+        self.hub.add_in_flight(self.queue, -1);
+        let pending = self.pending.remove(done.token);
         let (Some(number), Some(pending)) = (number, pending) else {
             return;
         };

@@ -50,17 +50,19 @@ pub(super) fn handles(queues: u16) -> io::Result<(Arc<Vec<WorkerHandle>>, Idle)>
 pub(super) struct Threads(Vec<JoinHandle<()>>);
 
 impl Disk {
-    /// Starts the workers; `device` makes what stands behind each queue.
+    /// Starts the workers; `device` makes what stands behind each queue, `spin` is how long an idle
+    /// worker looks at its ring before it sleeps.
     pub fn run<D: QueueDevice + 'static>(
         &self,
         idle: Idle,
+        spin: Duration,
         mut device: impl FnMut(u16) -> io::Result<D>,
     ) -> io::Result<Threads> {
         let mut threads = Vec::new();
         for ((queue, orders), handle) in (0..).zip(idle.0).zip(self.workers.iter()) {
             let place = (self.number, queue);
             let device = device(queue)?;
-            let worker = Worker::new(place, self.hub.clone(), orders, handle.wake(), device);
+            let worker = Worker::new(place, self.hub.clone(), orders, handle.wake(), device, spin);
             let name = format!("{}-{queue}", self.name);
             threads.push(thread::Builder::new().name(name).spawn(|| worker.run())?);
         }

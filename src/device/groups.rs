@@ -156,9 +156,14 @@ impl Groups {
         (go.collect(), count)
     }
 
+    /// Whether there are none: a look without a lock.
+    pub fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
     /// Groups whose time is over run as they are.
     pub fn expire(&self, queue: u16, now: Instant) -> Vec<Go> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.is_empty() {
             return Vec::new();
         }
         let mut groups = self.lock();
@@ -169,7 +174,7 @@ impl Groups {
 
     /// When [`Groups::expire`] has something to do for the queue.
     pub fn deadline(&self, queue: u16) -> Option<Instant> {
-        if self.count.load(Ordering::Acquire) == 0 {
+        if self.is_empty() {
             return None;
         }
         let groups = self.lock();

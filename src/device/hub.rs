@@ -24,6 +24,11 @@ use crate::store::Cache;
 use crate::trace::TraceWriter;
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Status};
 
+/// On a cache line of its own: queues share none on the way of a request.
+#[derive(Default)]
+#[repr(align(64))]
+struct Count(AtomicU64);
+
 /// See the module.
 pub(super) struct Hub {
     pub trace: Arc<TraceWriter>,
@@ -46,7 +51,8 @@ pub(super) struct Hub {
     hung: AtomicU64,
     /// For people who ask.
     calls: Mutex<OpenCalls>,
-    in_flight: AtomicU64,
+    /// By queue, each written by its own worker alone.
+    in_flight: Box<[Count]>,
     /// Readable when what a mark may wait for has changed.
     changed: Wake,
     /// The same for threads.
@@ -78,7 +84,7 @@ impl Hub {
             held: Mutex::default(),
             hung: AtomicU64::new(0),
             calls: Mutex::default(),
-            in_flight: AtomicU64::new(0),
+            in_flight: (0..=u8::MAX).map(|_| Count::default()).collect(),
             changed: Wake::new()?,
             told: Default::default(),
         })
@@ -246,8 +252,19 @@ impl Hub {
     }
 
     /// Counts requests as taken (or, negative, as completed).
-    pub fn add_in_flight(&self, n: i64) {
-        self.in_flight.fetch_add(n as u64, Ordering::SeqCst);
+    pub fn add_in_flight(&self, queue: u16, n: i64) {
+        // A queue's index has eight bits.
+        if let Some(count) = self.in_flight.get(usize::from(queue)) {
+            count.0.fetch_add(n as u64, Ordering::AcqRel);
+        }
+    }
+
+    /// Requests in flight where somebody may ask for their number: rules, or a test's plans.
+    pub fn in_flight_for_rules(&self) -> u32 {
+        if self.engine.is_none() && self.plans.is_none() {
+            return 0;
+        }
+        u32::try_from(self.in_flight()).unwrap_or(u32::MAX)
     }
 
     /// Requests held, by whatever rule.
@@ -262,7 +279,9 @@ impl Hub {
 
     /// Taken and not completed; held requests count.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::SeqCst)
+        // A request is counted up and down by the same worker: no sum of theirs is below zero.
+        let counts = self.in_flight.iter();
+        counts.map(|c| c.0.load(Ordering::Acquire)).sum()
     }
 
     /// The event behind waits; its reader drains it.

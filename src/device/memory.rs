@@ -13,6 +13,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion,
 };
 
+use super::shared::Shared;
 use crate::store::Buffers;
 
 /// Most regions that a front end may share (QEMU asks at start and keeps below).
@@ -117,6 +118,15 @@ impl GuestMap {
             GuestAddress(segment.addr),
             segment.len as usize,
         )
+    }
+
+    /// A piece for words, where all of it is in one region.
+    pub fn shared(self: &Arc<GuestMap>, guest: u64, len: usize) -> Option<Shared> {
+        let slice = GuestMemoryBackend::get_slice(&self.memory, GuestAddress(guest), len).ok()?;
+        let base = slice.ptr_guard_mut().as_ptr().cast_const();
+        // SAFETY: the slice is inside a region of this map, mapped readable and writable until the
+        // map (which the value keeps) is dropped; all others access it through vm-memory or atomics.
+        Some(unsafe { Shared::new(base, len, self.clone()) })
     }
 
     /// Buffers over the segments, which keep this map alive. `None` where one is not memory.

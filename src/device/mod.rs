@@ -27,11 +27,13 @@ mod request;
 mod ring;
 mod serve;
 mod settings;
+mod shared;
+mod slab;
 mod socket;
 mod transport;
 mod wake;
 mod worker;
 
 pub use serve::serve;
-pub use settings::{Backing, DataOf, DigestOf, Plans, Recording, ServeConfig, Settings};
+pub use settings::{Backing, DataOf, DigestOf, Plans, Poll, Recording, ServeConfig, Settings};
 pub use socket::Address;

@@ -154,7 +154,7 @@ fn data_disk(
         epochs: AtomicU32::new(0),
         connections: AtomicU64::new(0),
     });
-    let threads = disk.run(idle, |queue| {
+    let threads = disk.run(idle, settings.poll.spin(), |queue| {
         let store = store.queue()?;
         Ok(DataQueue::new(hub.clone(), state.clone(), queue, store))
     })?;
@@ -178,7 +178,9 @@ fn mark_disk(
         epochs: AtomicU32::new(0),
         connections: AtomicU64::new(0),
     });
-    let threads = disk.run(idle, |_| Ok(MarkQueue::new(hub.clone(), data.clone())))?;
+    let threads = disk.run(idle, Duration::ZERO, |_| {
+        Ok(MarkQueue::new(hub.clone(), data.clone()))
+    })?;
     // Only the end of the disk under test ends the process.
     let nobody = Arc::new(Wake::new()?);
     Ok(run(disk, threads, socket, nobody)?)

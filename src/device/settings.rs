@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use wtblk_shared::disk::{DATA_SERIAL, SECTOR};
@@ -32,6 +33,26 @@ pub enum Backing {
     Memory(u64),
     /// Nothing: so many bytes that are neither stored nor read.
     Null(u64),
+}
+
+/// Whether an idle queue is looked at for a while before its worker sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Poll {
+    /// For 50 us: a request that comes in that time is taken at once, without a kick.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+impl Poll {
+    /// How long.
+    pub(super) fn spin(self) -> Duration {
+        match self {
+            Poll::Auto => Duration::from_micros(50),
+            Poll::Off => Duration::ZERO,
+        }
+    }
 }
 
 /// Decisions made by hand, asked for before the rules: for tests of the device alone.
@@ -147,6 +168,8 @@ pub struct ServeConfig {
     pub poison: bool,
     /// What the disk is like to its driver; beats the scenario.
     pub shape: Shape,
+    /// Whether workers look at their rings before they sleep.
+    pub poll: Poll,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// Beyond those of the rules: ranges whose old contents are kept.
@@ -162,6 +185,8 @@ pub struct Settings {
     pub shape: Shape,
     /// Held requests are abandoned when their ring stops.
     pub abandon_on_stop: bool,
+    /// Whether workers look at their rings before they sleep.
+    pub poll: Poll,
     /// Where the bytes live, the scenario's size applied.
     pub backing: Backing,
     /// The merged scenario.
@@ -205,6 +230,7 @@ impl Settings {
         Ok(Settings {
             shape,
             abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
+            poll: config.poll,
             backing,
             scenario,
         })

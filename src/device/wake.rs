@@ -28,7 +28,12 @@ impl Wake {
     /// Makes it unreadable.
     pub fn drain(&self) {
         // Fails where it was unreadable before.
-        let _ = self.0.read();
+        let _ = self.try_drain();
+    }
+
+    /// Makes it unreadable, or says why not.
+    pub fn try_drain(&self) -> io::Result<()> {
+        self.0.read().map(drop)
     }
 }
 

@@ -2,8 +2,7 @@
 //! The queue worker: one thread that owns a ring, takes requests from it and
 //! gives them back. What a request means is its [`QueueDevice`]'s business.
 
-use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -18,9 +17,14 @@ use super::hub::Hub;
 use super::memory::GuestMap;
 use super::request::{self, Parsed};
 use super::ring::{Ring, RingError};
+use super::slab::Slab;
 use super::wake::Wake;
 use crate::fault::request::Request;
 use crate::trace::event::{DeviceKind, Status};
+
+/// Most requests that are taken before what is over is given back: a driver that waits for the
+/// first of many goes on while the others are done.
+const BATCH: usize = 8;
 
 /// A request that was taken from the ring.
 pub(super) struct Taken {
@@ -58,7 +62,8 @@ pub(super) struct Flight {
 
 /// What stands behind a queue.
 pub(super) trait QueueDevice: Send {
-    /// A request was taken; it ends in [`QueueDevice::poll`].
+    /// A request was taken; it ends in [`QueueDevice::poll`], which follows before anything
+    /// is waited for.
     fn take(&mut self, token: u64, taken: Taken);
     /// Collects requests that are over.
     fn poll(&mut self, done: &mut Vec<Done>);
@@ -101,7 +106,7 @@ struct Active {
 impl Active {
     /// Whether requests are taken.
     fn serving(&self) -> bool {
-        !self.broken && self.ring.vring().is_enabled()
+        !self.broken && self.ring.is_enabled()
     }
 }
 
@@ -122,9 +127,19 @@ pub(super) struct Worker<D> {
     pub wake: Arc<Wake>,
     pub device: D,
     active: Option<Active>,
-    slots: HashMap<u64, Slot>,
-    next_token: u64,
+    slots: Slab<Slot>,
     done: Vec<Done>,
+    /// What is being published.
+    told: Vec<Told>,
+    /// How long the ring is looked at before the worker sleeps; zero: not at all.
+    spin: Duration,
+}
+
+/// A completion between its number and its event.
+struct Told {
+    done: Done,
+    number: Option<u64>,
+    published: bool,
 }
 
 impl<D: QueueDevice> Worker<D> {
@@ -134,6 +149,7 @@ impl<D: QueueDevice> Worker<D> {
         orders: Receiver<Command>,
         wake: Arc<Wake>,
         device: D,
+        spin: Duration,
     ) -> Worker<D> {
         Worker {
             disk,
@@ -143,54 +159,89 @@ impl<D: QueueDevice> Worker<D> {
             wake,
             device,
             active: None,
-            slots: HashMap::new(),
-            next_token: 0,
+            slots: Slab::default(),
             done: Vec::new(),
+            told: Vec::new(),
+            spin,
         }
     }
 
     /// The thread's life.
     pub fn run(mut self) {
+        let mut idle: Option<Instant> = None;
         loop {
-            let kicked = self.wait();
-            if kicked {
-                self.drain_kick();
-            }
-            self.wake.drain();
+            let mut busy = false;
             while let Ok(order) = self.orders.try_recv() {
                 if matches!(order, Command::Shutdown) {
                     return;
                 }
                 self.obey(order);
+                busy = true;
             }
-            self.take_all();
-            self.complete_all();
+            busy |= self.take_some();
+            busy |= self.complete_all();
+            if busy {
+                idle = None;
+                continue;
+            }
+            if self.spins(&mut idle) {
+                std::hint::spin_loop();
+                continue;
+            }
+            idle = None;
+            self.sleep();
+        }
+    }
+
+    /// Whether there is still hope that something comes soon.
+    fn spins(&self, idle: &mut Option<Instant>) -> bool {
+        if self.spin.is_zero() || !self.active.as_ref().is_some_and(Active::serving) {
+            return false;
+        }
+        let now = Instant::now();
+        now.saturating_duration_since(*idle.get_or_insert(now)) < self.spin
+    }
+
+    /// Waits for a kick, an order, or something of the device.
+    fn sleep(&mut self) {
+        if let Some(active) = self.active.as_mut().filter(|a| a.serving())
+            && active.ring.enable_kicks()
+        {
+            return;
+        }
+        let kicked = self.wait();
+        if kicked {
+            self.drain_kick();
+        }
+        if let Some(active) = &mut self.active {
+            active.ring.disable_kicks();
         }
     }
 
     /// Waits until there is something to do; whether the kick fd is readable.
     fn wait(&self) -> bool {
-        let mut fds = vec![
-            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.device.event(), PollFlags::POLLIN),
-        ];
-        let serving = self.active.as_ref().filter(|a| a.serving());
-        // Locked over the wait, which keeps the fd open; nobody else has this vring.
-        let vring = serving.map(|a| a.ring.vring());
-        if let Some(kick) = vring.as_ref().and_then(|v| v.get_kick().as_ref()) {
-            // SAFETY: `vring` keeps the fd open, and lives longer than `fds` is used.
-            let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
-            fds.push(PollFd::new(kick, PollFlags::POLLIN));
-        }
         let timeout = match self.device.deadline() {
             None => PollTimeout::NONE,
             Some(at) => round_up(at.saturating_duration_since(Instant::now())),
         };
-        match poll(&mut fds, timeout) {
+        let serving = self.active.as_ref().filter(|a| a.serving());
+        let kick = serving.and_then(|a| a.ring.kick());
+        let fd = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        // The third is a stand-in where there is no kick fd.
+        let mut fds = [
+            fd(self.wake.as_fd()),
+            fd(self.device.event()),
+            fd(kick.unwrap_or(self.wake.as_fd())),
+        ];
+        let count = if kick.is_some() { 3 } else { 2 };
+        match poll(&mut fds[..count], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => tracing::error!(queue = self.queue, %error, "poll"),
         }
-        fds.get(2).and_then(PollFd::any).unwrap_or(false)
+        if fds[0].any() == Some(true) {
+            self.wake.drain();
+        }
+        count == 3 && fds[2].any() == Some(true)
     }
 
     fn drain_kick(&mut self) {
@@ -233,7 +284,7 @@ impl<D: QueueDevice> Worker<D> {
                 let _ = tell.send(());
             }
             Command::Sync(tell) => {
-                self.take_all();
+                while self.take_some() {}
                 let _ = tell.send(());
             }
             Command::Release(rule, tell) => {
@@ -329,107 +380,128 @@ impl<D: QueueDevice> Worker<D> {
         Some(Stopped { base, released })
     }
 
-    /// Takes everything that the avail ring shows. Bounded: no head is taken twice.
-    fn take_all(&mut self) {
-        if let Err(error) = self.try_take_all() {
-            self.break_ring(&error);
+    /// Takes a batch of what the avail ring shows; whether there was anything. Asked until there
+    /// is nothing it comes to an end: no head is taken twice.
+    fn take_some(&mut self) -> bool {
+        match self.try_take_some() {
+            Ok(count) => count > 0,
+            Err(error) => {
+                self.break_ring(&error);
+                false
+            }
         }
     }
 
-    fn try_take_all(&mut self) -> Result<(), RingError> {
+    fn try_take_some(&mut self) -> Result<usize, RingError> {
         let Some(active) = self.active.as_mut() else {
-            return Ok(());
+            return Ok(0);
         };
         if !active.serving() {
-            return Ok(());
+            return Ok(0);
         }
-        loop {
-            while let Some((position, head)) = active.ring.take()? {
-                let in_flight = &mut active.taken[usize::from(head)];
-                if std::mem::replace(in_flight, true) {
-                    return Err(RingError(format!(
-                        "chain {head} was made available while it is in flight"
-                    )));
-                }
-                let ring = &active.ring;
-                let map = ring.map();
-                let parsed = chain::walk(&map, ring.table(), ring.size(), head)
-                    .and_then(|chain| request::parse(&map, chain));
-                let token = self.next_token;
-                self.next_token += 1;
-                let slot = Slot {
-                    head,
-                    epoch: active.epoch,
-                    map: map.clone(),
-                    status_at: match &parsed {
-                        Ok(parsed) => Some(parsed.status),
-                        Err(malformed) => malformed.status,
-                    },
-                };
-                self.slots.insert(token, slot);
-                let taken = Taken {
-                    parsed,
-                    map,
-                    head,
-                    position,
-                    epoch: active.epoch,
-                };
-                self.device.take(token, taken);
+        let mut count = 0;
+        while count < BATCH
+            && let Some((position, head)) = active.ring.take()?
+        {
+            count += 1;
+            let in_flight = &mut active.taken[usize::from(head)];
+            if std::mem::replace(in_flight, true) {
+                return Err(RingError(format!(
+                    "chain {head} was made available while it is in flight"
+                )));
             }
-            if !active.ring.enable_kicks()? {
-                return Ok(());
-            }
+            let ring = &active.ring;
+            let map = ring.map();
+            let parsed =
+                chain::walk(map, ring.table(), head).and_then(|chain| request::parse(map, chain));
+            let slot = Slot {
+                head,
+                epoch: active.epoch,
+                map: map.clone(),
+                status_at: match &parsed {
+                    Ok(parsed) => Some(parsed.status),
+                    Err(malformed) => malformed.status,
+                },
+            };
+            let taken = Taken {
+                parsed,
+                map: map.clone(),
+                head,
+                position,
+                epoch: active.epoch,
+            };
+            let token = self.slots.insert(slot);
+            self.device.take(token, taken);
         }
+        Ok(count)
     }
 
-    /// Gives back everything that is over, then notifies once.
-    fn complete_all(&mut self) {
+    /// Gives back everything that is over: all numbers first, then the used index, once, then
+    /// the events, which tell the avail index as it was after that. Whether anything was over.
+    fn complete_all(&mut self) -> bool {
         let mut done = std::mem::take(&mut self.done);
         self.device.poll(&mut done);
-        let mut published = false;
+        if done.is_empty() {
+            self.done = done;
+            return false;
+        }
+        let mut told = std::mem::take(&mut self.told);
+        let mut broken = None;
+        let mut any = false;
         for done in done.drain(..) {
-            published |= self.complete(&done);
+            let Some(slot) = self.slots.remove(done.token) else {
+                continue;
+            };
+            let number = self.device.publishing(&done);
+            let current = self.active.as_mut().filter(|a| a.epoch == slot.epoch);
+            let published = match current {
+                Some(active) if !done.abandon => match put(active, &slot, &done) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        broken.get_or_insert(error);
+                        false
+                    }
+                },
+                Some(active) => {
+                    // The guest is never told, so the head stays in flight for it.
+                    active.taken[usize::from(slot.head)] = true;
+                    false
+                }
+                None => false,
+            };
+            any |= published;
+            told.push(Told {
+                done,
+                number,
+                published,
+            });
         }
         self.done = done;
-        if !published {
-            return;
+        let active = self.active.as_mut().filter(|_| any);
+        let mut avail_after = 0;
+        if let Some(active) = active {
+            avail_after = active.ring.publish();
         }
-        if let Some(active) = &mut self.active {
-            match active.ring.wants_notification() {
-                Ok(true) => active.ring.notify(),
-                Ok(false) => {}
-                Err(error) => self.break_ring(&error),
-            }
+        for Told {
+            done,
+            number,
+            published,
+        } in told.drain(..)
+        {
+            let after = if published { avail_after } else { 0 };
+            self.device.published(number, &done, after, !published);
         }
-    }
-
-    /// Whether something was published.
-    fn complete(&mut self, done: &Done) -> bool {
-        let Some(slot) = self.slots.remove(&done.token) else {
-            return false;
-        };
-        let number = self.device.publishing(done);
-        let current = self.active.as_mut().filter(|a| a.epoch == slot.epoch);
-        let outcome = match current {
-            Some(active) if !done.abandon => publish(active, &slot, done).map(Some),
-            Some(active) => {
-                // The guest is never told, so the head stays in flight for it.
-                active.taken[usize::from(slot.head)] = true;
-                Ok(None)
-            }
-            None => Ok(None),
-        };
-        let (avail_after, error) = match outcome {
-            Ok(avail_after) => (avail_after, None),
-            Err(error) => (None, Some(error)),
-        };
-        let abandoned = avail_after.is_none();
-        self.device
-            .published(number, done, avail_after.unwrap_or(0), abandoned);
-        if let Some(error) = error {
+        self.told = told;
+        if any
+            && let Some(active) = &mut self.active
+            && active.ring.wants_notification()
+        {
+            active.ring.notify();
+        }
+        if let Some(error) = broken {
             self.break_ring(&error);
         }
-        !abandoned
+        true
     }
 
     /// This queue is served no further until it is started again; others go on.
@@ -447,8 +519,8 @@ impl<D: QueueDevice> Worker<D> {
     }
 }
 
-/// Writes the status, gives the chain back; the avail index read afterwards.
-fn publish(active: &mut Active, slot: &Slot, done: &Done) -> Result<u16, RingError> {
+/// Writes the status and puts the chain into the used ring.
+fn put(active: &mut Active, slot: &Slot, done: &Done) -> Result<(), RingError> {
     let mut len = 0;
     if let Some(at) = slot.status_at {
         let written = slot.map.write_obj(done.status.0, GuestAddress(at));
@@ -457,8 +529,8 @@ fn publish(active: &mut Active, slot: &Slot, done: &Done) -> Result<u16, RingErr
     }
     let len = done.used_len.unwrap_or(len);
     active.taken[usize::from(slot.head)] = false;
-    active.ring.publish(slot.head, len)?;
-    active.ring.avail_idx()
+    active.ring.put(slot.head, len);
+    Ok(())
 }
 
 /// A poll that ends early would spin: up to the next millisecond.

@@ -48,3 +48,32 @@ impl Done {
         self.event.as_fd()
     }
 }
+
+/// Completions of a store that does its work within the submission: they only wait for the
+/// next reap, so there is never anything to wait for.
+pub(super) struct AtOnce {
+    list: Vec<Completion>,
+    never: EventFd,
+}
+
+impl AtOnce {
+    pub(super) fn new() -> io::Result<AtOnce> {
+        Ok(AtOnce {
+            list: Vec::new(),
+            never: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+        })
+    }
+
+    pub(super) fn push(&mut self, completion: Completion) {
+        self.list.push(completion);
+    }
+
+    pub(super) fn reap(&mut self, into: &mut Vec<Completion>) {
+        into.append(&mut self.list);
+    }
+
+    /// Never readable.
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        self.never.as_fd()
+    }
+}

@@ -243,9 +243,15 @@ impl StoreQueue for KeptQueue {
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
         let mut reaped = std::mem::take(&mut self.reaped);
-        self.inner.reap(&mut reaped);
-        for completion in reaped.drain(..) {
-            self.over(completion, into);
+        // Until nothing comes: old contents that were read let their write begin.
+        loop {
+            self.inner.reap(&mut reaped);
+            if reaped.is_empty() {
+                break;
+            }
+            for completion in reaped.drain(..) {
+                self.over(completion, into);
+            }
         }
         self.reaped = reaped;
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::done::Done;
+use super::done::AtOnce;
 use super::transfer::{Way, transfer, zero};
 use super::{Completion, Op, Store, StoreQueue};
 
@@ -41,7 +41,7 @@ impl Store for MemoryStore {
         Ok(Box::new(MemoryQueue {
             file: self.file.clone(),
             capacity: self.capacity,
-            done: Done::new()?,
+            done: AtOnce::new()?,
         }))
     }
 }
@@ -50,7 +50,7 @@ impl Store for MemoryStore {
 struct MemoryQueue {
     file: Arc<File>,
     capacity: u64,
-    done: Done,
+    done: AtOnce,
 }
 
 impl StoreQueue for MemoryQueue {

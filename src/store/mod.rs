@@ -87,11 +87,13 @@ pub struct Completion {
 
 /// One submitter's way into a store. Operations run concurrently and end in any order.
 pub trait StoreQueue: Send {
-    /// Takes an operation. It completes later, in [`StoreQueue::reap`], never within this call.
+    /// Takes an operation. It begins now or with the next [`StoreQueue::reap`], where it completes,
+    /// never within this call.
     fn submit(&mut self, token: u64, op: Op);
-    /// Collects what has completed since.
+    /// Begins what was submitted and collects what has completed since.
     fn reap(&mut self, into: &mut Vec<Completion>);
-    /// Becomes readable when there is something to reap (an eventfd; `reap` drains it).
+    /// Becomes readable when there is something to reap; `reap` makes it unreadable. Only after a
+    /// reap that gave nothing is it worth waiting for.
     fn event(&self) -> BorrowedFd<'_>;
 }
 

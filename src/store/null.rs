@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::done::Done;
+use super::done::AtOnce;
 use super::{Completion, Op, Store, StoreQueue};
 
 /// See the module.
@@ -32,14 +32,14 @@ impl Store for NullStore {
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
         Ok(Box::new(NullQueue {
             capacity: self.capacity,
-            done: Done::new()?,
+            done: AtOnce::new()?,
         }))
     }
 }
 
 struct NullQueue {
     capacity: u64,
-    done: Done,
+    done: AtOnce,
 }
 
 impl StoreQueue for NullQueue {

@@ -10,11 +10,18 @@ use super::*;
 
 pub(super) fn wait(queue: &mut dyn StoreQueue, count: usize) -> Vec<Completion> {
     let mut done = Vec::new();
-    while done.len() < count {
+    loop {
+        let before = done.len();
+        queue.reap(&mut done);
+        if done.len() >= count {
+            break;
+        }
+        if done.len() > before {
+            continue;
+        }
         let mut fds = [PollFd::new(queue.event(), PollFlags::POLLIN)];
         let n = poll(&mut fds, 10_000u16).unwrap();
         assert_eq!(n, 1, "nothing completed within 10 s");
-        queue.reap(&mut done);
     }
     done.sort_by_key(|c| c.token);
     done

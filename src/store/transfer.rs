@@ -35,7 +35,21 @@ pub(super) fn transfer(
     offset: u64,
     buffers: &Buffers,
 ) -> io::Result<()> {
-    let mut rest: Vec<libc::iovec> = buffers.iovecs().to_vec();
+    if let [whole] = buffers.iovecs() {
+        // The common case, without a list of what is left.
+        let mut rest = [*whole];
+        return transfer_all(file, way, offset, &mut rest);
+    }
+    transfer_all(file, way, offset, &mut buffers.iovecs().to_vec())
+}
+
+/// The list is used up; its ranges are those of buffers that outlive the call.
+fn transfer_all(
+    file: BorrowedFd<'_>,
+    way: Way,
+    offset: u64,
+    rest: &mut [libc::iovec],
+) -> io::Result<()> {
     let mut first = 0;
     let mut offset = offset;
     while first < rest.len() {
@@ -68,7 +82,7 @@ pub(super) fn transfer(
             });
         }
         offset += done as u64;
-        first = advance(&mut rest, first, done);
+        first = advance(rest, first, done);
     }
     Ok(())
 }

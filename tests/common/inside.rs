@@ -61,6 +61,7 @@ impl Inside {
             seed: 0,
             control: Some(dir.path().join("control")),
             volatile_cache,
+            poll: wtblk::device::Poll::Auto,
             plans: Some(plans),
             kept,
             end: None,

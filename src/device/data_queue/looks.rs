@@ -33,7 +33,7 @@ impl DataQueue {
     /// A request is about to be given back: what is its data now? Not asked of one whose
     /// ring has stopped: its memory may be in other use.
     pub(super) fn look_again(&mut self, done: &Done) {
-        let Some(pending) = self.pending.get(&done.token) else {
+        let Some(pending) = self.pending.get(done.token) else {
             return;
         };
         if done.abandon || self.stopping.is_some() || pending.epoch != self.epoch {
@@ -58,7 +58,7 @@ impl DataQueue {
             let kind = DeviceKind::Changed;
             self.event(kind, id, change.bytes(), &change.to_text());
         }
-        if let Some(pending) = self.pending.get_mut(&done.token) {
+        if let Some(pending) = self.pending.get_mut(done.token) {
             pending.digest = digest;
         }
     }

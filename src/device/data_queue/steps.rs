@@ -26,7 +26,7 @@ const OTHER: [Step; 4] = [Step::Delay, Step::Keep, Step::Io, Step::End];
 impl DataQueue {
     /// Takes steps until one of them waits.
     pub(super) fn advance(&mut self, token: u64) {
-        while let Some(pending) = self.pending.get_mut(&token) {
+        while let Some(pending) = self.pending.get_mut(token) {
             if pending.lost {
                 return self.end(token);
             }
@@ -45,7 +45,7 @@ impl DataQueue {
                 Step::Io => self.begin(token),
                 Step::End => return self.end(token),
             };
-            if let Some(pending) = self.pending.get_mut(&token) {
+            if let Some(pending) = self.pending.get_mut(token) {
                 pending.waits = waits;
             }
             if waits != Waits::Nothing {
@@ -56,14 +56,14 @@ impl DataQueue {
 
     fn clock(&mut self, token: u64, ns: u64) {
         let until = Instant::now().checked_add(Duration::from_nanos(ns));
-        if let (Some(until), Some(pending)) = (until, self.pending.get_mut(&token)) {
+        if let (Some(until), Some(pending)) = (until, self.pending.get_mut(token)) {
             pending.until = Some(until);
             self.clocks.insert((until, token));
         }
     }
 
     fn delay(&mut self, token: u64) -> Waits {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
         let Some(ns) = pending.plan.delay_ns else {
@@ -78,7 +78,7 @@ impl DataQueue {
     }
 
     fn keep(&mut self, token: u64) -> Waits {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
         let plan = &pending.plan;
@@ -115,7 +115,7 @@ impl DataQueue {
 
     /// Has the request done by the store, where there is something to do.
     fn begin(&mut self, token: u64) -> Waits {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
         let outage = &self.hub.outage;
@@ -178,21 +178,20 @@ impl DataQueue {
             }
             return Waits::Nothing;
         };
-        if let Some(pending) = self.pending.get(&token) {
+        if let Some(pending) = self.pending.get(token) {
             self.storing(pending, &mut ops);
         }
         self.submit(token, ops)
     }
 
     fn submit(&mut self, token: u64, ops: Vec<store::Op>) -> Waits {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
         pending.ops = ops.len();
         for op in ops {
-            self.next_op += 1;
-            self.ops.insert(self.next_op, token);
-            self.store.submit(self.next_op, op);
+            let number = self.ops.insert(token);
+            self.store.submit(number, op);
         }
         if pending.ops > 0 {
             Waits::Store
@@ -203,10 +202,10 @@ impl DataQueue {
 
     /// The store has done an operation.
     pub(super) fn stored(&mut self, completion: Completion) {
-        let Some(token) = self.ops.remove(&completion.token) else {
+        let Some(token) = self.ops.remove(completion.token) else {
             return;
         };
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
         pending.ops -= 1;
@@ -218,7 +217,7 @@ impl DataQueue {
         }
         if left == 0 {
             let waits = self.done(token);
-            if let Some(pending) = self.pending.get_mut(&token) {
+            if let Some(pending) = self.pending.get_mut(token) {
                 pending.waits = waits;
             }
             if waits == Waits::Nothing {
@@ -229,7 +228,7 @@ impl DataQueue {
 
     /// The store has done everything that the request was asked for.
     fn done(&mut self, token: u64) -> Waits {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
         if !pending.status.is_ok() {
@@ -256,7 +255,7 @@ impl DataQueue {
 
     /// The request is over, or would be: what its plan has for the device happens now.
     fn end(&mut self, token: u64) {
-        let Some(pending) = self.pending.get_mut(&token) else {
+        let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
         let (request, fault) = (pending.request.id, pending.plan.device.take());
