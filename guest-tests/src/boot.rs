@@ -134,6 +134,12 @@ fn prepare(params: Params) -> Result<World, String> {
         counters: Counters::default(),
     };
     let err = |e: Fail| runner::text(&e).to_owned();
+    // Whether pages are stable is decided by what the disk says when it is mounted.
+    let stable = [(
+        "stable_writes".to_owned(),
+        world.fact("stable_writes").to_owned(),
+    )];
+    world.post(&Mark::Env(stable.into())).map_err(err)?;
     world.mount().map_err(err)?;
     let dev = fs::metadata(MOUNT)
         .map_err(|e| format!("stat {MOUNT}: {e}"))?

@@ -316,6 +316,48 @@ impl World {
         self.calls.values()
     }
 
+    /// A call that has not ended.
+    pub fn open_call(&self, call: u64) -> Option<&Call> {
+        self.calls.get(&call)
+    }
+
+    /// Whether the call has ended and still waits for data requests.
+    pub fn is_late(&self, call: u64) -> bool {
+        self.late.contains_key(&call)
+    }
+
+    /// Whether all of `disk` are blocks of a file whose pages are stable while they are written: a
+    /// file of a marked call of this test that no marked call writes with O_DIRECT.
+    pub fn stable_data(&self, disk: &Range<u64>) -> bool {
+        let holds = |p: &&PastCall| {
+            let first = p.near.partition_point(|n| n.end <= disk.start);
+            let near = p.near.get(first);
+            p.test == self.test && near.is_some_and(|n| n.start <= disk.start && disk.end <= n.end)
+        };
+        let Some(file) = self
+            .past
+            .values()
+            .find(holds)
+            .map(|p| (p.call.dev, p.call.ino))
+        else {
+            return false;
+        };
+        let direct =
+            |dev, ino, flags: &[String]| (dev, ino) == file && flags.iter().any(|f| f == "direct");
+        self.facts.stable_pages(file.0)
+            && !self.flight.is_blind()
+            // None was forgotten that could speak of O_DIRECT.
+            && self.past_order.len() < MAX_PAST
+            && !self
+                .past
+                .values()
+                .any(|p| direct(p.call.dev, p.call.ino, &p.call.flags))
+            && !self
+                .calls
+                .values()
+                .any(|c| direct(c.begin.dev, c.begin.ino, &c.begin.flags))
+    }
+
     /// An ended call, if it is still remembered.
     pub fn past(&self, call: u64) -> Option<&PastCall> {
         self.past.get(&call)

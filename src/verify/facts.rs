@@ -44,6 +44,8 @@ pub struct Facts {
     lost: bool,
     changes: u64,
     logs: BTreeMap<u64, Range<u64>>,
+    /// File systems that were mounted when the disk asked for stable pages.
+    stable: BTreeSet<u64>,
     /// Whether one plugged batch arrived ascending.
     plug_order: Probe,
     /// Whether a request arrived with its tag.
@@ -64,6 +66,13 @@ impl Facts {
 
     /// A file system was mounted: where its log is.
     pub fn fs(&mut self, dev: u64, log_start: u64, log_len: u64) {
+        if self.env.get("stable_writes").is_some_and(|v| v == "1") {
+            if self.stable.len() < MAX_FACTS {
+                self.stable.insert(dev);
+            }
+        } else {
+            self.stable.remove(&dev);
+        }
         if log_len == 0 {
             self.logs.remove(&dev);
         } else if self.logs.len() < MAX_FACTS {
@@ -129,6 +138,11 @@ impl Facts {
         self.logs
             .values()
             .any(|l| l.start <= disk.start && disk.end <= l.end)
+    }
+
+    /// Whether pages of this file system that are written stay as they are, whoever wrote them.
+    pub fn stable_pages(&self, dev: u64) -> bool {
+        self.stable.contains(&dev)
     }
 
     /// Why the tags of calls cannot be trusted; `None`: they can.

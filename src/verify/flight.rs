@@ -22,7 +22,6 @@ pub struct InFlight {
     /// Digest of its data when it was taken; 0: there is none.
     pub digest: u64,
     /// When it was taken, by the trace's clock.
-    #[expect(dead_code, reason = "read by the promise `stable`")]
     pub taken_ns: u64,
     queue: u16,
     epoch: u32,
@@ -74,6 +73,11 @@ impl Flight {
         if let Some(r) = self.requests.get_mut(&id) {
             r.held = true;
         }
+    }
+
+    /// A request in flight.
+    pub fn get(&self, id: RequestId) -> Option<&InFlight> {
+        self.requests.get(&id)
     }
 
     /// A request was completed.

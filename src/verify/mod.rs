@@ -26,11 +26,13 @@ mod extents;
 mod facts;
 mod flight;
 pub mod group;
+pub mod no_overlap;
 pub mod order;
 pub mod picture;
 pub mod progress;
 pub mod promise;
 pub mod render;
+pub mod stable;
 pub mod story;
 pub mod sync_return;
 pub mod verdict;
@@ -102,7 +104,7 @@ impl Verifier {
                 let (request, call) = self.world.complete(event.seq, c);
                 if let Some(request) = &request {
                     for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
-                        judge.completed(c, request, &self.world, &mut self.ledger);
+                        judge.completed(event.seq, c, request, &self.world, &mut self.ledger);
                     }
                 }
                 if let Some(call) = call {

@@ -105,6 +105,8 @@ registry! {
     align,
     cover,
     order,
+    no_overlap,
+    stable,
     sync_return,
     error_report,
     writeback_cleared,
@@ -146,6 +148,7 @@ pub(super) trait Promise: fmt::Debug + Send {
     /// A request was completed; it is in flight no more.
     fn completed(
         &mut self,
+        _seq: u64,
         _c: &Complete,
         _request: &InFlight,
         _world: &World,

@@ -261,6 +261,7 @@ fn word(e: Evidence) -> &'static str {
         Evidence::Reports => "page reports",
         Evidence::ProbeState => "probe state",
         Evidence::InFlight => "requests in flight",
+        Evidence::Digests => "digests of the data",
     }
 }
 

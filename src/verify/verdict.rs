@@ -41,6 +41,8 @@ pub enum Evidence {
     ProbeState,
     /// The device's own table of requests in flight.
     InFlight,
+    /// Digests of the requests' data.
+    Digests,
 }
 
 /// The call that a finding is about.

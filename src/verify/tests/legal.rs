@@ -26,6 +26,8 @@ proptest! {
             // And it was looked at: every call of a tame stream is decided.
             s.held("align", calls).held("cover", calls).held("order", calls);
             s.held("sync-return", calls).held("error-report", calls);
+            s.held("no-overlap", calls);
+            prop_assert!(s.of("stable").held >= calls);
         }
     }
 

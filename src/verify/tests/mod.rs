@@ -10,5 +10,7 @@ mod legal;
 mod mutants;
 mod near;
 mod order;
+mod overlap;
 mod returns;
+mod stable;
 mod world;

@@ -285,6 +285,12 @@ impl Kernel {
         let i = self.pick();
         let r = &mut self.running[i];
         r.give_up();
+        // A block whose write is in flight waits for that (PG_writeback).
+        if let Some((Op::Write, at, bytes, _)) = r.todo.last()
+            && self.s.is_flying(*at, *bytes)
+        {
+            return;
+        }
         if let Some((op, at, bytes, part)) = r.todo.pop() {
             let id = self
                 .s
@@ -343,9 +349,11 @@ impl Kernel {
             1 => Op::Flush,
             _ => Op::Write,
         };
-        let id = self
-            .s
-            .submit(op, (2 << 13) | 4, at, 512 * (1 + self.dice.below(16)));
+        let bytes = 512 * (1 + self.dice.below(16));
+        if op == Op::Write && self.s.is_flying(at, bytes) {
+            return;
+        }
+        let id = self.s.submit(op, (2 << 13) | 4, at, bytes);
         self.strangers.push(id);
     }
 
@@ -366,6 +374,9 @@ impl Kernel {
             0 => {}
             1 => {
                 let block = DISK / B + 1 + self.dice.below(self.free);
+                if self.s.is_flying(block * B, B) {
+                    return;
+                }
                 let id = self.s.stray(block * B, B);
                 self.s.report(call, 1);
                 self.s.report(call, 1);
@@ -375,6 +386,9 @@ impl Kernel {
                 self.s.report(call, 2);
                 self.s.report(call, 1);
                 for block in 0..=self.free {
+                    if self.s.is_flying(DISK + block * B, B) {
+                        continue;
+                    }
                     let id = self.s.stray(DISK + block * B, B);
                     self.s.ok(id);
                 }
