@@ -26,6 +26,8 @@ pub struct Params {
     pub hold: u32,
     /// What it does then.
     pub then: Then,
+    /// Rounds of the aid `churn`.
+    pub rounds: u32,
 }
 
 /// What the aid `held-writes` does when its writes are held.
@@ -54,6 +56,7 @@ impl Default for Params {
             list: false,
             hold: 1,
             then: Then::Wait,
+            rounds: 1,
         }
     }
 }
@@ -105,6 +108,12 @@ impl Params {
                         .and_then(|n| u32::try_from(n).ok())
                         .filter(|n| (1..=128).contains(n))
                         .ok_or_else(|| bad("1 to 128 writes"))?;
+                }
+                "wtblk_rounds" => {
+                    p.rounds = number(value)
+                        .and_then(|n| u32::try_from(n).ok())
+                        .filter(|n| (1..=10_000).contains(n))
+                        .ok_or_else(|| bad("1 to 10000 rounds"))?;
                 }
                 "wtblk_then" => {
                     p.then = match value {

@@ -2,6 +2,7 @@
 //! The test cases: one file each, one line of registration here.
 
 mod beyond_eof;
+mod churn;
 mod error_mid_call;
 mod held_writes;
 mod multi_extent;
@@ -39,6 +40,7 @@ pub const ALL: &[Case] = &[
 /// Not tests of the flag but aids of the host's own tests: run only when named.
 #[rustfmt::skip]
 pub const AIDS: &[Case] = &[
+    Case { name: "churn", needs: &[], run: churn::run },
     Case { name: "held-writes", needs: &[], run: held_writes::run },
     Case { name: "ordered-writes", needs: &[], run: ordered_writes::run },
 ];
