@@ -259,3 +259,132 @@ fn an_image_that_shrinks_fails_its_requests_only() {
     let failed = trace.device(wtblk::trace::event::DeviceKind::StoreError);
     assert_eq!(failed.len(), 1);
 }
+
+#[test]
+fn sockets_of_a_service_manager_and_what_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = |name: &str| UnixListener::bind(dir.path().join(name)).unwrap();
+    let (data, mark) = (listen("d"), listen("m"));
+    let manager = std::os::unix::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    let limit = Some(std::time::Duration::from_secs(20));
+    manager.set_read_timeout(limit).unwrap();
+    let told = || {
+        let mut said = [0; 64];
+        let n = manager.recv(&mut said).unwrap();
+        String::from_utf8_lossy(&said[..n]).into_owned()
+    };
+    // The shell's process becomes the device, so its number is the right one.
+    let script = "LISTEN_PID=$$ exec \"$0\" serve --memory 1MiB --trace t";
+    let mut command = Command::new("sh");
+    command
+        .current_dir(dir.path())
+        .args(["-c", script, env!("CARGO_BIN_EXE_wtblk")])
+        .env("LISTEN_FDS", "2")
+        .env("LISTEN_FDNAMES", "mark:data")
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .stdin(Stdio::null());
+    let (data_fd, mark_fd) = (data.as_raw_fd(), mark.as_raw_fd());
+    // SAFETY: dup and dup2 are async-signal-safe, and the fds live in the parent until after the spawn.
+    unsafe {
+        command.pre_exec(move || {
+            // Neither may be where the other is to be.
+            let (data, mark) = (
+                libc::fcntl(data_fd, libc::F_DUPFD, 100),
+                libc::fcntl(mark_fd, libc::F_DUPFD, 100),
+            );
+            if libc::dup2(mark, 3) < 0 || libc::dup2(data, 4) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    assert_eq!(told(), "READY=1");
+    let connect = |name: &str| UnixStream::connect(dir.path().join(name)).unwrap();
+    assert_eq!(Driver::connect(connect("d"), 1).write(0, &[1; 512]), 0);
+    assert_eq!(Driver::connect(connect("m"), 1).mark("boot"), 0);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(told(), "STOPPING=1");
+    let status = until("the end", || child.try_wait().unwrap());
+    assert!(status.success());
+    assert!(dir.path().join("d").exists(), "not ours to remove");
+}
+
+#[test]
+fn management_tools_find_a_back_end_like_any_other() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let text = std::fs::read(format!("{root}/contrib/50-wtblk.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!(json["type"], "block");
+    assert!(json["description"].is_string());
+    // Under the name that it gives the program takes the options of the convention, and no subcommand.
+    let binary = std::path::Path::new(json["binary"].as_str().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join(binary.file_name().unwrap());
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_wtblk"), &name).unwrap();
+    let said = Command::new(&name)
+        .arg("--print-capabilities")
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(json["type"], "block");
+    let image = dir.path().join("img");
+    std::fs::write(&image, vec![3; 1 << 20]).unwrap();
+    let socket = dir.path().join("s");
+    let mut child = Command::new(&name)
+        .arg(format!("--socket-path={}", socket.display()))
+        .arg(format!("--blk-file={}", image.display()))
+        .arg("--read-only")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    let stream = until("its socket", || UnixStream::connect(&socket).ok());
+    let mut driver = Driver::connect(stream, 1);
+    assert_eq!(driver.read(0, 512), (0, vec![3; 512]));
+    drop(driver);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(until("the end", || child.try_wait().unwrap()).success());
+    let version = Command::new(env!("CARGO_BIN_EXE_wtblk"))
+        .arg("--version")
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_guest_that_makes_us_speak_fills_no_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = std::fs::File::create(dir.path().join("log")).unwrap();
+    let mut child = wtblk()
+        .current_dir(dir.path())
+        .args([
+            "serve",
+            "--socket",
+            "d",
+            "--mark-socket",
+            "m",
+            "--memory",
+            "1MiB",
+        ])
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let stream = until("its socket", || {
+        UnixStream::connect(dir.path().join("m")).ok()
+    });
+    let mut marks = Driver::connect(stream, 1);
+    for _ in 0..60 {
+        assert_eq!(marks.mark("dance"), 1);
+        marks.queues[0].forget();
+    }
+    drop(marks);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(until("the end", || child.try_wait().unwrap()).success());
+    let said = std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let refused = said.lines().filter(|l| l.contains("mark refused")).count();
+    // Two windows, on a machine that is slow.
+    assert!((1..=40).contains(&refused), "{refused} of 60:\n{said}");
+}

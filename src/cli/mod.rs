@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The subcommands: parsing and printing only.
 
+mod activation;
 pub mod ctl;
 pub mod kernel;
+mod log;
 mod qemu_args;
 mod recording;
 pub mod replay;
@@ -14,12 +16,11 @@ mod speed_args;
 pub mod trace;
 pub mod verify;
 
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::report::model::status;
 
@@ -66,7 +67,7 @@ enum TraceVerb {
 
 /// Parses the command line and runs; the exit status is that of `docs/architecture.md`.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(words(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -78,18 +79,10 @@ pub fn main() -> ExitCode {
             });
         }
     };
-    let filter = match EnvFilter::try_new(&cli.log) {
-        Ok(filter) => filter,
-        Err(error) => {
-            eprintln!("wtblk: --log {}: {error}", cli.log);
-            return ExitCode::from(status::CANNOT);
-        }
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    if let Err(error) = log::start(&cli.log) {
+        eprintln!("wtblk: --log {}: {error}", cli.log);
+        return ExitCode::from(status::CANNOT);
+    }
     let result = match cli.command {
         Command::Run(args) => args.run(),
         Command::Serve(args) => serve::run(&args).map(|()| status::HELD),
@@ -110,6 +103,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(status::CANNOT)
         }
     }
+}
+
+/// The name under which management tools start a vhost-user back end (`contrib/50-wtblk.json`):
+/// they know nothing of subcommands.
+const BACK_END: &str = "vhost-user-wtblk";
+
+/// The words of the command line; started by that name the program is `wtblk serve`.
+fn words(mut words: Vec<OsString>) -> Vec<OsString> {
+    let name = words.first().map(Path::new).and_then(Path::file_name);
+    if name.is_some_and(|name| name == BACK_END) {
+        words.insert(1, "serve".into());
+    }
+    words
 }
 
 /// The error and its causes, each said once: some name their cause themselves.

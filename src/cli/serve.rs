@@ -11,6 +11,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
+use super::activation;
 use super::qemu_args::{self, Disks};
 use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
@@ -111,10 +112,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 }
 
 fn config(args: &ServeArgs) -> Result<ServeConfig> {
-    let Some(socket) = address(&args.socket, args.fd) else {
+    let mut socket = address(&args.socket, args.fd);
+    let mut mark_socket = address(&args.mark_socket, args.mark_fd);
+    if socket.is_none() {
+        // What a service manager hands over counts where no option says otherwise.
+        let handed = activation::handed()?;
+        socket = handed.data.map(Address::Fd);
+        mark_socket = mark_socket.or(handed.mark.map(Address::Fd));
+    }
+    let Some(socket) = socket else {
         bail!("where does the front end connect? Give --socket PATH or --fd N");
     };
-    let mark_socket = address(&args.mark_socket, args.mark_fd);
     if mark_socket.as_ref() == Some(&socket) {
         bail!("the disk and the mark disk need a socket each");
     }

@@ -20,6 +20,7 @@ mod hub;
 mod mark_queue;
 mod marked;
 mod memory;
+mod notify;
 mod orders;
 mod outage;
 mod record_data;

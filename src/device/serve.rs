@@ -24,6 +24,7 @@ use super::data_queue::{DataQueue, DiskState};
 use super::disk::{self, Disk, Threads, join_until};
 use super::hub::Hub;
 use super::mark_queue::MarkQueue;
+use super::notify::notify;
 use super::settings::{Layers, ServeConfig, Settings};
 use super::socket::{Address, Socket};
 use super::wake::Wake;
@@ -86,7 +87,9 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     }
     let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
     let control = control.transpose()?;
+    notify("READY=1");
     let why = wait(&signals, config.end.as_deref().unwrap_or(&signals), &ended)?;
+    notify("STOPPING=1");
     tracing::info!("ending: {why}");
     hub.event(DATA_DISK, 0, DeviceKind::End, 0, 0, why);
     drop(control);
