@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use wtblk_shared::disk::{STATE_LEN, STATE_OFFSET};
+use wtblk_shared::disk::{MARK_MAX, STATE_LEN, STATE_OFFSET};
 use wtblk_shared::mark::{MAGIC, Mark};
 
 use crate::sys::{Pages, errno_name};
@@ -15,6 +16,9 @@ use crate::sys::{Pages, errno_name};
 pub struct Marks {
     disk: File,
     block: usize,
+    /// Buffers to be used again: whoever waits in the kernel for a page may hold the address
+    /// space, and then no new one can be mapped.
+    spare: Mutex<Vec<Pages>>,
 }
 
 impl Marks {
@@ -25,7 +29,11 @@ impl Marks {
             .write(true)
             .custom_flags(libc::O_DIRECT)
             .open(path)?;
-        Ok(Marks { disk, block })
+        Ok(Marks {
+            disk,
+            block,
+            spare: Mutex::default(),
+        })
     }
 
     /// Sends a mark and waits until the device has taken it. A device that
@@ -40,10 +48,11 @@ impl Marks {
             .to_block(self.block)
             .ok_or_else(|| format!("mark too long: {}", line()))?;
         // A buffer of its own per mark: several threads send at the same time.
-        let mut pages = Pages::new(block.len().next_multiple_of(4096))
-            .map_err(|e| format!("mark buffer: {e}"))?;
+        let mut pages = self.buffer().map_err(|e| format!("mark buffer: {e}"))?;
         pages.bytes_mut()[..block.len()].copy_from_slice(&block);
-        match self.disk.write_at(&pages.bytes()[..block.len()], 0) {
+        let written = self.disk.write_at(&pages.bytes()[..block.len()], 0);
+        self.spare(pages);
+        match written {
             Ok(n) if n == block.len() => Ok(()),
             Ok(n) => Err(format!(
                 "mark cut at {n} of {} bytes: {}",
@@ -60,11 +69,28 @@ impl Marks {
 
     /// What the device says of itself; `None` where the disk is not one of wtblk's.
     pub fn state(&self) -> Option<BTreeMap<String, String>> {
-        let mut page = Pages::new(STATE_LEN).ok()?;
-        self.disk
-            .read_exact_at(page.bytes_mut(), STATE_OFFSET)
-            .ok()?;
-        parse_state(page.bytes())
+        let mut page = self.buffer().ok()?;
+        let bytes = &mut page.bytes_mut()[..STATE_LEN];
+        let read = self.disk.read_exact_at(bytes, STATE_OFFSET).ok();
+        let state = read.and_then(|()| parse_state(&page.bytes()[..STATE_LEN]));
+        self.spare(page);
+        state
+    }
+
+    /// Room for the longest mark, and for the state page.
+    fn buffer(&self) -> io::Result<Pages> {
+        match self.buffers().pop() {
+            Some(pages) => Ok(pages),
+            None => Pages::new(MARK_MAX.next_multiple_of(self.block).max(STATE_LEN)),
+        }
+    }
+
+    fn spare(&self, pages: Pages) {
+        self.buffers().push(pages);
+    }
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Pages>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -36,7 +36,7 @@ pub static ABOUT: About = About {
         writers of a folio under writeback wait (folio_wait_stable), and its mappings are write-protected \
         before it is sent (folio_clear_dirty_for_io); XFS never touches a log buffer that is being written",
     broken_by: "mappings that stay writable, a flag for stable writes that the first of two calls takes \
-        away",
+        away; the defect no-write-protect",
 };
 
 /// The judge by this contract.

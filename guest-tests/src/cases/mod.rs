@@ -10,6 +10,7 @@ mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
+mod store_in_flight;
 mod unsupported;
 
 use crate::test::{Fail, Test};
@@ -33,6 +34,7 @@ pub const ALL: &[Case] = &[
     Case { name: "multi-extent", needs: &[Need::Flag], run: multi_extent::run },
     Case { name: "beyond-eof", needs: &[Need::Flag], run: beyond_eof::run },
     Case { name: "returns-after-io", needs: &[Need::Flag], run: returns_after_io::run },
+    Case { name: "store-in-flight", needs: &[Need::Flag], run: store_in_flight::run },
     Case { name: "error-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: error_mid_call::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];

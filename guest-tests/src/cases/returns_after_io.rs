@@ -79,7 +79,7 @@ fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fail>>)
 }
 
 /// Waits until the device holds the write.
-fn until_held(t: &Test) -> Result<(), Fail> {
+pub(super) fn until_held(t: &Test) -> Result<(), Fail> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
         t.world.post(&Mark::Control(Control::WaitHeld(1)))?;
@@ -89,7 +89,7 @@ fn until_held(t: &Test) -> Result<(), Fail> {
         }
     }
     Err(Fail::Error(
-        "the device holds nothing: the case needs the scenario returns-after-io.toml".into(),
+        "the device holds nothing: the case needs its scenario".into(),
     ))
 }
 
