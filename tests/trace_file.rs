@@ -148,7 +148,8 @@ fn any_body() -> impl Strategy<Value = Body> {
                 DataKind::Stored,
                 DataKind::Read,
                 DataKind::Failed,
-                DataKind::Digests
+                DataKind::Digests,
+                DataKind::Zeroed
             ]),
             prop::collection::vec(any::<u8>(), 0..2000)
         )

@@ -3,6 +3,7 @@
 
 mod activation;
 pub mod ctl;
+pub mod export;
 pub mod kernel;
 mod log;
 mod qemu_args;
@@ -63,6 +64,10 @@ enum TraceVerb {
         /// The trace file.
         file: PathBuf,
     },
+    /// Write a trace in another program's format.
+    Export(export::ExportArgs),
+    /// Make a trace of another program's log.
+    Import(export::ImportArgs),
 }
 
 /// Parses the command line and runs; the exit status is that of `docs/architecture.md`.
@@ -89,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Trace(TraceVerb::Show { file }) => {
             trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0)
         }
+        Command::Trace(TraceVerb::Export(args)) => args.run(&mut std::io::stdout().lock()),
+        Command::Trace(TraceVerb::Import(args)) => args.run(&mut std::io::stdout().lock()),
         Command::Verify(args) => args.run(&mut std::io::stdout().lock()),
         Command::Scenario(args) => args.run(&mut std::io::stdout().lock()),
         Command::Replay(args) => args.run(&mut std::io::stdout().lock()),

@@ -181,6 +181,10 @@ fn data(d: &DataEvent) -> String {
         DataKind::Digests => {
             return format!("#{} digests of {} sectors", d.request, d.bytes.len() / 8);
         }
+        DataKind::Zeroed => {
+            let sectors = d.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+            return format!("#{} zeroed: lba {}+{sectors}", d.request, d.sector);
+        }
     };
     match d.bytes.len() {
         0 => format!("#{} {what}: lba {}, not kept", d.request, d.sector),

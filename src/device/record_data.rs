@@ -61,8 +61,15 @@ impl DataRecorder {
         }
         let mut full = None;
         for op in ops {
-            let StoreOp::Write { offset, buffers } = op else {
-                continue;
+            let (offset, buffers) = match op {
+                StoreOp::Write { offset, buffers } => (offset, buffers),
+                StoreOp::Discard { offset, len } | StoreOp::WriteZeroes { offset, len, .. } => {
+                    let sectors = *len / SECTOR;
+                    let bytes = sectors.to_le_bytes().to_vec();
+                    request.event(DataKind::Zeroed, *offset / SECTOR, bytes);
+                    continue;
+                }
+                _ => continue,
             };
             let sector = *offset / SECTOR;
             if self.take(buffers.len()) {

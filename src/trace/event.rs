@@ -266,6 +266,8 @@ pub enum DataKind {
     Failed = 3,
     /// Digests of the sectors of a write when it was taken, eight bytes each, little-endian.
     Digests = 4,
+    /// What a discard or write-zeroes makes zeros: the number of sectors, eight bytes, little-endian.
+    Zeroed = 5,
 }
 
 /// Contents of a request, or a part of them.

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The event, and the file that keeps it (`docs/trace.md`).
 
+pub mod blktrace;
 pub mod change;
 mod chunks;
 mod error;
 pub mod event;
+pub mod export;
 mod format;
 mod header;
+pub mod jsonl;
+pub mod log_writes;
+pub mod log_writes_import;
+pub mod perfetto;
 mod reader;
 mod record;
 mod words;

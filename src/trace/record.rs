@@ -252,6 +252,7 @@ fn data_kind(code: u8) -> Option<DataKind> {
         2 => DataKind::Read,
         3 => DataKind::Failed,
         4 => DataKind::Digests,
+        5 => DataKind::Zeroed,
         _ => return None,
     })
 }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `wtblk trace export` and `wtblk trace import`: other programs' formats.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use crate::report::model::status;
+use crate::trace::TraceReader;
+use crate::trace::blktrace::Blktrace;
+use crate::trace::export::{ExportError, Sink, export};
+use crate::trace::jsonl::Jsonl;
+use crate::trace::log_writes::LogWrites;
+use crate::trace::log_writes_import::import;
+use crate::trace::perfetto::Perfetto;
+
+/// A format to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum To {
+    /// JSON Lines: an object per event.
+    Jsonl,
+    /// Binary files of blktrace, one for each queue; OUT is their prefix.
+    Blktrace,
+    /// A log of dm-log-writes, contents included; the trace must hold them (serve --trace-data writes).
+    LogWrites,
+    /// Chrome trace JSON, for Perfetto's viewer.
+    Perfetto,
+}
+
+/// A format to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum From {
+    /// A log of dm-log-writes.
+    LogWrites,
+}
+
+/// Writes a trace in another format.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The trace file.
+    file: PathBuf,
+    /// The format.
+    #[arg(long, value_enum)]
+    to: To,
+    /// Where to; jsonl and perfetto go to standard output without it.
+    #[arg(long, value_name = "PATH", required_if_eq_any([("to", "blktrace"), ("to", "log-writes")]))]
+    out: Option<PathBuf>,
+}
+
+impl ExportArgs {
+    /// Runs it; the exit status.
+    pub fn run(&self, stdout: &mut impl Write) -> anyhow::Result<u8> {
+        let mut reader = TraceReader::open(&self.file)?;
+        let out = self.out.clone().unwrap_or_default();
+        let mut sink: Box<dyn Sink + '_> = match (self.to, &self.out) {
+            (To::Blktrace, _) => Box::new(Blktrace::new(&out, reader.began_wall_ns())?),
+            (To::LogWrites, _) => Box::new(LogWrites::new(&out)?),
+            (to, Some(path)) => {
+                let file = File::create(path);
+                let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+                text(to, BufWriter::new(file), path.clone())
+            }
+            (to, None) => text(to, stdout, "standard output".into()),
+        };
+        export(&mut reader, &mut *sink).map_err(|error| match error {
+            // `| head` is no error; the error below it says so to whoever prints it.
+            ExportError::Output { source, .. }
+                if source.kind() == std::io::ErrorKind::BrokenPipe =>
+            {
+                source.into()
+            }
+            ExportError::Cannot(_) => {
+                let file = self.file.display().to_string();
+                anyhow::Error::from(error).context(file)
+            }
+            error => error.into(),
+        })?;
+        Ok(status::HELD)
+    }
+}
+
+fn text<'w>(to: To, out: impl Write + 'w, path: PathBuf) -> Box<dyn Sink + 'w> {
+    match to {
+        To::Perfetto => Box::new(Perfetto::new(out, path)),
+        _ => Box::new(Jsonl::new(out, path)),
+    }
+}
+
+/// Makes a trace of another program's log.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// The log.
+    file: PathBuf,
+    /// Its format.
+    #[arg(long, value_enum)]
+    from: From,
+    /// The trace to make.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+}
+
+impl ImportArgs {
+    /// Runs it; the exit status.
+    pub fn run(&self, stdout: &mut impl Write) -> anyhow::Result<u8> {
+        match self.from {
+            From::LogWrites => {
+                let done = import(&self.file, &self.out)?;
+                writeln!(
+                    stdout,
+                    "{}: {} entries: {} writes, {} flushes, {} marks",
+                    self.out.display(),
+                    done.entries,
+                    done.writes,
+                    done.flushes,
+                    done.marks
+                )?;
+            }
+        }
+        Ok(status::HELD)
+    }
+}
