@@ -94,6 +94,20 @@ fn regions_come_and_go_under_running_rings() {
 }
 
 #[test]
+fn a_new_call_fd_is_signalled_once() {
+    let serve = Serve::start("", &[]);
+    let mut d = Driver::connect(serve.data(), 1);
+    // Somebody before may have published without being able to say so.
+    assert!(d.called(0), "the ring started");
+    d.new_call(0);
+    assert!(d.called(0), "it got another fd");
+    assert!(!d.called(0), "once");
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    drop(d);
+    serve.end();
+}
+
+#[test]
 fn a_refused_message_ends_its_connection_alone() {
     let serve = Serve::start("", &[]);
     let short = memfd(0x1000);

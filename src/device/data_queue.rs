@@ -83,6 +83,8 @@ struct Pending {
     epoch: u32,
     /// Of a flush: the writes that were completed when it was submitted.
     covers: u64,
+    /// What the volatile cache has of it, and was not yet told that it is completed.
+    receipts: Vec<u64>,
 }
 
 impl Pending {
@@ -260,7 +262,7 @@ impl QueueDevice for DataQueue {
         };
         let sample = self.hub.digests.sample(&parsed, &taken.map);
         self.epoch = taken.epoch;
-        let id = self.hub.trace.record(&Body::Submit(Submit {
+        let submit = Body::Submit(Submit {
             disk: DATA_DISK,
             queue: self.queue,
             op: parsed.op,
@@ -270,7 +272,12 @@ impl QueueDevice for DataQueue {
             epoch: taken.epoch,
             avail_pos: taken.position,
             digest: sample.as_ref().map_or(0, |s| s.look.digest),
-        }));
+        });
+        let record = || self.hub.trace.record(&submit);
+        let (id, covers) = match (&self.hub.cache, parsed.op) {
+            (Some(cache), Op::Flush) => cache.at(record),
+            _ => (record(), 0),
+        };
         self.sampled(id, parsed.sector, sample.as_deref());
         self.hub.add_in_flight(self.queue, 1);
         let request = Request {
@@ -282,10 +289,6 @@ impl QueueDevice for DataQueue {
             bytes: parsed.bytes,
             tag: Tag::from_ioprio(parsed.ioprio),
             inflight: self.hub.in_flight_for_rules(),
-        };
-        let covers = match (&self.hub.cache, parsed.op) {
-            (Some(cache), Op::Flush) => cache.completed(),
-            _ => 0,
         };
         let pending = Pending {
             request: request.clone(),
@@ -306,6 +309,7 @@ impl QueueDevice for DataQueue {
             digest: 0,
             epoch: taken.epoch,
             covers,
+            receipts: Vec::new(),
         };
         if let [_, _, ..] = pending.zones.as_slice() {
             // The request's place is what lies between them: here is where they are.
@@ -421,7 +425,14 @@ impl QueueDevice for DataQueue {
             self.hub.completed(&pending.request, done.status);
         }
         self.look_again(done);
-        Some(self.hub.trace.reserve())
+        let reserve = || self.hub.trace.reserve();
+        let receipts = self.pending.get_mut(done.token).map(|p| &mut p.receipts);
+        Some(match (&self.hub.cache, receipts) {
+            (Some(cache), Some(receipts)) if !receipts.is_empty() => {
+                cache.complete(&std::mem::take(receipts), reserve)
+            }
+            _ => reserve(),
+        })
     }
 
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool) {

@@ -66,6 +66,7 @@ impl Store for KeptStore {
             kept: self.kept.clone(),
             jobs: HashMap::new(),
             parts: HashMap::new(),
+            receipts: HashMap::new(),
             next: 0,
             reaped: Vec::new(),
         }))
@@ -90,6 +91,8 @@ struct KeptQueue {
     kept: Arc<Kept>,
     jobs: HashMap<u64, Job>,
     parts: HashMap<u64, PartOf>,
+    /// Receipts of writes that are over, by our tokens.
+    receipts: HashMap<u64, u64>,
     next: u64,
     reaped: Vec<Completion>,
 }
@@ -199,6 +202,7 @@ impl KeptQueue {
         let Some((number, old)) = self.parts.remove(&completion.token) else {
             return;
         };
+        let receipt = self.inner.receipt(completion.token);
         let kept = match (&completion.result, old) {
             (Ok(()), Some((offset, buffers))) => self.kept.keep(offset, &buffers),
             _ => Ok(()),
@@ -218,6 +222,10 @@ impl KeptQueue {
             return self.part(number, op, None);
         }
         if let Some(Job { token, result, .. }) = self.jobs.remove(&number) {
+            // A job has one write at most, and it comes last.
+            if let Some(receipt) = receipt {
+                self.receipts.insert(token, receipt);
+            }
             into.push(Completion { token, result });
         }
     }
@@ -254,6 +262,10 @@ impl StoreQueue for KeptQueue {
             }
         }
         self.reaped = reaped;
+    }
+
+    fn receipt(&mut self, token: u64) -> Option<u64> {
+        self.receipts.remove(&token)
     }
 
     fn event(&self) -> BorrowedFd<'_> {

@@ -92,6 +92,12 @@ pub trait StoreQueue: Send {
     fn submit(&mut self, token: u64, op: Op);
     /// Begins what was submitted and collects what has completed since.
     fn reap(&mut self, into: &mut Vec<Completion>);
+    /// The number under which a volatile cache knows the operation whose completion was just
+    /// reaped, where there is one and it was a write: for [`Cache::complete`], which is to be told
+    /// when whoever asked for it hears of it. Asked for once.
+    fn receipt(&mut self, _token: u64) -> Option<u64> {
+        None
+    }
     /// Becomes readable when there is something to reap; `reap` makes it unreadable. Only after a
     /// reap that gave nothing is it worth waiting for.
     fn event(&self) -> BorrowedFd<'_>;

@@ -206,15 +206,21 @@ impl Cache {
         Ok(state.enter(range, what))
     }
 
-    /// A write is being completed.
-    fn complete(&self, number: u64) {
+    /// The guest is about to hear of these writes ([`StoreQueue::receipt`]): from now on a flush
+    /// covers them. `number` numbers the event, and its value is given back: no flush that is
+    /// numbered by [`Cache::at`] comes between it and the account.
+    pub fn complete(&self, receipts: &[u64], number: impl FnOnce() -> u64) -> u64 {
         let mut state = self.lock();
-        state.account.completed += 1;
-        state.account.volatile += 1;
-        let completed = state.account.completed;
-        if let Some(entry) = state.entries.get_mut(&number) {
-            entry.completed = Some(completed);
+        let number = number();
+        for receipt in receipts {
+            state.account.completed += 1;
+            state.account.volatile += 1;
+            let completed = state.account.completed;
+            if let Some(entry) = state.entries.get_mut(receipt) {
+                entry.completed = Some(completed);
+            }
         }
+        let completed = state.account.completed;
         let full = state.account.bytes > SPILL || state.entries.len() > ENTRIES / 2;
         if full && !state.spilling {
             state.spilling = true;
@@ -225,6 +231,14 @@ impl Cache {
                 tell,
             });
         }
+        number
+    }
+
+    /// Numbers an event by `number`; its value, and the writes completed at just this moment:
+    /// what a flush submitted by it covers.
+    pub fn at(&self, number: impl FnOnce() -> u64) -> (u64, u64) {
+        let state = self.lock();
+        (number(), state.account.completed)
     }
 
     fn free(&self, state: &mut State, at: u64, room: u64) {
@@ -338,7 +352,7 @@ struct VolatileQueue {
     done: Arc<Done>,
     /// Readable when one of the two is.
     epoll: Epoll,
-    /// Writes in the cache whose completion was not told yet: token, number.
+    /// Writes in the cache whose receipt was not asked for yet: token, number.
     writes: HashMap<u64, u64>,
     /// Reads of the inner store: parts still to come, and the result so far.
     reads: HashMap<u64, (usize, io::Result<()>)>,
@@ -424,12 +438,7 @@ impl StoreQueue for VolatileQueue {
     fn reap(&mut self, into: &mut Vec<Completion>) {
         let mut reaped = std::mem::take(&mut self.reaped);
         self.done.reap(&mut reaped);
-        for completion in reaped.drain(..) {
-            if let Some(number) = self.writes.remove(&completion.token) {
-                self.cache.complete(number);
-            }
-            into.push(completion);
-        }
+        into.append(&mut reaped);
         self.inner.reap(&mut reaped);
         for Completion { token, result } in reaped.drain(..) {
             let Some(token) = self.parts.remove(&token) else {
@@ -449,6 +458,10 @@ impl StoreQueue for VolatileQueue {
             }
         }
         self.reaped = reaped;
+    }
+
+    fn receipt(&mut self, token: u64) -> Option<u64> {
+        self.writes.remove(&token)
     }
 
     fn event(&self) -> BorrowedFd<'_> {

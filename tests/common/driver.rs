@@ -253,6 +253,18 @@ impl Driver {
         }
     }
 
+    /// Whether the call fd was signalled since the last look.
+    pub fn called(&self, index: usize) -> bool {
+        self.queues[index].call.read().is_ok()
+    }
+
+    /// Gives a running ring another call fd.
+    pub fn new_call(&mut self, index: usize) {
+        let call = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        self.frontend.set_vring_call(index, &call).unwrap();
+        self.queues[index].call = call;
+    }
+
     pub fn is_done(&mut self, index: usize, head: u16) -> bool {
         self.reap(index);
         self.queues[index].done.contains_key(&head)

@@ -209,6 +209,11 @@ impl DataQueue {
             return;
         };
         pending.ops -= 1;
+        if self.hub.cache.is_some() {
+            pending
+                .receipts
+                .extend(self.store.receipt(completion.token));
+        }
         let (id, left) = (pending.request.id, pending.ops);
         if let Err(error) = completion.result {
             pending.status = Status::IOERR;
@@ -238,6 +243,10 @@ impl DataQueue {
         match pending.request.op {
             Op::Write | Op::Discard | Op::WriteZeroes if through && !pending.flushing => {
                 pending.flushing = true;
+                if let Some(cache) = &self.hub.cache {
+                    // Its own flush covers it.
+                    cache.complete(&std::mem::take(&mut pending.receipts), || 0);
+                }
                 return self.submit(token, vec![store::Op::Flush]);
             }
             Op::Read => {
