@@ -35,6 +35,19 @@ fn by_nature(test: &str, subtest: &str) -> bool {
         "guest" | "kernel-log" => false,
         // Probes are made after errors.
         "progress" => test != "error-mid-call",
+        // Something has to fail, and a helper to see it.
+        "ledger" => ![
+            "error-mid-call",
+            "fails-while-held",
+            "stop-after-error",
+            "errseq",
+        ]
+        .contains(&test),
+        "stop-after-error" => !["error-mid-call", "stop-after-error"].contains(&test),
+        "durable" => test != "dsync",
+        // The one test without an fsync.
+        "errseq" => test == "multi-extent",
+        "size" => false,
         // Its calls are refused before they reach the disk.
         _ => test == "unsupported",
     }
@@ -78,6 +91,48 @@ fn every_defect_breaks_what_the_table_says() {
             assert_eq!(test["unexpected"], serde_json::json!([]), "{}", run.said());
         }
     }
+}
+
+/// What is legal by one contract is found by another.
+#[test]
+fn an_error_that_fsync_does_not_repeat_is_judged_by_the_contract() {
+    let defect = [
+        "--append",
+        "iomap.wt_defect=error-not-recorded",
+        "--test",
+        "errseq",
+    ];
+    let open = run(&defect);
+    assert_eq!(open.status, 0, "{}", open.said());
+    assert_eq!(open.verdict("errseq", "errseq"), "held");
+    let file = scenario("version = 1\n[contract]\nfsync_repeats = \"once\"\n");
+    let once = ["--scenario", file.path().to_str().expect("a path")];
+    let found = run(&[&defect[..], &once].concat());
+    assert_eq!(found.status, 1, "{}", found.said());
+    assert_eq!(found.verdict("errseq", "errseq"), "broken");
+    assert_eq!(found.verdict("errseq", "ledger"), "held");
+    // And the sound kernel keeps the narrower contract.
+    let clean = run(&[&once[..], &["--test", "errseq"]].concat());
+    assert_eq!(clean.status, 0, "{}", clean.said());
+    assert_eq!(clean.verdict("errseq", "errseq"), "held");
+}
+
+/// Without a cache there is nothing to flush.
+#[test]
+fn a_write_through_device_holds_durable_trivially() {
+    let file = scenario("version = 1\n[device]\nwrite_cache = false\n");
+    let path = file.path().to_str().expect("a path");
+    let run = run(&[
+        "--scenario",
+        path,
+        "--test",
+        "dsync",
+        "--defect",
+        "dsync-no-flush",
+    ]);
+    assert_eq!(run.status, 0, "{}", run.said());
+    assert_eq!(run.verdict("dsync", "durable"), "held");
+    assert!(run.stdout.contains("held trivially"), "{}", run.said());
 }
 
 #[test]

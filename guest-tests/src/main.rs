@@ -9,6 +9,7 @@ mod cmdline;
 mod console;
 mod discover;
 mod disks;
+mod faulty;
 mod fiemap;
 mod finish;
 mod marks;

@@ -124,6 +124,18 @@ impl Subject {
         len: u64,
         parts: usize,
     ) -> Result<Done, Fail> {
+        self.writethrough_with(t, off, len, parts, 0)
+    }
+
+    /// The same with more `RWF_*` flags.
+    pub fn writethrough_with(
+        &mut self,
+        t: &Test,
+        off: u64,
+        len: u64,
+        parts: usize,
+        more: u32,
+    ) -> Result<Done, Fail> {
         self.put(off, len);
         let done = Call {
             world: t.world,
@@ -131,7 +143,7 @@ impl Subject {
             file: self.open(),
             off,
             len,
-            flags: t.world.params.flag,
+            flags: t.world.params.flag | more,
             words: &[],
             pattern: (self.number, self.version),
         }

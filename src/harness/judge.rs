@@ -107,6 +107,11 @@ fn promise(promise: &PromiseVerdict, groups: &[Group]) -> Subtest {
             (Verdict::Broken, reasons(&promise.not_checked), text, json)
         }
     };
+    let mut text = text;
+    let observed = promise.observations.iter();
+    text.extend(
+        observed.map(|(what, n)| format!("{}: observed {n} times: {what}", promise.promise)),
+    );
     Subtest {
         name: promise.promise.clone(),
         verdict,

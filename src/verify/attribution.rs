@@ -49,6 +49,10 @@ pub struct World {
     pub test: String,
     /// When the event came that is looked at, by the trace.
     pub now_ns: u64,
+    /// Number of the event that is looked at.
+    pub now_seq: u64,
+    /// A call of this boot is followed no more although it may still run.
+    pub lost_calls: bool,
     /// When the device last had something to do, or was not there.
     busy_ns: u64,
     calls: HashMap<u64, Call>,
@@ -134,6 +138,7 @@ impl World {
             seq,
             status: c.status,
             stable: request.stable(c),
+            avail_after: c.avail_after,
         });
         if let Some(call) = self.calls.get_mut(&number)
             && let Some(r) = call.requests.get_mut(index)
@@ -229,6 +234,7 @@ impl World {
     fn lose_call(&mut self, number: u64, why: &'static str) -> Option<Call> {
         let mut call = self.drop_call(number)?;
         call.obstacle.get_or_insert(why);
+        self.lost_calls = true;
         self.lost_tags.extend(call.begin.tag.and_then(Tag::new));
         if self.tag_probe == Some(number) {
             self.tag_probe = None;
@@ -356,6 +362,11 @@ impl World {
                 .calls
                 .values()
                 .any(|c| direct(c.begin.dev, c.begin.ino, &c.begin.flags))
+    }
+
+    /// Whether a shutdown of the file system was noted.
+    pub fn shutdown_noted(&self) -> bool {
+        self.shutdown_noted
     }
 
     /// An ended call, if it is still remembered.

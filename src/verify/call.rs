@@ -30,6 +30,8 @@ pub struct Done {
     pub status: Status,
     /// Its data was then what it was when taken; `None`: nobody looked.
     pub stable: Option<bool>,
+    /// Ring positions before it were used before the guest could see the completion.
+    pub avail_after: u16,
 }
 
 /// What a request is to its call.

@@ -41,6 +41,8 @@ pub struct Facts {
     started: BTreeSet<u16>,
     offered: Option<u64>,
     features: Option<u64>,
+    /// Whether the device has a write-back cache.
+    write_back: Option<bool>,
     lost: bool,
     changes: u64,
     logs: BTreeMap<u64, Range<u64>>,
@@ -86,9 +88,11 @@ impl Facts {
         match event.kind {
             DeviceKind::Begin => {
                 let json: Option<serde_json::Value> = serde_json::from_str(&event.text).ok();
-                self.offered = json.and_then(|j| j.get("queues")?.as_u64());
+                self.offered = json.as_ref().and_then(|j| j.get("queues")?.as_u64());
+                self.write_back = json.and_then(|j| j.get("write_cache")?.as_bool());
             }
             DeviceKind::Features => self.features = Some(event.a),
+            DeviceKind::CacheMode => self.write_back = Some(event.a != 0),
             DeviceKind::QueueStart => {
                 self.started.insert(event.queue);
             }
@@ -116,6 +120,7 @@ impl Facts {
             started: std::mem::take(&mut self.started),
             offered: self.offered,
             features: self.features,
+            write_back: self.write_back,
             changes: self.changes + 1,
             ..Facts::default()
         };
@@ -163,6 +168,44 @@ impl Facts {
         // io-wq shows whatever tag the submitter has at that moment.
         (asynchronous && !good(says("tags_async")))
             .then_some("tags of asynchronous calls are not known to be exact")
+    }
+
+    /// Whether the device has a write-back cache that the guest knows of; why that is not known.
+    pub fn write_back(&self) -> Result<bool, &'static str> {
+        match (
+            self.write_back,
+            self.env.get("write_cache").map(String::as_str),
+        ) {
+            (Some(true), Some("write-through")) => {
+                Err("the guest was told to take the disk for write-through")
+            }
+            (Some(on), _) => Ok(on),
+            (None, _) => Err(self.missing("the device's cache mode is not known")),
+        }
+    }
+
+    /// Why the guest's word about files is not all of it; `None`: opens, fsyncs and
+    /// changes of every file with a marked call are marked, too.
+    pub fn files_unmarked(&self) -> Option<&'static str> {
+        let all = self.env.get("files").is_some_and(|v| v == "marked");
+        (!all).then(|| {
+            self.missing("the guest does not say that it marks all that is done to its files")
+        })
+    }
+
+    /// Why a request may arrive long after its bio was submitted; `None`: it does not.
+    pub fn late_arrivals(&self) -> Option<String> {
+        match self.env.get("scheduler").map(String::as_str) {
+            Some("none") => {}
+            Some(other) => return Some(format!("the I/O scheduler is '{other}', not 'none'")),
+            None => return Some(self.missing("the I/O scheduler is not known").into()),
+        }
+        match self.features {
+            Some(f) if f & INDIRECT_DESC != 0 => {}
+            Some(_) => return Some("no indirect descriptors".into()),
+            None => return Some(self.missing("the features are not known").into()),
+        }
+        self.memory_pressure().then(|| PRESSURE.into())
     }
 
     /// The guest is short of memory on purpose: requests wait in lists that reorder.

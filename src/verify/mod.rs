@@ -20,23 +20,30 @@ mod call;
 pub mod chain;
 pub mod contract;
 pub mod cover;
+pub mod durable;
 pub mod error_report;
+mod errors;
+pub mod errseq;
 pub mod explain;
 mod extents;
 mod facts;
 mod flight;
 pub mod group;
+pub mod ledger;
 pub mod no_overlap;
 pub mod order;
 pub mod picture;
 pub mod progress;
 pub mod promise;
 pub mod render;
+pub mod size;
 pub mod stable;
+pub mod stop_after_error;
 pub mod story;
 pub mod sync_return;
 pub mod verdict;
 pub mod writeback_cleared;
+pub mod written_once;
 
 #[cfg(test)]
 mod tests;
@@ -90,6 +97,7 @@ impl Verifier {
             *self = Verifier::new(contract);
         }
         self.world.now_ns = event.time_ns;
+        self.world.now_seq = event.seq;
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => {
                 self.world.submit(event.seq, s);
@@ -196,6 +204,9 @@ impl Verifier {
             }
         }
         let judged = is_judged(&call.begin);
+        for judge in &mut self.judges {
+            judge.any_call_ended(&call, judged, &self.world, &mut self.ledger);
+        }
         let obstacle = call
             .obstacle
             .or(call.facts.tags_inexact)
@@ -290,6 +301,9 @@ impl Verifier {
 
     /// A call that began will never be judged.
     fn call_lost(&mut self, call: &Call) {
+        for judge in &mut self.judges {
+            judge.call_lost(call.begin.call);
+        }
         if is_judged(&call.begin) {
             let why = call.obstacle.unwrap_or("the call did not end");
             self.cannot_judge(&call.begin.test, why);

@@ -109,7 +109,13 @@ registry! {
     stable,
     sync_return,
     error_report,
+    errseq,
+    ledger,
+    stop_after_error,
+    durable,
+    size,
     writeback_cleared,
+    written_once,
     progress,
 }
 
@@ -133,6 +139,13 @@ pub(super) trait Promise: fmt::Debug + Send {
 
     /// A call ended; some of its requests may still be in flight.
     fn call_ended(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}
+
+    /// Any call ended, also one that is no call of the promises (`judged` says so) or
+    /// whose requests cannot be judged. Comes before the two others.
+    fn any_call_ended(&mut self, _c: &EndedCall, _judged: bool, _w: &World, _l: &mut Ledger) {}
+
+    /// A call that has begun will not be followed to its end.
+    fn call_lost(&mut self, _call: u64) {}
 
     /// The last data request of an ended call was completed (mostly long before its end).
     fn call_settled(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}

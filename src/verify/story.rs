@@ -167,6 +167,7 @@ impl Stories {
                         seq: event.seq,
                         status: c.status,
                         stable: None,
+                        avail_after: c.avail_after,
                     };
                     met.completed(place, done);
                 }

@@ -9,18 +9,16 @@
 //! forgotten: no page may stay in writeback, and nothing may hang on one.
 
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use wtblk_shared::mark::{Control, Mark};
 use wtblk_shared::pattern;
 
-use crate::call::{Call, Done, OpenFile};
+use crate::call::Call;
+use crate::faulty::{FaultyCall, run_faulty};
 use crate::pages;
 use crate::probe::{Came, Probe};
 use crate::subject::{Subject, check_after_remount, stale};
-use crate::sys::uffd::{FaultingBuffer, PAGE};
+use crate::sys::uffd::PAGE;
 use crate::sys::{self, result_text};
 use crate::test::{Fail, OrFail, Test};
 use crate::world::{MOUNT, World};
@@ -32,8 +30,6 @@ const LEN: u64 = 8 << 20;
 /// The missing page: within the third chunk of 2 MiB, which is what the kernel
 /// takes at a time, so that the two before it are collected.
 const MISSING: usize = (5 << 20) + PAGE;
-/// Limit of each wait of the helper.
-const LIMIT: Duration = Duration::from_secs(4);
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
@@ -42,7 +38,17 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     // Written, where the rest is unwritten: a mapping of its own.
     s.prepare(t, 0, first(t.world))?;
     let version = s.next_version();
-    let done = call_with_error(t, &s, version)?;
+    let done = run_faulty(
+        t,
+        &s,
+        version,
+        &FaultyCall {
+            rule: RULE,
+            len: LEN,
+            missing: MISSING,
+            first: first(t.world),
+        },
+    )?;
     let what = format!("call {} (offset 0, length {LEN})", done.call);
     match done.result {
         r if r == -i64::from(libc::EIO) => t.note(format!("{what} returned -EIO")),
@@ -73,125 +79,6 @@ fn first(world: &World) -> u64 {
     world.bsize.max(PAGE as u64)
 }
 
-/// The call, and the helper that lets it fail.
-fn call_with_error(t: &Test, s: &Subject, version: u32) -> Result<Done, Fail> {
-    let world = t.world;
-    let number = s.number;
-    let buffer = FaultingBuffer::new(LEN as usize, MISSING, |off, bytes| {
-        pattern::fill(number, version, off, bytes);
-    })
-    .or_fail(|| "a buffer under userfaultfd".into())?;
-    let buffer = Arc::new(buffer);
-    let over = Arc::new(AtomicBool::new(false));
-    let (tell, told) = mpsc::channel();
-    let helper = Helper {
-        world,
-        buffer: Arc::clone(&buffer),
-        file: Arc::clone(s.open()),
-        over: Arc::clone(&over),
-        number,
-        version,
-    };
-    let thread = world.spawn("helper", move || helper.run(&told));
-    let done = Call {
-        world,
-        test: t.name,
-        file: s.open(),
-        off: 0,
-        len: LEN,
-        flags: world.params.flag,
-        words: &[],
-        pattern: (number, version),
-    }
-    .run_faulting(&buffer, |call| {
-        let _ = tell.send(call);
-    });
-    over.store(true, Ordering::Release);
-    let told = thread
-        .join()
-        .map_err(|_| Fail::Error("the helper's thread broke".into()))?;
-    let done = done?;
-    t.note(told?);
-    Ok(done)
-}
-
-/// The thread beside the call.
-struct Helper {
-    world: &'static World,
-    buffer: Arc<FaultingBuffer>,
-    file: Arc<OpenFile>,
-    over: Arc<AtomicBool>,
-    number: u32,
-    version: u32,
-}
-
-impl Helper {
-    /// Gives what it saw, in words.
-    fn run(&self, told: &mpsc::Receiver<u64>) -> Result<String, Fail> {
-        let call = told
-            .recv_timeout(LIMIT)
-            .map_err(|_| Fail::Error("the call did not begin".into()));
-        let stopped = self.writer_stopped();
-        let saw = call.and_then(|call| self.fail_the_bio(call));
-        // Whatever happened: the writer must not wait for ever.
-        let mut page = [0; PAGE];
-        pattern::fill(self.number, self.version, MISSING as u64, &mut page);
-        let supplied = self.buffer.supply(&page);
-        if !stopped? {
-            return Err(Fail::Error(
-                "the writer never stopped at the missing page: the call ended before it".into(),
-            ));
-        }
-        supplied.or_fail(|| "supplying the page".into())?;
-        saw
-    }
-
-    fn writer_stopped(&self) -> Result<bool, Fail> {
-        let start = Instant::now();
-        while start.elapsed() < LIMIT && !self.over.load(Ordering::Acquire) {
-            // A short wait each, to notice that the call is over.
-            if self
-                .buffer
-                .wait(Duration::from_millis(20))
-                .or_fail(|| "userfaultfd".into())?
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn fail_the_bio(&self, call: u64) -> Result<String, Fail> {
-        let world = self.world;
-        let before = pages::state(&self.file.file, 0, first(world))?;
-        let device = world.marks.state().map_or(String::new(), |s| {
-            let get = |key: &str| s.get(key).map_or("?", String::as_str).to_owned();
-            format!(
-                ", device: held {} in flight {}",
-                get("held"),
-                get("inflight")
-            )
-        });
-        world.post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
-        let after = pages::settle(&self.file.file, 0, first(world), LIMIT)?;
-        if after.writeback != 0 {
-            return Err(Fail::Error(format!(
-                "the first block stays in writeback {} ms after its release{device}",
-                LIMIT.as_millis()
-            )));
-        }
-        world.post(&Mark::ErrorSeen { call })?;
-        Ok(format!(
-            "writer stopped in the middle; first block {} before the release{device}",
-            if before.writeback > 0 {
-                "in writeback"
-            } else {
-                "already out of writeback"
-            }
-        ))
-    }
-}
-
 /// Everything that must not hang, then what the file holds.
 fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fail> {
     let world = t.world;
@@ -210,6 +97,7 @@ fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fai
         }
     }
     old_or_new(t, &s, failed)?;
+    s.open().tell_pages(world, "after-fsync")?;
     let version = s.next_version();
     let rewrite = start_rewrite(t, &s, call, version);
     match outcome(t, &rewrite)? {

@@ -3,13 +3,17 @@
 
 mod beyond_eof;
 mod churn;
+mod dsync;
 mod error_mid_call;
+mod errseq;
+mod fails_while_held;
 mod held_writes;
 mod multi_extent;
 mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
+mod stop_after_error;
 mod store_in_flight;
 mod unsupported;
 
@@ -36,6 +40,10 @@ pub const ALL: &[Case] = &[
     Case { name: "returns-after-io", needs: &[Need::Flag], run: returns_after_io::run },
     Case { name: "store-in-flight", needs: &[Need::Flag], run: store_in_flight::run },
     Case { name: "error-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: error_mid_call::run },
+    Case { name: "fails-while-held", needs: &[Need::Flag], run: fails_while_held::run },
+    Case { name: "stop-after-error", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run },
+    Case { name: "dsync", needs: &[Need::Flag], run: dsync::run },
+    Case { name: "errseq", needs: &[Need::Flag], run: errseq::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 

@@ -9,7 +9,7 @@ use crate::sys;
 use crate::test::{Fail, OrFail, Test};
 
 /// Extents of each file.
-const EXTENTS: u64 = 8;
+pub const EXTENTS: u64 = 8;
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
@@ -32,7 +32,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// plain way first: allocating from the end. Where the allocator finds room
 /// below, blocks are borrowed from another file, which gives any order there
 /// is, but sets the reflink flag.
-fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
+pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut plain = Subject::create(t, "descending")?;
     let mut spacer = Subject::create(t, "spacer")?;
     for i in (0..EXTENTS).rev() {

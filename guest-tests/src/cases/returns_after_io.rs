@@ -18,9 +18,9 @@ use crate::test::{Fail, Test};
 /// The rule of `guest-tests/scenarios/returns-after-io.toml`.
 const RULE: &str = "hold-first";
 /// Length of the call: no whole number of blocks, several pages.
-const LEN: u64 = 300_000;
+pub const LEN: u64 = 300_000;
 /// Limit of each wait.
-const LIMIT: Duration = Duration::from_secs(5);
+pub const LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
@@ -56,7 +56,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 }
 
 /// The call, in a thread of its own; its thread id and its result.
-fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fail>>) {
+pub fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fail>>) {
     let (world, test, file) = (t.world, t.name, Arc::clone(s.open()));
     let pattern = (s.number, s.version());
     let (tell_tid, tid) = mpsc::channel();
@@ -79,7 +79,7 @@ fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fail>>)
 }
 
 /// Waits until the device holds the write.
-pub(super) fn until_held(t: &Test) -> Result<(), Fail> {
+pub fn until_held(t: &Test) -> Result<(), Fail> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
         t.world.post(&Mark::Control(Control::WaitHeld(1)))?;
@@ -94,14 +94,18 @@ pub(super) fn until_held(t: &Test) -> Result<(), Fail> {
 }
 
 /// What the caller does while its write is held.
-enum Came {
+pub enum Came {
     /// It stands still in D.
     Waits,
     /// It came back.
     Back(Done),
 }
 
-fn watch(t: &Test, tid: &Receiver<i32>, done: &Receiver<Result<Done, Fail>>) -> Result<Came, Fail> {
+pub fn watch(
+    t: &Test,
+    tid: &Receiver<i32>,
+    done: &Receiver<Result<Done, Fail>>,
+) -> Result<Came, Fail> {
     let task = Task(
         tid.recv_timeout(LIMIT)
             .map_err(|_| Fail::Error("the caller did not start".into()))?,

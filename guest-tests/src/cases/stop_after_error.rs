@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The first of many extents of a call fails while the call stands still in the
+//! second: nothing of the others may go to the disk any more.
+
+use crate::cases::multi_extent::{EXTENTS, descending};
+use crate::faulty::{FaultyCall, run_faulty};
+use crate::pages;
+use crate::subject::{Subject, check_after_remount};
+use crate::sys::result_text;
+use crate::sys::uffd::PAGE;
+use crate::test::{Fail, Test};
+
+/// Length of each extent: whole pages, so that none begins inside a folio of the one before.
+const CHUNK: u64 = 64 << 10;
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let len = EXTENTS * CHUNK;
+    let mut s = descending(t, CHUNK)?;
+    s.prepare(t, 0, len)?;
+    // New folios: those that are older than the call can reach over two extents.
+    let mut list = [s];
+    check_after_remount(t, &mut list)?;
+    let [mut s] = list;
+    let version = s.next_version();
+    let faulty = FaultyCall {
+        rule: "fail-first-extent",
+        len,
+        missing: CHUNK as usize + 2 * PAGE,
+        first: CHUNK,
+    };
+    let done = run_faulty(t, &s, version, &faulty)?;
+    let what = format!("call {} (offset 0, length {len})", done.call);
+    let eio = -i64::from(libc::EIO);
+    t.check(
+        done.result == eio || (0..len as i64).contains(&done.result),
+        || {
+            format!(
+                "{what} returned {}, expected -EIO",
+                result_text(done.result)
+            )
+        },
+    );
+    aftermath(t, &mut s, done.call, len)?;
+    check_after_remount(t, &mut [s])
+}
+
+fn aftermath(t: &Test, s: &mut Subject, call: u64, len: u64) -> Result<(), Fail> {
+    let file = &s.open().file;
+    pages::settle(file, 0, len, t.world.params.probe / 4)?;
+    let state = pages::report_twice(t.world, call, "after-call", file, 0, len)?;
+    t.check(state.writeback == 0, || {
+        format!("after it {} pages stay in writeback", state.writeback)
+    });
+    let synced = s.open().fsync(t.world)?;
+    t.check(synced == 0 || synced == -i64::from(libc::EIO), || {
+        format!("fsync returned {}", result_text(synced))
+    });
+    s.writethrough(t, 0, len)?;
+    s.check_whole(t, "after the second call")
+}
