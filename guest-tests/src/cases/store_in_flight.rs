@@ -23,7 +23,7 @@ use crate::task::Task;
 use crate::test::{Fail, OrFail, Test};
 
 /// The rule of `guest-tests/scenarios/store-in-flight.toml`.
-const RULE: &str = "hold-first";
+const RULE: &str = "hold-mapped";
 /// Length of the file.
 const FILE: u64 = 1 << 20;
 /// Length of the call, one request.
