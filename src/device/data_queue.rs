@@ -233,10 +233,9 @@ impl DataQueue {
         }
     }
 
-    /// Lets go the held requests that `which` names, in the order of their submission.
+    /// Lets go the requests that `which` names, in the order of their submission.
     fn release_those(&mut self, which: impl Fn(&Pending) -> bool) -> u64 {
-        let held = |p: &Pending| p.waits == Waits::Hold;
-        let tokens = self.tokens(|p| held(p) && which(p));
+        let tokens = self.tokens(which);
         for &token in &tokens {
             self.unwait(token);
             self.advance(token);
@@ -369,11 +368,20 @@ impl QueueDevice for DataQueue {
     }
 
     fn release(&mut self, rule: Option<&str>) -> u64 {
-        self.release_those(|p| rule.is_none_or(|rule| rule == p.rule()))
+        let named = |p: &Pending| rule.is_none_or(|rule| rule == p.rule());
+        // Who is still delayed, or being read, would be kept when nobody releases any more.
+        for token in self.tokens(|p| named(p) && p.is_to_be_kept()) {
+            self.keep_no_more(token);
+        }
+        let held = |p: &Pending| p.waits == Waits::Hold;
+        let count = self.release_those(|p| held(p) && named(p));
+        // A group that a request of this queue began after the groups were released.
+        count + self.hub.release_groups(rule)
     }
 
     fn release_one(&mut self, request: u64) -> u64 {
-        self.release_those(|p| p.request.id == request)
+        let held = |p: &Pending| matches!(p.waits, Waits::Hold | Waits::Order);
+        self.release_those(|p| held(p) && p.request.id == request)
     }
 
     fn go(&mut self, token: u64) {

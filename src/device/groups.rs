@@ -93,6 +93,22 @@ impl Groups {
 
     /// A request takes its place.
     pub fn join(&self, key: Key, rule: &str, slot: &OrderSlot, place: Go) -> Option<Go> {
+        self.arrive(key, rule, slot, place.0, Some(place))
+    }
+
+    /// A request that was to take a place will not come: it is not waited for.
+    pub fn pass(&self, key: Key, rule: &str, slot: &OrderSlot, queue: u16) -> Option<Go> {
+        self.arrive(key, rule, slot, queue, None)
+    }
+
+    fn arrive(
+        &self,
+        key: Key,
+        rule: &str,
+        slot: &OrderSlot,
+        queue: u16,
+        place: Option<Go>,
+    ) -> Option<Go> {
         let mut groups = self.lock();
         let group = groups.entry(key).or_insert_with(|| Group {
             rule: rule.to_owned(),
@@ -103,17 +119,19 @@ impl Groups {
             going: None,
             until: None,
         });
-        if group.arrived == 0
-            && let Some(limit) = slot.limit_ns
+        // Time counts from the first that waits.
+        if let (Some(limit), Some(_)) = (slot.limit_ns, place)
+            && !group.running
+            && group.waiting.is_empty()
         {
             let until = Instant::now().checked_add(Duration::from_nanos(limit));
-            group.until = until.map(|until| (until, place.0));
+            group.until = until.map(|until| (until, queue));
         }
-        group.waiting.push(Member {
+        group.waiting.extend(place.map(|place| Member {
             turn: slot.turn,
             arrival: group.arrived,
             place,
-        });
+        }));
         group.arrived += 1;
         let go = if group.arrived >= group.size {
             group.run()
@@ -238,6 +256,21 @@ mod tests {
         // It runs already: nobody is waited for.
         assert_eq!(groups.join(key, "r", &slot(2, 4), (0, 4)), Some((0, 4)));
         assert_eq!(groups.over(key, (0, 4)), None);
+        assert!(groups.lock().is_empty());
+    }
+
+    #[test]
+    fn who_will_not_come_is_not_waited_for() {
+        let groups = Groups::default();
+        let key = (0, 0);
+        // The first of all, one in the middle, and the last.
+        assert_eq!(groups.pass(key, "r", &slot(0, 4), 0), None);
+        assert_eq!(groups.deadline(0), None);
+        assert_eq!(groups.join(key, "r", &slot(2, 4), (0, 1)), None);
+        assert_eq!(groups.join(key, "r", &slot(1, 4), (1, 2)), None);
+        assert_eq!(groups.pass(key, "r", &slot(3, 4), 1), Some((1, 2)));
+        assert_eq!(groups.over(key, (1, 2)), Some((0, 1)));
+        assert_eq!(groups.over(key, (0, 1)), None);
         assert!(groups.lock().is_empty());
     }
 

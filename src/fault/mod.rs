@@ -14,6 +14,7 @@ mod index;
 mod intervals;
 mod keys;
 mod launch;
+mod nonsense;
 mod parse;
 mod parse_action;
 mod parse_contract;

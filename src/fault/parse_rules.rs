@@ -10,6 +10,7 @@ use super::action::Action;
 use super::diagnosis::meant;
 use super::index::op_mask;
 use super::keys::FAULT;
+use super::nonsense::{never, short_group};
 use super::parse_action::action;
 use super::parse_when::when;
 use super::read::{Reader, Value, get};
@@ -77,7 +78,7 @@ pub(super) fn rules<'v, 'i: 'v>(
             if let Some(v) = get(table, "action") {
                 fits(reader, v, &when, &action);
             }
-            rules.push(Rule {
+            let rule = Rule {
                 name,
                 test,
                 when,
@@ -85,7 +86,14 @@ pub(super) fn rules<'v, 'i: 'v>(
                 times,
                 goto,
                 place: Place::here(span),
-            });
+            };
+            if let (Some(why), Some(v)) = (never(&rule), when_value) {
+                reader.complain(v.span(), format!("`when` {why}"));
+            }
+            if let (Some(why), Some(v)) = (short_group(&rule), get(table, "times")) {
+                reader.complain(v.span(), why);
+            }
+            rules.push(rule);
         }
     }
     for rule in &rules {
@@ -97,7 +105,9 @@ pub(super) fn rules<'v, 'i: 'v>(
 /// The action must be possible for some request that the trigger lets through.
 fn fits(reader: &mut Reader<'_>, value: &Value<'_>, when: &Trigger, action: &Action) {
     let Some(data) = &action.data else { return };
-    if !op_mask(when).ops().any(|op| data.suits(op)) {
+    // Where nothing is let through at all, that is said elsewhere.
+    let mask = op_mask(when);
+    if mask.ops().next().is_some() && !mask.ops().any(|op| data.suits(op)) {
         let message = format!(
             "`{}` needs {}, but `when` lets none through",
             data.key(),

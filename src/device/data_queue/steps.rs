@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::super::carry::{Transfer, Zeroing, flip, scatter};
-use super::{DataQueue, Waits, id};
+use super::{DataQueue, Pending, Waits, id};
 use crate::fault::request::{DataFault, DeviceFault};
 use crate::store::{self, Completion};
 use crate::trace::event::{DeviceKind, Op, Status};
 
 /// A write waits before its data is taken (late DMA), a read when it has been done.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Step {
     Delay,
     Keep,
@@ -23,6 +23,22 @@ enum Step {
 const READ: [Step; 4] = [Step::Io, Step::Delay, Step::Keep, Step::End];
 const OTHER: [Step; 4] = [Step::Delay, Step::Keep, Step::Io, Step::End];
 
+fn steps(op: Op) -> [Step; 4] {
+    match op {
+        Op::Read => READ,
+        _ => OTHER,
+    }
+}
+
+impl Pending {
+    /// It will be held, or wait in a group, but has not come to that step.
+    pub(super) fn is_to_be_kept(&self) -> bool {
+        let mut left = steps(self.request.op).into_iter().skip(self.step);
+        let kept = self.plan.hold.is_some() || self.plan.order.is_some();
+        kept && left.any(|step| step == Step::Keep)
+    }
+}
+
 impl DataQueue {
     /// Takes steps until one of them waits.
     pub(super) fn advance(&mut self, token: u64) {
@@ -30,10 +46,7 @@ impl DataQueue {
             if pending.lost {
                 return self.end(token);
             }
-            let steps = match pending.request.op {
-                Op::Read => READ,
-                _ => OTHER,
-            };
+            let steps = steps(pending.request.op);
             let Some(&step) = steps.get(pending.step) else {
                 // It has ended before, but nothing was to be heard of it until its ring stops.
                 return self.end(token);
@@ -84,8 +97,8 @@ impl DataQueue {
         let plan = &pending.plan;
         let waits = plan.hold.is_some() || plan.order.is_some() || plan.hang;
         if let Some(abandon) = self.stopping {
-            // It never takes a place in a group.
             pending.lost = abandon && waits;
+            self.keep_no_more(token);
             return Waits::Nothing;
         }
         if let Some(hold) = &pending.plan.hold {
@@ -111,6 +124,21 @@ impl DataQueue {
             return Waits::Hang;
         }
         Waits::Nothing
+    }
+
+    /// Nothing will keep the request. It never takes its place in a group, but counts as arrived:
+    /// the others must not wait for it.
+    pub(super) fn keep_no_more(&mut self, token: u64) {
+        let Some(pending) = self.pending.get_mut(token) else {
+            return;
+        };
+        let key = pending.group();
+        pending.plan.hold = None;
+        if let (Some(slot), Some(key)) = (pending.plan.order.take(), key)
+            && let Some(go) = self.hub.groups.pass(key, pending.rule(), &slot, self.queue)
+        {
+            self.hub.go(go);
+        }
     }
 
     /// Has the request done by the store, where there is something to do.
@@ -264,6 +292,9 @@ impl DataQueue {
 
     /// The request is over, or would be: what its plan has for the device happens now.
     fn end(&mut self, token: u64) {
+        if self.pending.get(token).is_some_and(Pending::is_to_be_kept) {
+            self.keep_no_more(token);
+        }
         let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
