@@ -18,6 +18,8 @@ use virtio_driver::{
 
 /// Entries of a queue: a request takes three.
 const QUEUE_SIZE: u16 = 128;
+/// The marked calls' file has this part of the disk, its end.
+pub const MARKED_PART: u64 = 8;
 /// Longest that a request may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -68,7 +70,8 @@ pub struct Client {
     data: MmapMut,
     buffer: usize,
     rng: u64,
-    next: u64,
+    /// Where sequential requests are, those of marked calls apart.
+    next: [u64; 2],
     count: u64,
     /// Dropped after the queues: it owns their memory.
     transport: VhostUser<VirtioBlkConfig, Request>,
@@ -133,7 +136,7 @@ impl Client {
             data,
             buffer,
             rng: 0x9e37_79b9_7f4a_7c15,
-            next: 0,
+            next: [0; 2],
             count: 0,
             transport,
             _memory: memory,
@@ -191,8 +194,10 @@ impl Client {
 
     /// Writes the whole disk once.
     pub fn fill(&mut self, bytes: usize, span: u64) -> Result<()> {
+        // Requests of no call keep out of the last part.
+        let span = span * MARKED_PART / (MARKED_PART - 1);
         let most: usize = self.queues.iter().map(|q| q.free.len()).min().unwrap_or(1);
-        let mut left = span / bytes as u64;
+        let mut left = (span - span / MARKED_PART) / bytes as u64;
         let mut flying = 0;
         let job = Job {
             write: true,
@@ -231,15 +236,22 @@ impl Client {
 
     fn submit(&mut self, queue: usize, job: &Job, count: usize) -> Result<()> {
         let blocks = job.span / job.bytes as u64;
+        let marked = blocks / MARKED_PART;
         for _ in 0..count {
-            let block = if job.sequential {
-                self.next = (self.next + 1) % blocks;
-                self.next
-            } else {
-                self.random() % blocks
-            };
             self.count += 1;
-            let tagged = self.count.is_multiple_of(10);
+            let tagged = self.count.is_multiple_of(10) && job.ioprio != 0;
+            let (first, room) = match tagged {
+                true => (blocks - marked, marked),
+                false => (0, blocks - marked),
+            };
+            let at = if job.sequential {
+                let next = &mut self.next[usize::from(tagged)];
+                *next += 1;
+                *next
+            } else {
+                self.random()
+            };
+            let block = first + at % room;
             let ioprio = if tagged { job.ioprio } else { 0 };
             if job.write {
                 let free = &self.queues[queue].free;

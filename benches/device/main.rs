@@ -59,6 +59,9 @@ struct Args {
     bench: bool,
 }
 
+/// Bytes of the file that the marked calls write.
+const FILE: u64 = SIZE / client::MARKED_PART;
+
 /// How long a stretch is measured, and how long it runs before.
 struct Times {
     rounds: usize,
@@ -270,16 +273,16 @@ impl Contestant {
         let tag = Tag::nth(self.call);
         let extents = vec![Extent {
             logical: 0,
-            physical: 0,
-            length: SIZE,
+            physical: SIZE - FILE,
+            length: FILE,
             flags: 0,
         }];
         self.mark(&Mark::Begin(CallBegin {
             call: self.call,
             test: "bench".into(),
-            len: SIZE,
+            len: FILE,
             flags: vec!["writethrough".into()],
-            isize: SIZE,
+            isize: FILE,
             bsize: 4096,
             tag: Some(tag.number()),
             extents: Some(extents.clone()),
@@ -293,8 +296,8 @@ impl Contestant {
         let cpu = self.backend.cpu()? - cpu;
         self.mark(&Mark::End(CallEnd {
             call: self.call,
-            result: SIZE as i64,
-            isize: SIZE,
+            result: FILE as i64,
+            isize: FILE,
             extents: Some(extents),
         }))?;
         let memory = self.backend.memory()?;

@@ -183,7 +183,7 @@ fn peers(store: Store, around: &Around, specs: &mut Vec<Spec>) {
 
 /// `None` where `serve` has not what it takes.
 fn args(store: Store, level: Level, around: &Around, more: &[&str]) -> Option<Vec<String>> {
-    let has = |option: &str| around.options.contains(&format!("{option} "));
+    let has = |option: &str| around.options.split_whitespace().any(|w| w == option);
     let size = SIZE.to_string();
     let mut args: Vec<String> = match store {
         Store::Null => vec!["--null".into(), size],

@@ -144,6 +144,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         volatile_cache: args.volatile_cache,
         poison: args.poison,
         poll: args.speed.poll(),
+        aio: args.speed.aio(),
         shape: args.shape.shape(),
         plans: None,
         kept: Vec::new(),

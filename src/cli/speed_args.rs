@@ -4,6 +4,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::device::Poll;
+use crate::store::Aio;
 
 /// See the module.
 #[derive(Args, Debug)]
@@ -11,6 +12,9 @@ pub struct SpeedArgs {
     /// Look at the rings for 50 us before sleeping, or sleep at once
     #[arg(long, value_name = "HOW", value_enum, default_value_t = PollArg::Auto)]
     poll: PollArg,
+    /// How the image is read and written: io_uring where the host allows it, or threads
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = AioArg::Auto)]
+    aio: AioArg,
     /// Record and judge nothing: a disk and no more
     #[arg(long, conflicts_with = "trace")]
     no_judge: bool,
@@ -22,7 +26,24 @@ enum PollArg {
     Off,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AioArg {
+    Auto,
+    #[value(name = "io_uring")]
+    IoUring,
+    Threads,
+}
+
 impl SpeedArgs {
+    /// How an image is read and written.
+    pub fn aio(&self) -> Aio {
+        match self.aio {
+            AioArg::Auto => Aio::Auto,
+            AioArg::IoUring => Aio::IoUring,
+            AioArg::Threads => Aio::Threads,
+        }
+    }
+
     /// Whether workers look at their rings before they sleep.
     pub fn poll(&self) -> Poll {
         match self.poll {

@@ -186,7 +186,9 @@ impl Sample {
 fn look(map: &GuestMap, data: &[Segment], sectors: bool, copy: bool) -> Option<Look> {
     let mut whole = XxHash3_64::new();
     let mut look = Look::default();
-    let mut chunk = vec![0; CHUNK];
+    // No more than is needed: most requests are short.
+    let all = data.iter().map(|s| s.len as usize);
+    let mut chunk = vec![0; all.fold(0, usize::saturating_add).min(CHUNK)];
     let mut have = 0;
     let mut take = |part: &[u8]| {
         std::hash::Hasher::write(&mut whole, part);

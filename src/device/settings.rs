@@ -17,7 +17,7 @@ use crate::fault::request::{Decision, DeviceFault, Request};
 use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange, Shape};
 use crate::input;
 use crate::store::{
-    Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, PoisonStore, Store,
+    Aio, Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, PoisonStore, Store,
     VolatileStore, holes,
 };
 
@@ -170,6 +170,8 @@ pub struct ServeConfig {
     pub shape: Shape,
     /// Whether workers look at their rings before they sleep.
     pub poll: Poll,
+    /// How an image is read and written.
+    pub aio: Aio,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// Beyond those of the rules: ranges whose old contents are kept.
@@ -187,6 +189,8 @@ pub struct Settings {
     pub abandon_on_stop: bool,
     /// Whether workers look at their rings before they sleep.
     pub poll: Poll,
+    /// How an image is read and written.
+    pub aio: Aio,
     /// Where the bytes live, the scenario's size applied.
     pub backing: Backing,
     /// The merged scenario.
@@ -231,6 +235,7 @@ impl Settings {
             shape,
             abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
             poll: config.poll,
+            aio: config.aio,
             backing,
             scenario,
         })
@@ -323,6 +328,7 @@ impl Settings {
                     create: *size,
                     read_only: self.read_only(),
                     block: self.block(),
+                    aio: self.aio,
                 };
                 Arc::new(FileStore::open(path, &options)?)
             }

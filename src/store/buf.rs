@@ -108,6 +108,35 @@ impl Buffers {
         bytes
     }
 
+    /// Copies the first bytes out, as many as there is room for. For memory that is too badly
+    /// aligned for the store: what the guest writes meanwhile arrives or does not.
+    pub fn copy_out(&self, to: &mut [u8]) {
+        self.each_byte(to.len(), |n, from| {
+            // SAFETY: `from` is a byte of a range of ours, mapped and readable (the contract of
+            // `new`); volatile, as the guest may change it at any time.
+            to[n] = unsafe { from.read_volatile() };
+        });
+    }
+
+    /// Copies bytes into the first ones of ours.
+    pub fn copy_in(&self, from: &[u8]) {
+        self.each_byte(from.len(), |n, to| {
+            // SAFETY: as above, and writable.
+            unsafe { to.write_volatile(from[n]) };
+        });
+    }
+
+    fn each_byte(&self, len: usize, mut visit: impl FnMut(usize, *mut u8)) {
+        let mut at = 0;
+        for range in &self.iovecs {
+            let n = range.iov_len.min(len - at);
+            for i in 0..n {
+                visit(at + i, range.iov_base.cast::<u8>().wrapping_add(i));
+            }
+            at += n;
+        }
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> u64 {
         self.len

@@ -1,23 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A raw image file, served by a few threads with `preadv` and `pwritev`
-//! straight on the submitter's buffers.
+//! A raw image file. How it is read and written depends on where it lies and on
+//! what the host allows: by an io_uring for each queue, past the page cache where
+//! the file can be; in memory at once; else by threads.
 
-use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
+use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
-use super::done::Done;
-use super::transfer::{Way, transfer, zero};
-use super::{Completion, Op, Store, StoreQueue};
+use super::aligned::Aligned;
+use super::memory::MemoryQueue;
+use super::threads::Threads;
+use super::uring::{Target, UringQueue};
+use super::{Store, StoreQueue};
 
-/// Enough to keep a disk busy, few enough not to crowd a small machine.
-const THREADS: usize = 4;
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
+
+/// How an image is read and written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aio {
+    /// What is best here.
+    #[default]
+    Auto,
+    /// By io_uring, or not at all.
+    IoUring,
+    /// By threads with ordinary system calls.
+    Threads,
+}
 
 /// How to open an image.
 #[derive(Clone, Debug, Default)]
@@ -28,29 +44,21 @@ pub struct ImageOptions {
     pub read_only: bool,
     /// Its length must be a multiple of this many bytes (0: 512).
     pub block: u32,
+    /// How it is read and written.
+    pub aio: Aio,
 }
 
-struct Job {
-    token: u64,
-    op: Op,
-    done: Arc<Done>,
-}
-
-struct Jobs {
-    waiting: VecDeque<Job>,
-    ended: bool,
-}
-
-struct Pool {
-    file: File,
-    capacity: u64,
-    jobs: Mutex<Jobs>,
-    more: Condvar,
+enum Means {
+    Uring(Arc<Target>),
+    /// It lies in memory: a copy never waits.
+    AtOnce(Arc<File>),
+    Threads(Threads),
 }
 
 /// See the module.
 pub struct FileStore {
-    pool: Arc<Pool>,
+    means: Means,
+    capacity: u64,
 }
 
 impl FileStore {
@@ -68,27 +76,71 @@ impl FileStore {
                 path.display()
             );
         }
-        Ok(FileStore::over(file, len)?)
+        let store = FileStore {
+            means: means(file, len, block, options)?,
+            capacity: len,
+        };
+        tracing::debug!("image {}: {}", path.display(), store.words());
+        Ok(store)
     }
 
-    fn over(file: File, capacity: u64) -> io::Result<FileStore> {
-        let pool = Arc::new(Pool {
-            file,
-            capacity,
-            jobs: Mutex::new(Jobs {
-                waiting: VecDeque::new(),
-                ended: false,
-            }),
-            more: Condvar::new(),
-        });
-        for i in 0..THREADS {
-            let pool = pool.clone();
-            thread::Builder::new()
-                .name(format!("store-{i}"))
-                .spawn(move || work(&pool))?;
+    /// By what means it is read and written.
+    pub fn words(&self) -> &'static str {
+        match &self.means {
+            Means::Uring(target) if target.direct.is_some() => "io_uring, O_DIRECT",
+            Means::Uring(_) => "io_uring, buffered",
+            Means::AtOnce(_) => "in memory, at once",
+            Means::Threads(_) => "threads, buffered",
         }
-        Ok(FileStore { pool })
     }
+}
+
+fn means(file: File, capacity: u64, block: u64, options: &ImageOptions) -> Result<Means> {
+    let threads = |file| -> Result<Means> { Ok(Means::Threads(Threads::start(file, capacity)?)) };
+    match options.aio {
+        Aio::Threads => return threads(file),
+        Aio::IoUring => {
+            UringQueue::possible().context("--aio io_uring: the host forbids io_uring")?;
+        }
+        Aio::Auto => {
+            let kind = fstatfs(&file)?.filesystem_type();
+            if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
+                return Ok(Means::AtOnce(Arc::new(file)));
+            }
+            if let Err(error) = UringQueue::possible() {
+                tracing::info!("no io_uring here ({error}): the image is served by threads");
+                return threads(file);
+            }
+        }
+    }
+    let direct = direct(&file, block, options.read_only);
+    let (file, direct) = match direct {
+        Some((file, align)) => (file, Some(align)),
+        None => (file, None),
+    };
+    Ok(Means::Uring(Arc::new(Target {
+        file,
+        direct,
+        capacity,
+    })))
+}
+
+/// The same file past the page cache, and what addresses and lengths must be multiples of. `None`
+/// where the file system cannot do it, or not for blocks as small as these.
+fn direct(file: &File, block: u64, read_only: bool) -> Option<(File, usize)> {
+    let again = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .ok()?;
+    // Asked by trying: the answer of statx(2) is not to be had before Linux 6.1.
+    let takes = |len: usize| {
+        let mut memory = Aligned::new(len);
+        again.read_at(memory.bytes_mut(), 0).is_ok()
+    };
+    let align = [512, 4096].into_iter().find(|&len| takes(len))?;
+    (align as u64 <= block).then_some((again, align))
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<File> {
@@ -132,82 +184,16 @@ fn open(path: &Path, options: &ImageOptions) -> Result<File> {
     Ok(file)
 }
 
-impl Drop for FileStore {
-    fn drop(&mut self) {
-        self.pool.lock().ended = true;
-        self.pool.more.notify_all();
-        // The threads end by themselves; one that is stuck in the host kernel is nothing to wait for.
-    }
-}
-
-impl Pool {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Jobs> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn work(pool: &Pool) {
-    loop {
-        let mut jobs = pool.lock();
-        let job = loop {
-            if let Some(job) = jobs.waiting.pop_front() {
-                break job;
-            }
-            if jobs.ended {
-                return;
-            }
-            jobs = pool.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-        };
-        drop(jobs);
-        let file = pool.file.as_fd();
-        let result = match &job.op {
-            Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
-                transfer(file, Way::In, *offset, buffers)
-            }
-            Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            Op::Discard { offset, len } => zero(file, pool.capacity, *offset, *len, true),
-            Op::WriteZeroes { offset, len, unmap } => {
-                zero(file, pool.capacity, *offset, *len, *unmap)
-            }
-            Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
-        };
-        // The buffers go before the completion is told: after it nobody holds the guest's memory.
-        let Job { token, op, done } = job;
-        drop(op);
-        done.push(Completion { token, result });
-    }
-}
-
 impl Store for FileStore {
     fn capacity(&self) -> u64 {
-        self.pool.capacity
+        self.capacity
     }
 
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
-        Ok(Box::new(FileQueue {
-            pool: self.pool.clone(),
-            done: Arc::new(Done::new()?),
-        }))
-    }
-}
-
-struct FileQueue {
-    pool: Arc<Pool>,
-    done: Arc<Done>,
-}
-
-impl StoreQueue for FileQueue {
-    fn submit(&mut self, token: u64, op: Op) {
-        let done = self.done.clone();
-        self.pool.lock().waiting.push_back(Job { token, op, done });
-        self.pool.more.notify_one();
-    }
-
-    fn reap(&mut self, into: &mut Vec<Completion>) {
-        self.done.reap(into);
-    }
-
-    fn event(&self) -> BorrowedFd<'_> {
-        self.done.event()
+        Ok(match &self.means {
+            Means::Uring(target) => Box::new(UringQueue::new(target.clone())?),
+            Means::AtOnce(file) => Box::new(MemoryQueue::of_file(file.clone(), self.capacity)?),
+            Means::Threads(threads) => threads.queue()?,
+        })
     }
 }

@@ -41,16 +41,31 @@ impl Store for MemoryStore {
         Ok(Box::new(MemoryQueue {
             file: self.file.clone(),
             capacity: self.capacity,
+            keeps: false,
             done: AtOnce::new()?,
         }))
     }
 }
 
 /// Does the work at submission (a copy never waits), tells it at the next reap.
-struct MemoryQueue {
+pub(super) struct MemoryQueue {
     file: Arc<File>,
     capacity: u64,
+    /// It outlives us: room may be kept for later, and a flush means something.
+    keeps: bool,
     done: AtOnce,
+}
+
+impl MemoryQueue {
+    /// For an image that lies in memory.
+    pub(super) fn of_file(file: Arc<File>, capacity: u64) -> io::Result<MemoryQueue> {
+        Ok(MemoryQueue {
+            file,
+            capacity,
+            keeps: true,
+            done: AtOnce::new()?,
+        })
+    }
 }
 
 impl StoreQueue for MemoryQueue {
@@ -61,10 +76,13 @@ impl StoreQueue for MemoryQueue {
                 transfer(file, Way::In, *offset, buffers)
             }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            // There is no room to be kept for later.
-            Op::Discard { offset, len } | Op::WriteZeroes { offset, len, .. } => {
-                zero(file, self.capacity, *offset, *len, true)
+            Op::Discard { offset, len } => zero(file, self.capacity, *offset, *len, true),
+            // A disk of our own has no room to keep for later.
+            Op::WriteZeroes { offset, len, unmap } => {
+                let unmap = *unmap || !self.keeps;
+                zero(file, self.capacity, *offset, *len, unmap)
             }
+            Op::Flush | Op::FlushFirst(_) if self.keeps => self.file.sync_data(),
             Op::Flush | Op::FlushFirst(_) => Ok(()),
         };
         drop(op);

@@ -2,6 +2,7 @@
 //! Where the bytes live, behind one asynchronous submit/complete trait. A store
 //! knows offsets and buffers, nothing of virtio.
 
+mod aligned;
 pub mod buf;
 mod done;
 pub mod file;
@@ -13,14 +14,16 @@ mod null;
 mod poison;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod transfer;
+mod uring;
 pub mod volatile;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use buf::Buffers;
-pub use file::{FileStore, ImageOptions};
+pub use file::{Aio, FileStore, ImageOptions};
 pub use kept::KeptStore;
 pub use memory::MemoryStore;
 pub use null::NullStore;

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::Buffers;
 
 /// Most iovecs that one system call takes (`UIO_MAXIOV`, linux/uio.h).
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 /// Zeros written at once where the file system cannot zero a range.
 const PIECE: u64 = 1 << 20;
@@ -142,7 +142,7 @@ pub(super) fn fill_zeros(buffers: &Buffers) -> io::Result<()> {
 }
 
 /// Takes `done` bytes off the front of the list; the index of the first range left.
-fn advance(rest: &mut [libc::iovec], mut first: usize, mut done: usize) -> usize {
+pub(super) fn advance(rest: &mut [libc::iovec], mut first: usize, mut done: usize) -> usize {
     while let Some(range) = rest.get_mut(first) {
         if done < range.iov_len {
             range.iov_base = range.iov_base.cast::<u8>().wrapping_add(done).cast();

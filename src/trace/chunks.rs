@@ -10,6 +10,9 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use super::format::{CHUNK_BYTES, HEADER_BYTES, MAX_CHUNKS};
 use super::words::Words;
 
+/// Chunks that stay in memory: what is made ahead, what is written, and one behind it.
+const WINDOW: u64 = 4;
+
 /// The chunks of one file.
 #[derive(Debug)]
 pub(super) struct Chunks {
@@ -88,12 +91,25 @@ impl Chunks {
         }
     }
 
-    /// Makes a chunk ahead of need. Failing is nobody's loss yet.
+    /// Makes a chunk ahead of need, and lets old ones go from memory. Failing is nobody's loss yet.
     pub(super) fn make_ahead(&self, index: u64) {
         let lock = self.lock();
         if matches!(self.get(index), Chunk::Missing) {
-            let _ = self.make(&lock, index);
+            let made = self.make(&lock, index);
+            drop(lock);
+            if let (Ok(()), Some(words)) = (made, self.words(index)) {
+                words.warm();
+            }
         }
+        // Somebody may still have a record to write there: then its page comes again.
+        if let Some(old) = index.checked_sub(WINDOW).and_then(|old| self.words(old)) {
+            old.cool();
+        }
+    }
+
+    fn words(&self, index: u64) -> Option<&Words> {
+        let slot = usize::try_from(index).ok().and_then(|i| self.chunks.get(i));
+        slot.and_then(OnceLock::get).and_then(Option::as_ref)
     }
 
     /// Gives back what was allocated beyond the first `used` bytes after the

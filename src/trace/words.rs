@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
 /// A mapped piece of a file.
 #[derive(Debug)]
@@ -27,6 +27,19 @@ impl Words {
         allocate(file, offset, len as u64)?;
         let map = MmapOptions::new().offset(offset).len(len).map_raw(file)?;
         Ok(Words { map })
+    }
+
+    /// Brings its pages in for writing, so that no first use of one is a fault. Where the kernel
+    /// cannot do it (before Linux 5.14), the faults come.
+    pub(super) fn warm(&self) {
+        let _ = self.map.advise(Advice::PopulateWrite);
+    }
+
+    /// Lets its pages go from our memory; they are in the file, and come again when used.
+    pub(super) fn cool(&self) {
+        // SAFETY: of a shared mapping of a file nothing is lost: the next access finds the page
+        // in the page cache again.
+        let _ = unsafe { self.map.unchecked_advise(UncheckedAdvice::DontNeed) };
     }
 
     /// The words.
@@ -108,6 +121,12 @@ mod tests {
         let mut bytes = [0; 8];
         file.read_exact_at(&mut bytes, 131_072 - 8).unwrap();
         assert_eq!(&bytes, b"last....");
+        words.warm();
+        words.cool();
+        assert_eq!(words.get()[0].load(Ordering::Relaxed), 1);
+        words.get()[1].store(2, Ordering::Relaxed);
+        file.read_exact_at(&mut bytes, 65536).unwrap();
+        assert_eq!(bytes, 1u64.to_ne_bytes());
         assert_eq!(file.metadata().unwrap().len(), 131_072);
     }
 

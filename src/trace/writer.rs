@@ -8,6 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::chunks::{Chunk, Chunks};
@@ -32,7 +35,14 @@ const RETRY_NS: u64 = 100_000_000;
 pub struct TraceWriter {
     next: AtomicU64,
     began: Instant,
-    files: Option<Files>,
+    files: Option<Arc<Files>>,
+}
+
+/// A chunk that will be needed.
+#[derive(Debug)]
+enum Ahead {
+    Index(u64),
+    Data(u64),
 }
 
 #[derive(Debug)]
@@ -47,6 +57,8 @@ struct Files {
     closed: AtomicBool,
     /// The index has all the chunks it may have.
     full: AtomicBool,
+    /// To the thread that makes chunks ahead.
+    ahead: Sender<Ahead>,
 }
 
 /// `data_next` of a closed trace.
@@ -72,18 +84,21 @@ impl TraceWriter {
         }
         let index = Fresh::create(path).map_err(failed)?;
         let data = Fresh::create(&data_path).map_err(failed)?;
-        let files = Files::begin(&index.file, &data.file).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
-                    path: path.to_owned(),
-                    need: 2 * (HEADER_BYTES + CHUNK_BYTES),
-                    source,
-                },
-                _ => failed(source),
-            }
+        let (ahead, wanted) = channel();
+        let files = Files::begin(&index.file, &data.file, ahead).map_err(|source| match source
+            .raw_os_error()
+        {
+            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
+                path: path.to_owned(),
+                need: 2 * (HEADER_BYTES + CHUNK_BYTES),
+                source,
+            },
+            _ => failed(source),
         })?;
         data.publish().map_err(failed)?;
         index.publish().map_err(failed)?;
+        let files = Arc::new(files);
+        make_ahead(Arc::downgrade(&files), wanted).map_err(failed)?;
         Ok(TraceWriter {
             next: AtomicU64::new(0),
             began: Instant::now(),
@@ -108,9 +123,8 @@ impl TraceWriter {
 
     /// Writes the event with a number from [`TraceWriter::reserve`], once.
     pub fn commit(&self, seq: u64, body: &Body) {
-        if let Some(files) = &self.files {
-            files.commit(seq, self.now_ns(), body);
-        }
+        let Some(files) = &self.files else { return };
+        files.commit(seq, self.now_ns(), body);
     }
 
     /// Takes a number and writes the event with it.
@@ -148,6 +162,22 @@ impl TraceWriter {
             .cut(&index, end.saturating_mul(RECORD_WORDS as u64 * 8));
         files.data.cut(&data, used);
     }
+}
+
+/// The thread that makes chunks ahead of need: allocating room may take the host's file system its
+/// time, and no queue is to wait for that. It ends with the files, which have the other end.
+fn make_ahead(files: Weak<Files>, wanted: Receiver<Ahead>) -> io::Result<()> {
+    let thread = thread::Builder::new().name("trace-ahead".into());
+    thread.spawn(move || {
+        for chunk in wanted {
+            let Some(files) = files.upgrade() else { return };
+            match chunk {
+                Ahead::Index(chunk) => files.index.make_ahead(chunk),
+                Ahead::Data(chunk) => files.data.make_ahead(chunk),
+            }
+        }
+    })?;
+    Ok(())
 }
 
 /// PATH.data.
@@ -221,7 +251,7 @@ impl Drop for Fresh {
 
 impl Files {
     /// Allocates headers and first chunks.
-    fn begin(index_file: &File, data_file: &File) -> io::Result<Files> {
+    fn begin(index_file: &File, data_file: &File, ahead: Sender<Ahead>) -> io::Result<Files> {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
@@ -237,6 +267,7 @@ impl Files {
             data_retry_ns: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            ahead,
         };
         files.index.make(&files.index.lock(), 0)?;
         files.data.make(&files.data.lock(), 0)?;
@@ -280,8 +311,8 @@ impl Files {
 
         // The next chunk is there before anybody needs it; a second try for a disk
         // that was full at the first.
-        if slot == CHUNK_RECORDS / 2 || slot == CHUNK_RECORDS / 4 * 3 {
-            self.index.make_ahead(chunk + 1);
+        if slot == 0 || slot == CHUNK_RECORDS / 4 * 3 {
+            let _ = self.ahead.send(Ahead::Index(chunk + 1));
         }
     }
 
@@ -353,7 +384,7 @@ impl Files {
         fence(Ordering::Release);
         let half = CHUNK_BYTES / 2;
         if from < half && from + need >= half {
-            self.data.make_ahead(chunk + 1);
+            let _ = self.ahead.send(Ahead::Data(chunk + 1));
         }
         Some(text_ref(HEADER_BYTES + start, text.len()))
     }

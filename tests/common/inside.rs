@@ -62,6 +62,7 @@ impl Inside {
             control: Some(dir.path().join("control")),
             volatile_cache,
             poll: wtblk::device::Poll::Auto,
+            aio: wtblk::store::Aio::Auto,
             plans: Some(plans),
             kept,
             end: None,

@@ -33,7 +33,18 @@ impl Serve {
 
     /// The same with the caller's choice of where the bytes live.
     pub fn start_in(dir: tempfile::TempDir, scenario: &str, more: &[&str]) -> Serve {
+        Serve::start_with(dir, scenario, more, |_| {})
+    }
+
+    /// The same with something done to the command before it is run.
+    pub fn start_with(
+        dir: tempfile::TempDir,
+        scenario: &str,
+        more: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Serve {
         let mut command = wtblk();
+        prepare(&mut command);
         command.current_dir(dir.path());
         command.args(["serve", "--socket", "data", "--mark-socket", "mark"]);
         command.args(["--trace", "trace"]).args(more);
@@ -58,6 +69,10 @@ impl Serve {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir().join(name)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn dir(&self) -> &std::path::Path {

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A file served by a few threads with `preadv` and `pwritev` straight on the
+//! submitter's buffers: for hosts that forbid io_uring.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use super::done::Done;
+use super::transfer::{Way, transfer, zero};
+use super::{Completion, Op, StoreQueue};
+
+/// Enough to keep a disk busy, few enough not to crowd a small machine.
+const THREADS: usize = 4;
+
+struct Job {
+    token: u64,
+    op: Op,
+    done: Arc<Done>,
+}
+
+struct Jobs {
+    waiting: VecDeque<Job>,
+    ended: bool,
+}
+
+struct Pool {
+    file: File,
+    capacity: u64,
+    jobs: Mutex<Jobs>,
+    more: Condvar,
+}
+
+/// The threads; they end with it.
+pub(super) struct Threads(Arc<Pool>);
+
+impl Threads {
+    pub(super) fn start(file: File, capacity: u64) -> io::Result<Threads> {
+        let pool = Arc::new(Pool {
+            file,
+            capacity,
+            jobs: Mutex::new(Jobs {
+                waiting: VecDeque::new(),
+                ended: false,
+            }),
+            more: Condvar::new(),
+        });
+        for i in 0..THREADS {
+            let pool = pool.clone();
+            thread::Builder::new()
+                .name(format!("store-{i}"))
+                .spawn(move || work(&pool))?;
+        }
+        Ok(Threads(pool))
+    }
+
+    pub(super) fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
+        Ok(Box::new(FileQueue {
+            pool: self.0.clone(),
+            done: Arc::new(Done::new()?),
+        }))
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.more.notify_all();
+        // The threads end by themselves; one that is stuck in the host kernel is nothing to wait for.
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn work(pool: &Pool) {
+    loop {
+        let mut jobs = pool.lock();
+        let job = loop {
+            if let Some(job) = jobs.waiting.pop_front() {
+                break job;
+            }
+            if jobs.ended {
+                return;
+            }
+            jobs = pool.more.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        };
+        drop(jobs);
+        let file = pool.file.as_fd();
+        let result = match &job.op {
+            Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
+                transfer(file, Way::In, *offset, buffers)
+            }
+            Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
+            Op::Discard { offset, len } => zero(file, pool.capacity, *offset, *len, true),
+            Op::WriteZeroes { offset, len, unmap } => {
+                zero(file, pool.capacity, *offset, *len, *unmap)
+            }
+            Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
+        };
+        // The buffers go before the completion is told: after it nobody holds the guest's memory.
+        let Job { token, op, done } = job;
+        drop(op);
+        done.push(Completion { token, result });
+    }
+}
+
+struct FileQueue {
+    pool: Arc<Pool>,
+    done: Arc<Done>,
+}
+
+impl StoreQueue for FileQueue {
+    fn submit(&mut self, token: u64, op: Op) {
+        let done = self.done.clone();
+        self.pool.lock().waiting.push_back(Job { token, op, done });
+        self.pool.more.notify_one();
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
+        self.done.reap(into);
+    }
+
+    fn event(&self) -> BorrowedFd<'_> {
+        self.done.event()
+    }
+}
