@@ -2,6 +2,8 @@
 //! A marked call: fresh tag, extents, begin mark, system call, extents, end
 //! mark, all by the calling thread.
 
+use std::collections::BTreeSet;
+
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use wtblk_shared::tag::Tag;
 use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT, pattern};
@@ -84,6 +86,9 @@ impl Call<'_> {
         let result = work(&begun);
         self.end(&begun, result)?;
         self.world.untag_thread();
+        if result == self.len as i64 && self.flags & self.world.params.flag != 0 {
+            self.tell_edges()?;
+        }
         Ok(Done {
             call: begun.call,
             result,
@@ -119,6 +124,20 @@ impl Call<'_> {
             isize: self.file.size().or_fail(|| "fstat".into())?,
             extents: fiemap::extents(&self.file.file, self.off, self.len),
         }))
+    }
+
+    /// Tells what a reader sees in the call's first and last block, where it wrote only a part of them.
+    fn tell_edges(&self) -> Result<(), Fail> {
+        let block = self.world.bsize;
+        let end = self.off + self.len;
+        let head = (!self.off.is_multiple_of(block)).then_some(self.off / block);
+        let tail = (!end.is_multiple_of(block)).then_some(end / block);
+        let blocks: BTreeSet<u64> = head.into_iter().chain(tail).collect();
+        for number in blocks {
+            self.file
+                .tell_contents(self.world, number * block, block as usize)?;
+        }
+        Ok(())
     }
 
     fn flag_words(&self) -> Vec<String> {

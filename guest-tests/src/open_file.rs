@@ -4,11 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use wtblk_shared::mark::{Change, FileMark, FilePages, Mark};
+use twox_hash::XxHash3_64;
+use wtblk_shared::mark::{Change, FileContents, FileMark, FilePages, Mark};
 
 use crate::marks::Marks;
 use crate::pages;
@@ -102,6 +103,47 @@ impl OpenFile {
             sys::fallocate(file, mode, off, len)
         })?
         .or_fail(|| "fallocate".into())
+    }
+
+    /// Tells what a reader sees in a range of whole sectors.
+    pub fn tell_contents(&self, world: &World, off: u64, len: usize) -> Result<(), Fail> {
+        // What is beyond the end of the file counts as zeros.
+        let mut bytes = vec![0; len];
+        let mut have = 0;
+        while have < len {
+            match self.file.read_at(&mut bytes[have..], off + have as u64) {
+                Ok(0) => break,
+                Ok(n) => have += n,
+                Err(e) => return Err(Fail::Error(format!("reading head and tail: {e}"))),
+            }
+        }
+        let digests = bytes.chunks(512).map(XxHash3_64::oneshot).collect();
+        world.post(&Mark::File(FileMark::Contents(FileContents {
+            dev: self.dev,
+            ino: self.ino,
+            off,
+            digests,
+        })))
+    }
+
+    /// Tells of poison in what was read from `off` on, a multiple of 16; what is to be said of it.
+    pub fn tell_stale(&self, world: &World, off: u64, seen: &[u8]) -> String {
+        let Some((at, sector)) = wtblk_shared::poison::find(seen) else {
+            return String::new();
+        };
+        let mark = FileMark::Stale {
+            dev: self.dev,
+            ino: self.ino,
+            off: off + at as u64,
+            sector,
+        };
+        let lost = match world.post(&Mark::File(mark)) {
+            Ok(()) => "",
+            Err(_) => " (and the device was not told)",
+        };
+        format!(
+            "; stale data shows: byte {at} of what was read is of sector {sector}, never written since mkfs{lost}"
+        )
     }
 
     /// Tells i_size.

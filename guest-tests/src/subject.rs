@@ -259,7 +259,7 @@ impl Subject {
             t.fail(format!(
                 "{what}: a read at file offset {} gives other bytes than were written{}",
                 from + i as u64,
-                stale(&seen)
+                self.open().tell_stale(t.world, from, &seen)
             ));
         }
         Ok(())

@@ -11,7 +11,7 @@ use wtblk_shared::tag::Tag;
 use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
 use super::flight::{Flight, InFlight, Owes, writes_blocks};
-use crate::trace::event::{Complete, DeviceEvent, Op, RequestId, Submit};
+use crate::trace::event::{Complete, Decide, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
 pub const MAX_PAST: usize = 1024;
@@ -74,6 +74,8 @@ pub struct World {
     failures: u64,
     failures_of_calls: u64,
     failures_unseen: bool,
+    /// A rule had data stored elsewhere, otherwise or not at all, or it is not known what it did.
+    touched_data: bool,
     shutdown_noted: bool,
     forgot_failures: bool,
     /// By part of the disk, when a write of it was last taken or completed.
@@ -171,6 +173,45 @@ impl World {
         let call = self.late.remove(&number)?;
         self.kept = self.kept.saturating_sub(call.requests.len());
         Some(call)
+    }
+
+    /// A rule fired.
+    pub fn decided(&mut self, d: &Decide) {
+        if d.hold {
+            self.flight.hold(d.request);
+        }
+        // What only delays or fails a request; all other words are about its data or the disk.
+        const HARMLESS: [&str; 10] = [
+            "delay",
+            "hold",
+            "turn",
+            "by offset",
+            "hang",
+            "used length",
+            "nothing",
+            "IOERR",
+            "UNSUPP",
+            "0x",
+        ];
+        let told = !d.plan.is_empty() || d.hold || d.status.is_some();
+        let mut parts = d.plan.split(", ").filter(|p| !p.is_empty());
+        let harmless = |part: &str| HARMLESS.iter().any(|word| part.starts_with(word));
+        self.touched_data |= !told || !parts.all(harmless);
+    }
+
+    /// Whether a fault may have left other data on the disk, or shown other data, than was written.
+    pub fn touched_data(&self) -> bool {
+        self.touched_data || self.flight.is_blind()
+    }
+
+    /// The last ended call whose blocks hold this byte of the file.
+    pub fn last_call_at(&self, file: (u64, u64), off: u64) -> Option<&PastCall> {
+        let of = |p: &&PastCall| (p.call.dev, p.call.ino) == file && p.range.contains(&off);
+        self.past_order
+            .iter()
+            .rev()
+            .filter_map(|n| self.past.get(n))
+            .find(of)
     }
 
     /// A call begins. Calls that cannot be followed any more for it are returned.
@@ -466,6 +507,7 @@ impl World {
         self.facts.gap();
         self.flight.gap();
         self.failures_unseen = true;
+        self.touched_data = true;
         self.obstruct(GAP);
     }
 
@@ -475,6 +517,8 @@ impl World {
         let mut old = std::mem::take(self);
         old.facts.boot();
         old.flight.boot();
+        // The disk keeps what was done to it.
+        self.touched_data = old.touched_data;
         (self.now_ns, self.busy_ns) = (old.now_ns, old.busy_ns);
         self.facts = old.facts;
         self.flight = old.flight;

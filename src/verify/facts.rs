@@ -150,6 +150,11 @@ impl Facts {
         self.stable.contains(&dev)
     }
 
+    /// Whether the guest tells of everything that changes the files of its marked calls.
+    pub fn files_marked(&self) -> bool {
+        self.env.get("files").is_some_and(|v| v == "marked")
+    }
+
     /// Why the tags of calls cannot be trusted; `None`: they can.
     pub fn tags_inexact(&self, asynchronous: bool) -> Option<&'static str> {
         let says = |key: &str| self.env.get(key).map(String::as_str);

@@ -20,6 +20,7 @@ mod call;
 pub mod chain;
 pub mod contract;
 pub mod cover;
+pub mod data;
 pub mod durable;
 pub mod error_report;
 mod errors;
@@ -36,6 +37,7 @@ pub mod picture;
 pub mod progress;
 pub mod promise;
 pub mod render;
+mod sectors;
 pub mod size;
 pub mod stable;
 pub mod stop_after_error;
@@ -43,6 +45,7 @@ pub mod story;
 pub mod sync_return;
 pub mod verdict;
 pub mod writeback_cleared;
+mod writers;
 pub mod written_once;
 
 #[cfg(test)]
@@ -106,8 +109,7 @@ impl Verifier {
                 }
             }
             Body::Submit(_) => {}
-            Body::Decide(d) if d.hold => self.world.flight.hold(d.request),
-            Body::Decide(_) => {}
+            Body::Decide(d) => self.world.decided(d),
             Body::Complete(c) => {
                 let (request, call) = self.world.complete(event.seq, c);
                 if let Some(request) = &request {

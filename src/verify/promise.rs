@@ -107,6 +107,7 @@ registry! {
     order,
     no_overlap,
     stable,
+    data,
     sync_return,
     error_report,
     errseq,

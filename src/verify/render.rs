@@ -262,6 +262,8 @@ fn word(e: Evidence) -> &'static str {
         Evidence::ProbeState => "probe state",
         Evidence::InFlight => "requests in flight",
         Evidence::Digests => "digests of the data",
+        Evidence::Pattern => "pattern",
+        Evidence::Contents => "contents as the guest reads them",
     }
 }
 

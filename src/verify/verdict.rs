@@ -43,6 +43,10 @@ pub enum Evidence {
     InFlight,
     /// Digests of the requests' data.
     Digests,
+    /// The pattern of the call's bytes.
+    Pattern,
+    /// What the guest says of its files' contents.
+    Contents,
 }
 
 /// The call that a finding is about.

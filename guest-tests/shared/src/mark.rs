@@ -19,7 +19,7 @@ use std::fmt;
 
 use crate::disk::MARK_MAX;
 
-pub use file::{Change, FileMark, FilePages};
+pub use file::{Change, FileContents, FileMark, FilePages};
 use text::{Keys, Writer, decode, shorten, words};
 
 /// The first word of every mark: name and schema version.

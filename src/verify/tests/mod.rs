@@ -5,6 +5,7 @@ mod aftermath;
 mod align_cover;
 mod attacks;
 mod builder;
+mod data;
 mod disturbances;
 mod legal;
 mod mutants;

@@ -63,6 +63,19 @@ pub enum FileMark {
         /// Where in the test, a word.
         at: String,
     },
+    /// What a reader of the file sees, after a call: for head and tail of its blocks.
+    Contents(FileContents),
+    /// A read of the file showed a sector that nobody has written since mkfs.
+    Stale {
+        /// `st_dev`.
+        dev: u64,
+        /// `st_ino`.
+        ino: u64,
+        /// Offset in the file.
+        off: u64,
+        /// The sector of the disk that the bytes say.
+        sector: u64,
+    },
     /// State of the file's pages (cachestat). Looked at after the file's mark before it was taken.
     Pages(FilePages),
 }
@@ -104,8 +117,21 @@ pub struct FilePages {
     pub writeback: u64,
 }
 
+/// What a range of a file holds, sector by sector.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct FileContents {
+    /// `st_dev`.
+    pub dev: u64,
+    /// `st_ino`.
+    pub ino: u64,
+    /// Start of the range in the file, a multiple of 512.
+    pub off: u64,
+    /// xxh3-64 of each 512 bytes; what is beyond the end of the file counts as zeros.
+    pub digests: Vec<u64>,
+}
+
 /// The verbs of these marks.
-pub(super) const VERBS: [&str; 9] = [
+pub(super) const VERBS: [&str; 11] = [
     "opening",
     "open",
     "close",
@@ -115,6 +141,8 @@ pub(super) const VERBS: [&str; 9] = [
     "change-end",
     "stat",
     "pages",
+    "contents",
+    "stale",
 ];
 
 impl FileMark {
@@ -129,6 +157,8 @@ impl FileMark {
             FileMark::ChangeEnd { .. } => 6,
             FileMark::Stat { .. } => 7,
             FileMark::Pages(_) => 8,
+            FileMark::Contents(_) => 9,
+            FileMark::Stale { .. } => 10,
         }]
     }
 
@@ -163,6 +193,20 @@ impl FileMark {
             } => {
                 w.num("dev", dev).num("ino", ino).num("isize", isize);
                 w.text("at", at);
+            }
+            FileMark::Contents(c) => {
+                let list: Vec<String> = c.digests.iter().map(|d| format!("{d:016x}")).collect();
+                w.num("dev", c.dev).num("ino", c.ino).num("off", c.off);
+                w.text("digests", &list.join(","));
+            }
+            FileMark::Stale {
+                dev,
+                ino,
+                off,
+                sector,
+            } => {
+                w.num("dev", dev).num("ino", ino).num("off", off);
+                w.num("sector", sector);
             }
             FileMark::Pages(p) => {
                 w.num("dev", p.dev).num("ino", p.ino).text("at", &p.at);
@@ -212,6 +256,18 @@ impl FileMark {
                 isize: keys.num("isize")?,
                 at: keys.text("at")?,
             },
+            "contents" => FileMark::Contents(FileContents {
+                dev: keys.num("dev")?,
+                ino: keys.num("ino")?,
+                off: keys.num("off")?,
+                digests: digests(keys)?,
+            }),
+            "stale" => FileMark::Stale {
+                dev: keys.num("dev")?,
+                ino: keys.num("ino")?,
+                off: keys.num("off")?,
+                sector: keys.num("sector")?,
+            },
             _ => FileMark::Pages(FilePages {
                 dev: keys.num("dev")?,
                 ino: keys.num("ino")?,
@@ -223,6 +279,17 @@ impl FileMark {
             }),
         })
     }
+}
+
+/// Digests in hex, with commas between.
+fn digests(keys: &Keys) -> Result<Vec<u64>, MarkError> {
+    let (at, text) = keys.get("digests")?;
+    let parts = text.split(',').filter(|part| !part.is_empty());
+    let digests: Result<_, _> = parts.map(|part| u64::from_str_radix(part, 16)).collect();
+    digests.map_err(|_| MarkError {
+        at: *at,
+        what: "a digest is no hexadecimal number".into(),
+    })
 }
 
 #[cfg(test)]
@@ -275,6 +342,18 @@ mod tests {
                 at: "after-remount".into(),
             },
             FileMark::Pages(pages),
+            FileMark::Contents(FileContents {
+                dev: 8,
+                ino: 9,
+                off: 512,
+                digests: vec![1, u64::MAX],
+            }),
+            FileMark::Stale {
+                dev: 8,
+                ino: 9,
+                off: 4096,
+                sector: 77,
+            },
         ];
         assert_eq!(samples.len(), VERBS.len());
         for (sample, verb) in samples.into_iter().zip(VERBS) {
