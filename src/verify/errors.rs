@@ -65,7 +65,7 @@ struct Open {
     since: u64,
     /// Begin and end of the last certain check.
     sure: Option<(u64, u64)>,
-    /// End of the last one that may have been a check.
+    /// End of the last one that may have used an error up.
     maybe: u64,
     /// Checks under way.
     busy: u32,
@@ -79,7 +79,7 @@ struct File {
     units: Vec<Unit>,
     /// More failed than are followed, or how a call failed is not known.
     unclear: Option<&'static str>,
-    /// End of the last check of anybody.
+    /// End of the last check that may have told anybody of an error.
     checked: u64,
     /// Calls that have ended and whose last requests are under way.
     pending: u32,
@@ -365,7 +365,8 @@ impl Errors {
         let asks_file = matches!(kind.as_str(), "fsync" | "fdatasync" | "msync" | "dsync");
         let certain = certain && !beside && asks_file && (result >= 0 || reports);
         let checked_before = file.checked;
-        if kind != "syncfs" {
+        // Who was told nothing has used up nothing.
+        if kind != "syncfs" && result < 0 {
             open.maybe = end;
             file.checked = end;
         }

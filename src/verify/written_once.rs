@@ -248,7 +248,14 @@ impl Promise for WrittenOnce {
         }
         settle(file.watch.replace(watch), l);
         if let Some(window) = follow {
-            self.set_clean(key, window, c.end_seq);
+            insert(&mut file.clean, &window);
+        }
+        if why_not == TOLD_NEITHER {
+            // Where the file lies is known now.
+            let known: Vec<_> = file.clean.iter().map(|(s, e)| *s..*e).collect();
+            for range in known {
+                self.set_clean(key, range, c.end_seq);
+            }
         }
     }
 

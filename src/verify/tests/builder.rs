@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use wtblk_shared::mark::{CallBegin, CallEnd, Extent, Mark, PageReport, ProbeBegin, ProbeState};
+use wtblk_shared::mark::{
+    CallBegin, CallEnd, Extent, FileMark, Mark, PageReport, ProbeBegin, ProbeState,
+};
 use wtblk_shared::tag::Tag;
 
 use super::super::Verifier;
@@ -85,7 +87,12 @@ impl Stream {
 
     /// Device and guest start; the guest tells its facts.
     pub fn power_on(&mut self) {
-        self.device(DeviceKind::Begin, 0, 0, r#"{"queues":4}"#);
+        self.device(
+            DeviceKind::Begin,
+            0,
+            0,
+            r#"{"queues":4,"write_cache":true}"#,
+        );
         self.device(DeviceKind::Features, INDIRECT, 0, "");
         self.epoch += 1;
         self.device(DeviceKind::QueueStart, 128, u64::from(self.epoch), "");
@@ -325,6 +332,17 @@ impl Stream {
             dirty: 0,
             writeback,
         }))
+    }
+
+    /// A guest that marks all that is done to its files.
+    pub fn files_marked() -> Stream {
+        let mut s = Stream::booted();
+        s.env(&[("files", "marked")]);
+        s
+    }
+
+    pub fn file(&mut self, mark: FileMark) -> u64 {
+        self.mark(Mark::File(mark))
     }
 
     /// Time passes.
