@@ -117,9 +117,15 @@ fn every_verb() {
     let answer = w.ask("release", |l| l.rule = Some("late".into()));
     assert_eq!(answer.released, Some(1));
     assert_eq!(w.data.finish(0, 2, plain), 0);
-    // A released rule holds nothing until it is armed again.
+    // A released rule holds nothing until it is armed again, and the status says so.
     assert_eq!(w.data.write(3000, &[1; 512]), 0);
+    let released = |w: &mut World| {
+        let rules = w.ask("status", |_| {}).status.unwrap().rules;
+        rules.iter().map(|r| r.released).collect::<Vec<_>>()
+    };
+    assert_eq!(released(&mut w), [true, false]);
     assert!(w.ask("arm", |l| l.rule = Some("late".into())).ok);
+    assert_eq!(released(&mut w), [false, false]);
     let head = w.hold(0, 3);
     let fired = |l: &mut Line| {
         l.rule = Some("late".into());
@@ -150,10 +156,13 @@ fn every_verb() {
     // Not yet, in its time.
     let begin = Instant::now();
     let answer = w.ask("wait", |l| {
-        l.state = Some("nowhere".into());
+        l.held = Some(1);
         l.limit_ms = Some(100);
     });
     assert_eq!(answer.reached, Some(false));
+    // What never comes is not waited for.
+    let answer = w.ask("wait", |l| l.state = Some("nowhere".into()));
+    assert!(answer.error.unwrap().contains("state 'nowhere'"));
     assert!(begin.elapsed() >= Duration::from_millis(100));
     let World {
         serve,
@@ -262,6 +271,8 @@ fn nonsense_is_answered_or_cut_off_and_the_disk_goes_on() {
         "{\"wtblk\":1,\"verb\":\"wait\",\"held\":-1}\n",
         "\u{fffd}\n",
         "[[[[[[[[\n",
+        // The values of a line, without its keys.
+        "[1,\"status\",null,null,null,null,null,null]\n",
     ] {
         let answer = raw(&inside, nonsense.as_bytes(), true);
         assert!(

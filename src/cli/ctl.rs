@@ -163,9 +163,10 @@ fn print_standing(s: &Standing, out: &mut impl Write) -> Result<()> {
     }
     for r in &s.rules {
         let armed = if r.armed { "" } else { ", disarmed" };
+        let released = if r.released { ", released" } else { "" };
         writeln!(
             out,
-            "rule {}: seen {}, fired {}, holds {}{armed}",
+            "rule {}: seen {}, fired {}, holds {}{armed}{released}",
             r.name, r.seen, r.fired, r.held
         )?;
     }

@@ -90,6 +90,12 @@ impl Line {
 
     /// Reads a line (without its newline).
     pub fn read(text: &[u8]) -> Result<Ask, String> {
+        // Of a list the values would be taken for the keys, in some order.
+        if text.trim_ascii_start().first() != Some(&b'{') {
+            return Err(
+                "no JSON object, expected one such as {\"wtblk\":1,\"verb\":\"status\"}".into(),
+            );
+        }
         let line: Line = serde_json::from_slice(text).map_err(|e| e.to_string())?;
         line.ask()
     }
@@ -236,6 +242,9 @@ pub struct RuleStanding {
     pub held: u64,
     /// It may fire.
     pub armed: bool,
+    /// It was released: it holds nothing until it is armed again.
+    #[serde(default)]
+    pub released: bool,
 }
 
 /// A group of requests with a planned order.

@@ -266,10 +266,13 @@ fn query(hub: &Hub) -> Answer {
 
 fn wait(shared: &Shared, what: &WaitFor, limit: Duration) -> Answer {
     let hub = &*shared.hub;
-    if let WaitFor::Fired(rule, _) = what
-        && !hub.knows(rule)
-    {
-        return Answer::error(format!("no rule is named '{rule}'"));
+    let control = match what {
+        WaitFor::Fired(rule, n) => Control::WaitFired(rule.clone(), *n),
+        WaitFor::State(state) => Control::WaitState(state.clone()),
+        WaitFor::Held(held) => Control::WaitHeld(*held),
+    };
+    if let Some(why) = orders::unknown(hub, &Mark::Control(control)) {
+        return Answer::error(why);
     }
     let ending = || shared.ending.load(Ordering::SeqCst).then_some(false);
     let reached = || orders::is_so(hub, what).then_some(true);

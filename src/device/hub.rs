@@ -133,13 +133,8 @@ impl Hub {
     pub fn completed(&self, request: &Request, status: Status) {
         if let Some(engine) = &self.engine {
             let mut engine = lock(engine);
-            let before = engine.state().to_owned();
             engine.completed(request, status);
-            let moved = engine.state() != before;
             self.follow(engine);
-            if moved {
-                self.tell();
-            }
         }
     }
 
@@ -199,6 +194,7 @@ impl Hub {
             fired: state.fired,
             held: held.get(&state.rule.name).copied().unwrap_or(0),
             armed: state.armed,
+            released: state.released,
         });
         rules.collect()
     }
