@@ -175,11 +175,22 @@ impl MarkQueue {
     }
 
     fn state_page(&self) -> Vec<u8> {
-        let mut page = orders::state_page(&self.hub, self.last, self.wait).into_bytes();
-        page.truncate(STATE_LEN - 1);
-        page.push(b'\n');
-        page
+        page(orders::state_page(&self.hub, self.last, self.wait))
     }
+}
+
+/// The line with its newline. What has no room is left out whole, and `...` says so: half a
+/// rule would be taken for another one.
+fn page(line: String) -> Vec<u8> {
+    let mut page = line.into_bytes();
+    if page.len() >= STATE_LEN {
+        page.truncate(STATE_LEN - 4);
+        let end = page.iter().rposition(|&byte| byte == b',');
+        page.truncate(end.map_or(0, |end| end + 1));
+        page.extend_from_slice(b"...");
+    }
+    page.push(b'\n');
+    page
 }
 
 /// Byte offset of a request that lies inside the disk (which also bounds its length).
@@ -265,7 +276,20 @@ impl QueueDevice for MarkQueue {
 
 #[cfg(test)]
 mod tests {
-    use super::is_ordered;
+    use super::{STATE_LEN, is_ordered, page};
+
+    #[test]
+    fn a_page_ends_with_a_whole_rule() {
+        assert_eq!(page("a=1,b=2".into()), b"a=1,b=2\n");
+        let full = "r=".to_owned() + &"x".repeat(STATE_LEN - 3);
+        assert_eq!(page(full.clone()).len(), STATE_LEN);
+        for more in 1..40 {
+            let rules: String = (0..STATE_LEN).map(|n| format!(",r{n}:0:0")).collect();
+            let text = String::from_utf8(page("x".repeat(more) + &rules)).unwrap();
+            assert!(text.len() <= STATE_LEN && text.len() > STATE_LEN - 16);
+            assert!(text.ends_with(":0:0,...\n"), "{text}");
+        }
+    }
 
     #[test]
     fn the_page_cache_is_told_from_a_direct_write() {
