@@ -43,7 +43,7 @@ pub static ABOUT: About = About {
         up to date before it copies (__iomap_write_begin); blocks that were never written read zeros \
         (unwritten extents, i_size)",
     broken_by: "bytes taken from the wrong place of a folio, a block whose rest was not read or not \
-        written, extents marked written although the write failed; the defect misaligned in a new block",
+        written, extents marked written although the write failed; the defects wrong-bytes, and misaligned in a new block",
 };
 
 /// The judge by this contract.

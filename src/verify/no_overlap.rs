@@ -39,7 +39,7 @@ pub static ABOUT: About = About {
         ended (folio_wait_writeback before folio_start_writeback), so the page cache has one I/O of \
         a block in flight at most; which of two the disk keeps would be chance",
     broken_by: "a writethrough that does not wait for writeback that is under way, or sends a bio \
-        twice",
+        twice; the defect sent-twice",
 };
 
 /// The judge by this contract.
