@@ -36,6 +36,9 @@ fn bad_input_is_one_sentence_and_status_2() {
     std::fs::write(dir.join("odd"), [0; 700]).unwrap();
     std::fs::write(dir.join("typo.toml"), "version = 1\n[devise]\n").unwrap();
     std::fs::write(dir.join("file"), "").unwrap();
+    let log = "version = 1\n[[fault]]\nname = \"a\"\ndisk = \"log\"\nwhen = { op = \"read\" }\n\
+               action = { hang = true }\n";
+    std::fs::write(dir.join("log.toml"), log).unwrap();
     let memory = ["--memory", "1MiB"];
     for (args, what) in [
         (vec!["--memory", "1MiB"], "--socket"),
@@ -55,6 +58,26 @@ fn bad_input_is_one_sentence_and_status_2() {
         (
             [&["--socket", "s", "--queues", "0"], &memory[..]].concat(),
             "queues",
+        ),
+        (
+            [
+                &["--socket", "s", "--disk", "name=a,memory=1M"],
+                &memory[..],
+            ]
+            .concat(),
+            "socket=PATH",
+        ),
+        (
+            [
+                &["--socket", "s", "--disk", "name=data,memory=1M,socket=t"],
+                &memory[..],
+            ]
+            .concat(),
+            "two disks are named data",
+        ),
+        (
+            [&["--socket", "s", "--scenario", "log.toml"], &memory[..]].concat(),
+            "there is none of this name",
         ),
         (
             [&["--socket", "s", "--min-io", "700"], &memory[..]].concat(),

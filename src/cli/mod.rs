@@ -3,6 +3,7 @@
 
 mod activation;
 pub mod ctl;
+mod disk_arg;
 pub mod export;
 pub mod kernel;
 mod log;

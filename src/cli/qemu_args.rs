@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The QEMU arguments that go with a device: what `--print-qemu-args` prints.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The disks to attach.
 pub(super) struct Disks<'a> {
@@ -13,6 +13,8 @@ pub(super) struct Disks<'a> {
     pub queues: u16,
     /// Descriptors of each, where that was said.
     pub queue_size: Option<u16>,
+    /// Further disks: name, socket, queues.
+    pub more: &'a [(String, PathBuf, u16)],
 }
 
 /// Guest memory in the printed lines; the reader puts in what is wanted.
@@ -58,6 +60,9 @@ fn devices(disks: &Disks<'_>, driver: &str) -> String {
         disks.queue_size,
     )];
     parts.extend(disks.mark_socket.map(|s| one("wtblk-mark", s, 1, None)));
+    for (name, socket, queues) in disks.more {
+        parts.push(one(&format!("wtblk-{name}"), socket, *queues, None));
+    }
     parts.join(" \\\n")
 }
 
@@ -81,11 +86,13 @@ mod tests {
             mark_socket: Some(Path::new("/tmp/m")),
             queues: 4,
             queue_size: Some(256),
+            more: &[("log".into(), "/tmp/l".into(), 2)],
         });
         assert_eq!(text.matches("share=on").count(), 2);
         assert!(text.contains("'socket,id=wtblk-data,path=/tmp/a,,b c'"));
         assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4,queue-size=256"));
         assert!(text.contains("vhost-user-blk,chardev=wtblk-mark,num-queues=1"));
+        assert!(text.contains("vhost-user-blk,chardev=wtblk-log,num-queues=2"));
         assert!(text.contains("force-legacy=false"));
         assert_eq!(text.matches("-smp 4").count(), 2);
     }

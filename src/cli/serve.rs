@@ -12,11 +12,12 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
 use super::activation;
+use super::disk_arg;
 use super::qemu_args::{self, Disks};
 use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
 use super::speed_args::SpeedArgs;
-use crate::device::{Address, Backing, ServeConfig, Settings, serve};
+use crate::device::{Address, Backing, MoreDisk, ServeConfig, Settings, serve};
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
 #[derive(Args, Debug)]
@@ -55,6 +56,9 @@ pub struct ServeArgs {
     /// A disk of this size that stores nothing: for benchmarks
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "memory")]
     null: Option<u64>,
+    /// A disk beside the disk under test: name=NAME,socket=PATH,memory=SIZE (or image=FILE)
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = disk_arg::parse)]
+    disk: Vec<MoreDisk>,
     /// Scenario file; several are merged
     #[arg(long, value_name = "FILE")]
     scenario: Vec<PathBuf>,
@@ -136,6 +140,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         socket,
         mark_socket,
         backing,
+        more: args.disk.clone(),
         scenarios: args.scenario.clone(),
         trace: args.trace.clone(),
         recording: args.recording.recording(),
@@ -167,11 +172,16 @@ fn qemu_args(config: &ServeConfig) -> Result<String> {
     };
     let socket = absolute(&config.socket)?;
     let mark_socket = config.mark_socket.as_ref().map(absolute).transpose()?;
+    let mut more = Vec::new();
+    for (name, address, disk) in &settings.more {
+        more.push((name.clone(), absolute(address)?, disk.queues()));
+    }
     Ok(qemu_args::text(&Disks {
         socket: &socket,
         mark_socket: mark_socket.as_deref().map(Path::new),
         queues: settings.queues(),
         queue_size: settings.shape.queue_size,
+        more: &more,
     }))
 }
 

@@ -12,8 +12,8 @@ use wtblk_shared::tag::Tag;
 
 use crate::trace::TraceReader;
 use crate::trace::event::{
-    Body, Complete, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Event, MARK_DISK,
-    MarkEvent, Op, RequestId, Submit,
+    Body, Complete, DATA_DISK, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Event,
+    MARK_DISK, MarkEvent, Op, RequestId, Submit,
 };
 
 /// Requests in flight whose latency is kept in mind; more are shown without it.
@@ -321,8 +321,10 @@ fn extents(extents: Option<&[Extent]>) -> String {
 
 fn device(d: &DeviceEvent) -> String {
     let mut line = String::new();
-    if d.disk == MARK_DISK {
-        line.push_str("mark disk: ");
+    match d.disk {
+        DATA_DISK => {}
+        MARK_DISK => line.push_str("mark disk: "),
+        other => push(&mut line, format_args!("disk {other}: ")),
     }
     match d.kind {
         DeviceKind::Connected => push(&mut line, format_args!("connected, number {}", d.a)),

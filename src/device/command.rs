@@ -94,6 +94,7 @@ impl<T> Pending<T> {
 }
 
 /// The way to a worker.
+#[derive(Clone)]
 pub(super) struct WorkerHandle {
     queue: u16,
     orders: Sender<Command>,

@@ -159,8 +159,8 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
     // The requests in flight are finished before the socket is closed.
     let mut rings = handler.lock().unwrap_or_else(PoisonError::into_inner);
     rings.stop_all();
-    if disk.state.is_some() {
-        disk.hub.outage.closed();
+    if let Some(state) = &disk.state {
+        state.outage.closed();
     }
     stopper.hung_up.store(false, Ordering::SeqCst);
     event(DeviceKind::Disconnected, number, &why);

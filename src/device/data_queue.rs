@@ -17,11 +17,12 @@ use super::digest::Sample;
 use super::groups::Key;
 use super::hub::Hub;
 use super::memory::{GuestMap, Segment};
+use super::outage::Outage;
 use super::request::{Parsed, Zone};
 use super::slab::{Keyed, Slab};
 use super::worker::{Done, Flight, QueueDevice, Taken};
 use crate::fault::request::{Decision, Plan, Request};
-use crate::store::{Completion, StoreQueue};
+use crate::store::{Cache, Completion, StoreQueue};
 use crate::trace::event::{Body, Complete, DATA_DISK, Decide, DeviceKind, Op, Status, Submit};
 
 /// Bytes of a serial (virtio 1.3, 5.2.6.1).
@@ -29,6 +30,15 @@ const ID_LEN: usize = 20;
 
 /// What all queues of the disk share.
 pub(super) struct DiskState {
+    /// Its number in events.
+    pub number: u8,
+    /// Of its first queue's worker among those of all disks.
+    pub first_worker: u16,
+    /// Number of queues.
+    pub queues: u16,
+    /// The volatile cache, where there is one.
+    pub cache: Option<Arc<Cache>>,
+    pub outage: Outage,
     /// Capacity in bytes.
     pub capacity: u64,
     pub read_only: bool,
@@ -145,8 +155,14 @@ impl DataQueue {
         }
     }
 
+    /// Its worker among those of all disks.
+    fn worker(&self) -> u16 {
+        self.disk.first_worker + self.queue
+    }
+
     fn event(&self, kind: DeviceKind, a: u64, b: u64, text: &str) {
-        self.hub.event(DATA_DISK, self.queue, kind, a, b, text);
+        self.hub
+            .event(self.disk.number, self.queue, kind, a, b, text);
     }
 
     /// The decision is recorded and becomes the request's.
@@ -187,6 +203,7 @@ impl DataQueue {
 
     /// The request waits no more for what it waited for.
     fn unwait(&mut self, token: u64) {
+        let worker = self.worker();
         let Some(pending) = self.pending.get_mut(token) else {
             return;
         };
@@ -198,7 +215,7 @@ impl DataQueue {
             Waits::Order => {
                 self.hub.let_go(pending.rule());
                 if let Some(key) = pending.group() {
-                    self.hub.groups.leave(key, (self.queue, token));
+                    self.hub.groups.leave(key, (worker, token));
                 }
             }
             Waits::Hang => self.hub.add_hung(-1),
@@ -228,7 +245,7 @@ impl DataQueue {
             self.unwait(token);
             self.advance(token);
         }
-        for go in self.hub.groups.expire(self.queue, now) {
+        for go in self.hub.groups.expire(self.worker(), now) {
             self.hub.go(go);
         }
     }
@@ -259,10 +276,14 @@ impl QueueDevice for DataQueue {
             Ok(parsed) => (parsed, None),
             Err(malformed) => (nothing(), Some(malformed.what)),
         };
-        let sample = self.hub.digests.sample(&parsed, &taken.map);
+        // Marked calls are calls on the disk under test.
+        let sample = match self.disk.number {
+            DATA_DISK => self.hub.digests.sample(&parsed, &taken.map),
+            _ => None,
+        };
         self.epoch = taken.epoch;
         let submit = Body::Submit(Submit {
-            disk: DATA_DISK,
+            disk: self.disk.number,
             queue: self.queue,
             op: parsed.op,
             sector: parsed.sector,
@@ -273,21 +294,21 @@ impl QueueDevice for DataQueue {
             digest: sample.as_ref().map_or(0, |s| s.look.digest),
         });
         let record = || self.hub.trace.record(&submit);
-        let (id, covers) = match (&self.hub.cache, parsed.op) {
+        let (id, covers) = match (&self.disk.cache, parsed.op) {
             (Some(cache), Op::Flush) => cache.at(record),
             _ => (record(), 0),
         };
         self.sampled(id, parsed.sector, sample.as_deref());
-        self.hub.add_in_flight(self.queue, 1);
+        self.hub.add_in_flight(self.worker(), 1);
         let request = Request {
             id,
-            disk: DATA_DISK,
+            disk: self.disk.number,
             queue: self.queue,
             op: parsed.op,
             sector: parsed.sector,
             bytes: parsed.bytes,
             tag: Tag::from_ioprio(parsed.ioprio),
-            inflight: self.hub.in_flight_for_rules(),
+            inflight: self.hub.in_flight_for_rules(&self.disk),
         };
         let pending = Pending {
             request: request.clone(),
@@ -325,7 +346,7 @@ impl QueueDevice for DataQueue {
             }
             return self.advance(token);
         }
-        let outage = &self.hub.outage;
+        let outage = &self.disk.outage;
         // A device that is gone has no rules.
         if !outage.is_gone()
             && !outage.is_silent()
@@ -363,7 +384,7 @@ impl QueueDevice for DataQueue {
             return Some(Instant::now());
         }
         let clock = self.clocks.first().map(|clock| clock.0);
-        let group = self.hub.groups.deadline(self.queue);
+        let group = self.hub.groups.deadline(self.worker());
         clock.into_iter().chain(group).min()
     }
 
@@ -407,7 +428,7 @@ impl QueueDevice for DataQueue {
     }
 
     fn stop(&mut self) -> u64 {
-        let outage = &self.hub.outage;
+        let outage = &self.disk.outage;
         let silent = outage.is_silent();
         let abandon = silent || (self.disk.abandon_on_stop && !outage.keeps());
         self.stopping = Some(abandon);
@@ -435,7 +456,7 @@ impl QueueDevice for DataQueue {
         self.look_again(done);
         let reserve = || self.hub.trace.reserve();
         let receipts = self.pending.get_mut(done.token).map(|p| &mut p.receipts);
-        Some(match (&self.hub.cache, receipts) {
+        Some(match (&self.disk.cache, receipts) {
             (Some(cache), Some(receipts)) if !receipts.is_empty() => {
                 cache.complete(&std::mem::take(receipts), reserve)
             }
@@ -444,7 +465,7 @@ impl QueueDevice for DataQueue {
     }
 
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool) {
-        self.hub.add_in_flight(self.queue, -1);
+        self.hub.add_in_flight(self.worker(), -1);
         let pending = self.pending.remove(done.token);
         let (Some(number), Some(pending)) = (number, pending) else {
             return;
@@ -458,7 +479,7 @@ impl QueueDevice for DataQueue {
         };
         self.hub.trace.commit(number, &Body::Complete(complete));
         if let Some(key) = pending.group()
-            && let Some(go) = self.hub.groups.over(key, (self.queue, done.token))
+            && let Some(go) = self.hub.groups.over(key, (self.worker(), done.token))
         {
             self.hub.go(go);
         }

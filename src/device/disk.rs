@@ -18,7 +18,7 @@ use super::worker::{QueueDevice, Worker};
 pub(super) struct Disk {
     /// Its number in events.
     pub number: u8,
-    pub name: &'static str,
+    pub name: String,
     pub hub: Arc<Hub>,
     pub geometry: Geometry,
     /// The disk under test has a state; the mark disk has not.

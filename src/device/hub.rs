@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 use wtblk_shared::mark::Mark;
 
 use super::command::{Command, WorkerHandle};
+use super::data_queue::DiskState;
 use super::digest::Digests;
 use super::groups::{Go, Groups};
-use super::outage::Outage;
 use super::record_data::DataRecorder;
 use super::settings::{Plans, Recording};
 use super::wake::Wake;
 use crate::control::{OpenCalls, RuleStanding};
 use crate::fault::Engine;
 use crate::fault::request::{Decision, DeviceFault, Request};
-use crate::store::Cache;
 use crate::trace::TraceWriter;
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Status};
 
@@ -32,26 +31,25 @@ struct Count(AtomicU64);
 /// See the module.
 pub(super) struct Hub {
     pub trace: Arc<TraceWriter>,
-    /// `None` where there are no rules: the data path then takes no lock.
-    engine: Option<Mutex<Engine>>,
+    /// By number of the disk; `None` where it has no rules: its data path then takes no lock.
+    engines: Vec<Option<Mutex<Engine>>>,
     /// Asked before the rules.
     plans: Option<Plans>,
-    /// The workers of the disk under test.
+    /// The workers of all disks but the mark disk.
     workers: OnceLock<Arc<Vec<WorkerHandle>>>,
+    /// These disks; the disk under test is the first.
+    disks: OnceLock<Vec<Arc<DiskState>>>,
     pub groups: Groups,
-    pub outage: Outage,
     /// Looks at the data of requests.
     pub digests: Digests,
     /// Keeps it in the trace.
     pub recorder: DataRecorder,
-    /// The volatile cache, where there is one.
-    pub cache: Option<Arc<Cache>>,
     /// By rule; locked only where something is held.
     held: Mutex<BTreeMap<String, u64>>,
     hung: AtomicU64,
     /// For people who ask.
     calls: Mutex<OpenCalls>,
-    /// By queue, each written by its own worker alone.
+    /// By worker, each written by its own alone.
     in_flight: Box<[Count]>,
     /// Readable when what a mark may wait for has changed.
     changed: Wake,
@@ -66,21 +64,22 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Hub {
     pub fn new(
         trace: Arc<TraceWriter>,
-        engine: Engine,
+        engines: Vec<Engine>,
         plans: Option<Plans>,
-        cache: Option<Arc<Cache>>,
         recording: &Recording,
     ) -> io::Result<Hub> {
         Ok(Hub {
             trace,
-            engine: (!engine.is_empty()).then(|| Mutex::new(engine)),
+            engines: engines
+                .into_iter()
+                .map(|engine| (!engine.is_empty()).then(|| Mutex::new(engine)))
+                .collect(),
             plans,
             workers: OnceLock::new(),
+            disks: OnceLock::new(),
             groups: Groups::default(),
-            outage: Outage::default(),
             digests: Digests::new(recording.digest, recording.digest_memory),
             recorder: DataRecorder::new(recording.data, recording.data_limit),
-            cache,
             held: Mutex::default(),
             hung: AtomicU64::new(0),
             calls: Mutex::default(),
@@ -90,12 +89,38 @@ impl Hub {
         })
     }
 
-    /// The workers that releases go to.
-    pub fn set_workers(&self, workers: Arc<Vec<WorkerHandle>>) {
+    /// The disks, and the workers that releases go to, in the same order.
+    pub fn set_disks(&self, disks: Vec<Arc<DiskState>>, workers: Arc<Vec<WorkerHandle>>) {
+        let _ = self.disks.set(disks);
         let _ = self.workers.set(workers);
     }
 
-    /// The workers of the disk under test.
+    /// The disks but for the mark disk; the disk under test is the first.
+    pub fn disks(&self) -> &[Arc<DiskState>] {
+        self.disks.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The power is cut, for all disks. False where it was before.
+    pub fn cut(&self) -> bool {
+        let mut first = false;
+        for disk in self.disks() {
+            first |= disk.outage.cut();
+        }
+        for cache in self.disks().iter().filter_map(|d| d.cache.as_ref()) {
+            cache.freeze();
+        }
+        first
+    }
+
+    fn engines(&self) -> impl Iterator<Item = &Mutex<Engine>> {
+        self.engines.iter().flatten()
+    }
+
+    fn engine_of(&self, disk: u8) -> Option<&Mutex<Engine>> {
+        self.engines.get(usize::from(disk))?.as_ref()
+    }
+
+    /// The workers of all disks but the mark disk.
     pub fn workers(&self) -> &[WorkerHandle] {
         self.workers.get().map_or(&[], |w| w.as_slice())
     }
@@ -108,7 +133,7 @@ impl Hub {
                 return decision;
             }
         }
-        let mut engine = lock(self.engine.as_ref()?);
+        let mut engine = lock(self.engine_of(request.disk)?);
         let decision = engine.decide(request, self.trace.now_ns());
         self.follow(engine);
         if decision.is_some() {
@@ -121,17 +146,24 @@ impl Hub {
     pub fn mark(&self, mark: &Mark) {
         lock(&self.calls).mark(mark);
         self.digests.mark(mark);
-        if let Some(engine) = &self.engine {
-            let mut engine = lock(engine);
-            engine.mark(mark, self.trace.now_ns());
-            self.follow(engine);
-            self.tell();
+        for (disk, engine) in self.engines.iter().enumerate() {
+            // Calls and their files are on the disk under test: elsewhere their places mean
+            // something else.
+            let places = matches!(mark, Mark::Begin(_) | Mark::End(_) | Mark::Fs { .. });
+            if let Some(engine) = engine
+                && (disk == usize::from(DATA_DISK) || !places)
+            {
+                let mut engine = lock(engine);
+                engine.mark(mark, self.trace.now_ns());
+                self.follow(engine);
+                self.tell();
+            }
         }
     }
 
     /// Tells the rules of a completion that the guest cannot see yet.
     pub fn completed(&self, request: &Request, status: Status) {
-        if let Some(engine) = &self.engine {
+        if let Some(engine) = self.engine_of(request.disk) {
             let mut engine = lock(engine);
             engine.completed(request, status);
             self.follow(engine);
@@ -166,37 +198,38 @@ impl Hub {
 
     /// Whether a rule has this name.
     pub fn knows(&self, rule: &str) -> bool {
-        self.engine.as_ref().is_some_and(|e| lock(e).knows(rule))
+        self.engines().any(|e| lock(e).knows(rule))
     }
 
-    /// The state that the rules are in; empty where there are none.
+    /// The state that the rules of the disk under test (where it has none, of the first that has)
+    /// are in; empty where there are none.
     pub fn state(&self) -> String {
         let state = |engine: &Mutex<Engine>| lock(engine).state().to_owned();
-        self.engine.as_ref().map(state).unwrap_or_default()
+        self.engines().next().map(state).unwrap_or_default()
     }
 
     /// Whether a rule speaks of this state.
     pub fn knows_state(&self, state: &str) -> bool {
         let knows = |e: &Mutex<Engine>| lock(e).states().iter().any(|s| s == state);
-        self.engine.as_ref().is_some_and(knows)
+        self.engines().any(knows)
     }
 
     /// The rules and their counters.
     pub fn rules(&self) -> Vec<RuleStanding> {
-        let Some(engine) = &self.engine else {
-            return Vec::new();
-        };
-        let engine = lock(engine);
-        let held = lock(&self.held);
-        let rules = engine.rules().into_iter().map(|state| RuleStanding {
-            name: state.rule.name.clone(),
-            seen: state.seen,
-            fired: state.fired,
-            held: held.get(&state.rule.name).copied().unwrap_or(0),
-            armed: state.armed,
-            released: state.released,
-        });
-        rules.collect()
+        let mut rules = Vec::new();
+        for engine in self.engines() {
+            let engine = lock(engine);
+            let held = lock(&self.held);
+            rules.extend(engine.rules().into_iter().map(|state| RuleStanding {
+                name: state.rule.name.clone(),
+                seen: state.seen,
+                fired: state.fired,
+                held: held.get(&state.rule.name).copied().unwrap_or(0),
+                armed: state.armed,
+                released: state.released,
+            }));
+        }
+        rules
     }
 
     /// The marked call with this tag, and where the sector is in its file.
@@ -217,13 +250,13 @@ impl Hub {
     }
 
     /// Records what a rule did to the device as a whole; `request` is the one it fired on.
-    pub fn outage_event(&self, queue: u16, request: u64, fault: DeviceFault) {
+    pub fn outage_event(&self, (disk, queue): (u8, u16), request: u64, fault: DeviceFault) {
         let (kind, b) = match fault {
             DeviceFault::Gone => (DeviceKind::Gone, 0),
             DeviceFault::Cut => (DeviceKind::Cut, 0),
             DeviceFault::Disconnect { lose } => (DeviceKind::HangUp, u64::from(lose)),
         };
-        self.event(DATA_DISK, queue, kind, request, b, "");
+        self.event(disk, queue, kind, request, b, "");
         self.tell();
     }
 
@@ -248,19 +281,23 @@ impl Hub {
     }
 
     /// Counts requests as taken (or, negative, as completed).
-    pub fn add_in_flight(&self, queue: u16, n: i64) {
-        // A queue's index has eight bits.
-        if let Some(count) = self.in_flight.get(usize::from(queue)) {
+    pub fn add_in_flight(&self, worker: u16, n: i64) {
+        // There are not more workers (`settings.rs`).
+        if let Some(count) = self.in_flight.get(usize::from(worker)) {
             count.0.fetch_add(n as u64, Ordering::AcqRel);
         }
     }
 
     /// Requests in flight where somebody may ask for their number: rules, or a test's plans.
-    pub fn in_flight_for_rules(&self) -> u32 {
-        if self.engine.is_none() && self.plans.is_none() {
+    pub fn in_flight_for_rules(&self, disk: &DiskState) -> u32 {
+        if self.engine_of(disk.number).is_none() && self.plans.is_none() {
             return 0;
         }
-        u32::try_from(self.in_flight()).unwrap_or(u32::MAX)
+        let first = usize::from(disk.first_worker);
+        let ours = self.in_flight.iter().skip(first);
+        let ours = ours.take(usize::from(disk.queues));
+        let sum: u64 = ours.map(|c| c.0.load(Ordering::Acquire)).sum();
+        u32::try_from(sum).unwrap_or(u32::MAX)
     }
 
     /// Requests held, by whatever rule.

@@ -36,5 +36,7 @@ mod wake;
 mod worker;
 
 pub use serve::serve;
-pub use settings::{Backing, DataOf, DigestOf, Plans, Poll, Recording, ServeConfig, Settings};
+pub use settings::{
+    Backing, DataOf, DigestOf, MoreDisk, Plans, Poll, Recording, ServeConfig, Settings,
+};
 pub use socket::Address;

@@ -104,7 +104,9 @@ pub(super) fn standing(hub: &Hub) -> Standing {
         waiting: g.waiting as u64,
         size: g.size,
     });
-    let cache = hub.cache.as_ref().map(|cache| {
+    // What concerns a disk is told of the disk under test.
+    let disk = hub.disks().first();
+    let cache = disk.and_then(|d| d.cache.as_ref()).map(|cache| {
         let account = cache.account();
         CacheStanding {
             completed: account.completed,
@@ -115,7 +117,7 @@ pub(super) fn standing(hub: &Hub) -> Standing {
         }
     });
     Standing {
-        device: hub.outage.word().to_owned(),
+        device: disk.map_or("ok", |d| d.outage.word()).to_owned(),
         state: hub.state(),
         held: hub.held(),
         hung: hub.hung(),

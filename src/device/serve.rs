@@ -14,17 +14,18 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
-use wtblk_shared::disk::{MARK_DISK_LEN, MARK_SERIAL, SECTOR};
+use wtblk_shared::disk::{DATA_NAME, MARK_DISK_LEN, MARK_SERIAL, SECTOR};
 
 use super::command::STOP_LIMIT;
 use super::config::Geometry;
 use super::connection::{self, Stopper};
 use super::control::ControlSocket;
 use super::data_queue::{DataQueue, DiskState};
-use super::disk::{self, Disk, Threads, join_until};
+use super::disk::{self, Disk, Idle, Threads, join_until};
 use super::hub::Hub;
 use super::mark_queue::MarkQueue;
 use super::notify::notify;
+use super::outage::Outage;
 use super::settings::{Layers, ServeConfig, Settings};
 use super::socket::{Address, Socket};
 use super::wake::Wake;
@@ -41,14 +42,27 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     // First of all: a signal during set-up must find its sockets removed again, too.
     let signals = signal_pipe().context("cannot catch signals")?;
     let settings = Settings::of(&config)?;
-    let engine = Engine::new(&settings.scenario, config.seed);
-    let kept = [engine.kept_ranges(), config.kept.clone()].concat();
-    let Layers { store, cache } = settings.store(
-        config.poison,
-        config.volatile_cache || settings.needs_cache(),
-        &kept,
-    )?;
-    let socket = Socket::open(&config.socket)?;
+    let mut engines = Vec::new();
+    let mut opened = Vec::new();
+    for (number, each) in (DATA_DISK..).zip(disks(&config, &settings)) {
+        let rules_of = (number != DATA_DISK).then_some(each.name);
+        let engine = Engine::of_disk(&settings.scenario, config.seed, number, rules_of);
+        let mut kept = engine.kept_ranges();
+        if number == DATA_DISK {
+            kept.extend(&config.kept);
+        }
+        let volatile = config.volatile_cache || settings.needs_cache(rules_of);
+        let layers = each.settings.store(config.poison, volatile, &kept);
+        let layers = layers.with_context(|| format!("disk {}", each.name))?;
+        engines.push(engine);
+        opened.push((
+            number,
+            each.name,
+            each.settings,
+            layers,
+            Socket::open(each.socket)?,
+        ));
+    }
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
     let control = config.control.clone().map(Address::Path);
     let control = control.as_ref().map(Socket::open).transpose()?;
@@ -57,14 +71,10 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         None => TraceWriter::null(),
     });
     let rules = settings.scenario.rules.len() as u64;
-    let hub = Arc::new(Hub::new(
-        trace.clone(),
-        engine,
-        config.plans.clone(),
-        cache,
-        &config.recording,
-    )?);
-    let begin = describe(&config, &settings, &*store, mark_socket.is_some());
+    let plans = config.plans.clone();
+    let hub = Arc::new(Hub::new(trace.clone(), engines, plans, &config.recording)?);
+    let sizes: Vec<u64> = opened.iter().map(|o| o.3.store.capacity()).collect();
+    let begin = describe(&config, &settings, &sizes, mark_socket.is_some());
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
         let text = settings.scenario.to_text();
@@ -79,10 +89,24 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     }
 
     let ended = Arc::new(Wake::new()?);
-    let mut running = vec![data_disk(&hub, &settings, &*store, socket, &ended)?];
-    let data = &running[0];
+    let mut made = Vec::new();
+    let (mut states, mut workers) = (Vec::new(), Vec::new());
+    for (number, name, settings, layers, socket) in opened {
+        let first_worker = u16::try_from(workers.len()).unwrap_or(u16::MAX);
+        let disk = Made::new(&hub, (number, name), settings, layers, first_worker)?;
+        states.push(disk.state.clone());
+        workers.extend(disk.disk.workers.iter().cloned());
+        made.push((disk, settings, socket));
+    }
+    let workers = Arc::new(workers);
+    hub.set_disks(states, workers.clone());
+    let mut running = Vec::new();
+    let mut stores = Kept::new();
+    for (disk, settings, socket) in made {
+        stores.push(disk.store.clone());
+        running.push(disk.run(settings, socket, &ended)?);
+    }
     if let Some(socket) = mark_socket {
-        let workers = data.disk.workers.clone();
         running.push(mark_disk(&hub, workers, socket)?);
     }
     let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
@@ -95,13 +119,16 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     drop(control);
     end(running);
     // An orderly end of a disk keeps what it has said it has.
-    if let Some(cache) = &hub.cache
-        && let Err(error) = cache.write_out(STOP_LIMIT)
-    {
-        tracing::error!(%error, "cannot write the volatile cache out");
-        let text = format!("the volatile cache was not written out: {error}");
-        hub.event(DATA_DISK, 0, DeviceKind::Limit, 0, 0, &text);
+    for disk in hub.disks() {
+        if let Some(cache) = &disk.cache
+            && let Err(error) = cache.write_out(STOP_LIMIT)
+        {
+            tracing::error!(%error, "cannot write the volatile cache out");
+            let text = format!("the volatile cache was not written out: {error}");
+            hub.event(disk.number, 0, DeviceKind::Limit, 0, 0, &text);
+        }
     }
+    drop(stores);
     trace.close();
     Ok(())
 }
@@ -114,10 +141,13 @@ struct Running {
     stopper: Arc<Stopper>,
 }
 
+/// Keeps a disk's store: its threads end with it.
+type Kept = Vec<Arc<dyn Store>>;
+
 fn run(disk: Arc<Disk>, workers: Threads, socket: Socket, ended: Arc<Wake>) -> io::Result<Running> {
     let stopper = Stopper::new()?;
-    if disk.state.is_some() {
-        disk.hub.outage.set_connection(stopper.clone());
+    if let Some(state) = &disk.state {
+        state.outage.set_connection(stopper.clone());
     }
     let connection = connection::serve(disk.clone(), socket, stopper.clone(), ended)?;
     Ok(Running {
@@ -128,40 +158,103 @@ fn run(disk: Arc<Disk>, workers: Threads, socket: Socket, ended: Arc<Wake>) -> i
     })
 }
 
-fn data_disk(
-    hub: &Arc<Hub>,
-    settings: &Settings,
-    store: &dyn Store,
-    socket: Socket,
-    ended: &Arc<Wake>,
-) -> Result<Running> {
-    let geometry = Geometry::of(&settings.shape, store.capacity() / SECTOR);
-    let state = Arc::new(DiskState {
-        capacity: store.capacity(),
-        read_only: geometry.read_only,
-        discard: geometry.discard,
-        serial: settings.serial().to_owned(),
-        writeback: AtomicBool::new(settings.write_cache()),
-        abandon_on_stop: settings.abandon_on_stop,
+/// A disk that is to be served.
+struct Served<'a> {
+    name: &'a str,
+    settings: &'a Settings,
+    socket: &'a Address,
+}
+
+/// The disk under test, and the others in the order of their numbers.
+fn disks<'a>(config: &'a ServeConfig, settings: &'a Settings) -> Vec<Served<'a>> {
+    let mut disks = vec![Served {
+        name: DATA_NAME,
+        settings,
+        socket: &config.socket,
+    }];
+    let more = settings.more.iter().map(|(name, socket, settings)| Served {
+        name,
+        settings,
+        socket,
     });
-    let (workers, idle) = disk::handles(settings.queues())?;
-    hub.set_workers(workers.clone());
-    let disk = Arc::new(Disk {
-        number: DATA_DISK,
-        name: "data",
-        hub: hub.clone(),
-        geometry,
-        state: Some(state.clone()),
-        start_writeback: settings.write_cache(),
-        workers,
-        epochs: AtomicU32::new(0),
-        connections: AtomicU64::new(0),
-    });
-    let threads = disk.run(idle, settings.poll.spin(), |queue| {
-        let store = store.queue()?;
-        Ok(DataQueue::new(hub.clone(), state.clone(), queue, store))
-    })?;
-    Ok(run(disk, threads, socket, ended.clone())?)
+    disks.extend(more);
+    disks
+}
+
+/// A disk whose threads do not run yet.
+struct Made {
+    disk: Arc<Disk>,
+    state: Arc<DiskState>,
+    store: Arc<dyn Store>,
+    idle: Idle,
+}
+
+impl Made {
+    fn new(
+        hub: &Arc<Hub>,
+        (number, name): (u8, &str),
+        settings: &Settings,
+        layers: Layers,
+        first_worker: u16,
+    ) -> Result<Made> {
+        let Layers { store, cache } = layers;
+        let geometry = Geometry::of(&settings.shape, store.capacity() / SECTOR);
+        let state = Arc::new(DiskState {
+            number,
+            first_worker,
+            queues: settings.queues(),
+            cache,
+            outage: Outage::default(),
+            capacity: store.capacity(),
+            read_only: geometry.read_only,
+            discard: geometry.discard,
+            serial: settings.serial().to_owned(),
+            writeback: AtomicBool::new(settings.write_cache()),
+            abandon_on_stop: settings.abandon_on_stop,
+        });
+        let (workers, idle) = disk::handles(settings.queues())?;
+        let disk = Arc::new(Disk {
+            number,
+            name: name.to_owned(),
+            hub: hub.clone(),
+            geometry,
+            state: Some(state.clone()),
+            start_writeback: settings.write_cache(),
+            workers,
+            epochs: AtomicU32::new(0),
+            connections: AtomicU64::new(0),
+        });
+        Ok(Made {
+            disk,
+            state,
+            store,
+            idle,
+        })
+    }
+
+    fn run(self, settings: &Settings, socket: Socket, ended: &Arc<Wake>) -> Result<Running> {
+        let Made {
+            disk,
+            state,
+            store,
+            idle,
+        } = self;
+        let threads = disk.run(idle, settings.poll.spin(), |queue| {
+            let store = store.queue()?;
+            Ok(DataQueue::new(
+                disk.hub.clone(),
+                state.clone(),
+                queue,
+                store,
+            ))
+        })?;
+        // Only the end of the disk under test ends the process.
+        let ended = match disk.number {
+            DATA_DISK => ended.clone(),
+            _ => Arc::new(Wake::new()?),
+        };
+        Ok(run(disk, threads, socket, ended)?)
+    }
 }
 
 fn mark_disk(
@@ -172,7 +265,7 @@ fn mark_disk(
     let (workers, idle) = disk::handles(1)?;
     let disk = Arc::new(Disk {
         number: MARK_DISK,
-        name: "mark",
+        name: "mark".to_owned(),
         hub: hub.clone(),
         geometry: Geometry::of_marks(MARK_DISK_LEN / SECTOR),
         state: None,
@@ -206,10 +299,21 @@ fn end(running: Vec<Running>) {
 }
 
 /// The text of the Begin event.
-fn describe(config: &ServeConfig, settings: &Settings, store: &dyn Store, marks: bool) -> String {
+fn describe(config: &ServeConfig, settings: &Settings, sizes: &[u64], marks: bool) -> String {
+    let more: Vec<_> = (1..)
+        .zip(&settings.more)
+        .map(|(number, (name, _, settings))| {
+            json!({
+                "number": number,
+                "name": name,
+                "serial": settings.serial(),
+                "capacity_sectors": sizes.get(number).map(|size| size / SECTOR),
+            })
+        })
+        .collect();
     let mut what = json!({
         "wtblk": env!("CARGO_PKG_VERSION"),
-        "capacity_sectors": store.capacity() / SECTOR,
+        "capacity_sectors": sizes.first().map(|size| size / SECTOR),
         "logical_block": settings.block(),
         "queues": settings.queues(),
         "read_only": settings.read_only(),
@@ -223,6 +327,7 @@ fn describe(config: &ServeConfig, settings: &Settings, store: &dyn Store, marks:
         "on_stop": if settings.abandon_on_stop { "abandon" } else { "complete" },
         "serial": settings.serial(),
         "mark_serial": marks.then_some(MARK_SERIAL),
+        "more_disks": more,
     });
     settings.scenario.contract().note_in(&mut what);
     what.to_string()

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use wtblk_shared::disk::{DATA_SERIAL, SECTOR};
+use wtblk_shared::disk::{DATA_NAME, DATA_SERIAL, SECTOR};
 
 use super::socket::Address;
 use crate::fault::request::{Decision, DeviceFault, Request};
@@ -23,6 +23,10 @@ use crate::store::{
 
 /// Most queues: the index of SET_VRING_KICK has eight bits.
 const MAX_QUEUES: u16 = 256;
+/// Most disks beside the disk under test.
+const MAX_MORE: usize = 16;
+/// Longest name of such a disk: its serial is `wtblk-` and this.
+const MAX_NAME: usize = 14;
 
 /// Where the bytes of the disk live.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +147,19 @@ impl Default for Recording {
     }
 }
 
+/// A disk beside the disk under test. It has the same layers and settings but for these.
+#[derive(Clone, Debug)]
+pub struct MoreDisk {
+    /// Its name: rules say it.
+    pub name: String,
+    /// Where its front end connects.
+    pub socket: Address,
+    /// Where its bytes live.
+    pub backing: Backing,
+    /// What it is like to its driver.
+    pub shape: Shape,
+}
+
 /// Everything that `wtblk serve` is told.
 #[derive(Clone)]
 pub struct ServeConfig {
@@ -152,6 +169,8 @@ pub struct ServeConfig {
     pub mark_socket: Option<Address>,
     /// Where the bytes live.
     pub backing: Backing,
+    /// Disks beside the disk under test.
+    pub more: Vec<MoreDisk>,
     /// Scenario files, merged in this order.
     pub scenarios: Vec<PathBuf>,
     /// Where the events go; `None`: nowhere.
@@ -195,12 +214,27 @@ pub struct Settings {
     pub backing: Backing,
     /// The merged scenario.
     pub scenario: Scenario,
+    /// The other disks, by name: numbers 1 and on. Their scenario is empty.
+    pub more: Vec<(String, Address, Settings)>,
 }
 
 /// Where the bytes live: the topmost layer, and the volatile cache where there is one.
 pub(super) struct Layers {
     pub store: Arc<dyn Store>,
     pub cache: Option<Arc<Cache>>,
+}
+
+/// A disk in memory has whole blocks. (That of an image is looked at when it is opened.)
+fn sized(backing: &Backing, shape: &Shape) -> Result<()> {
+    let block = shape.block();
+    match backing {
+        Backing::Memory(size) | Backing::Null(size)
+            if *size == 0 || *size % u64::from(block) != 0 =>
+        {
+            bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}")
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Settings {
@@ -217,28 +251,79 @@ impl Settings {
         if let Some((key, why)) = shape.contradictions().first() {
             bail!("{}: {why}", key.replace('_', "-"));
         }
-        let queues = shape.queues.unwrap_or(1);
-        if queues > MAX_QUEUES {
-            bail!("{queues} queues, expected 1 to {MAX_QUEUES}");
-        }
-        let block = shape.block();
         let backing = match &config.backing {
             Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size())),
             memory => memory.clone(),
         };
-        if let Backing::Memory(size) | Backing::Null(size) = backing
-            && (size == 0 || size % u64::from(block) != 0)
-        {
-            bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}");
-        }
-        Ok(Settings {
+        sized(&backing, &shape)?;
+        let mut settings = Settings {
             shape,
             abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
             poll: config.poll,
             aio: config.aio,
             backing,
             scenario,
-        })
+            more: Vec::new(),
+        };
+        settings.add(&config.more)?;
+        Ok(settings)
+    }
+
+    /// The other disks: names and numbers must be their own, and every rule's disk be there.
+    fn add(&mut self, more: &[MoreDisk]) -> Result<()> {
+        for disk in more {
+            let name = &disk.name;
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
+                let why = "letters, digits, `-`, `_` or `.`";
+                bail!(
+                    "a disk named '{}', expected 1 to {MAX_NAME} {why}",
+                    name.escape_debug()
+                );
+            }
+            let taken = self.more.iter().any(|(other, ..)| other == name);
+            if taken || name == DATA_NAME || name == "mark" {
+                bail!("two disks are named {name} (data and mark are always there)");
+            }
+            let mut shape = disk.shape.clone();
+            shape.serial.get_or_insert_with(|| format!("wtblk-{name}"));
+            if let Some((key, why)) = shape.contradictions().first() {
+                bail!("disk {name}: {}: {why}", key.replace('_', "-"));
+            }
+            sized(&disk.backing, &shape).with_context(|| format!("disk {name}"))?;
+            let settings = Settings {
+                shape,
+                abandon_on_stop: self.abandon_on_stop,
+                poll: self.poll,
+                backing: disk.backing.clone(),
+                scenario: Scenario::default(),
+                more: Vec::new(),
+            };
+            self.more
+                .push((name.clone(), disk.socket.clone(), settings));
+        }
+        if self.more.len() > MAX_MORE {
+            bail!(
+                "{} disks with --disk, expected at most {MAX_MORE}",
+                self.more.len()
+            );
+        }
+        let others = self.more.iter().map(|(_, _, s)| s.queues());
+        let queues = others.fold(self.queues(), u16::saturating_add);
+        if queues > MAX_QUEUES {
+            bail!("{queues} queues, expected 1 to {MAX_QUEUES}");
+        }
+        for rule in &self.scenario.rules {
+            if let Some(disk) = &rule.disk
+                && self.more.iter().all(|(name, ..)| name != disk)
+            {
+                bail!(
+                    "the rule {} is about the disk {disk}, and there is none of this name (--disk name={disk},...)",
+                    rule.name
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Number of queues.
@@ -266,14 +351,16 @@ impl Settings {
         self.shape.serial.as_deref().unwrap_or(DATA_SERIAL)
     }
 
-    /// Whether a rule asks what is durable.
-    pub(super) fn needs_cache(&self) -> bool {
+    /// Whether a rule asks what is durable on this disk (`None`: on the disk under test).
+    pub(super) fn needs_cache(&self, disk: Option<&str>) -> bool {
         self.scenario.rules.iter().any(|rule| {
+            let ours = rule.disk.as_deref() == disk;
             let flush = matches!(
                 rule.action.data,
                 Some(DataAction::DropFlush | DataAction::LateFlush(_))
             );
-            flush || rule.action.device == Some(DeviceFault::Cut)
+            // The power is that of all disks.
+            (ours && flush) || rule.action.device == Some(DeviceFault::Cut)
         })
     }
 

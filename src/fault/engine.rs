@@ -31,6 +31,10 @@ pub struct Engine {
     per_test: Vec<usize>,
     /// Rules with `until` that hold something, and the count from which they wait.
     waiting: Vec<(usize, u64)>,
+    /// The disk that it is about.
+    disk: u8,
+    /// The rules' numbers in the scenario.
+    numbers: Vec<u16>,
     releases: Vec<String>,
     /// What is asked about a request; kept for its room.
     asked: Vec<u32>,
@@ -47,16 +51,26 @@ struct Needs {
 }
 
 impl Engine {
-    /// The engine of a scenario. All rules are armed.
+    /// The engine of a scenario for the disk under test. All rules are armed.
     pub fn new(scenario: &Scenario, seed: u64) -> Engine {
+        Engine::of_disk(scenario, seed, DATA_DISK, None)
+    }
+
+    /// That of the rules of one disk, by its number in events and its name (`None`: the disk
+    /// under test). Each disk's rules have counters and a state of their own.
+    pub fn of_disk(scenario: &Scenario, seed: u64, disk: u8, name: Option<&str>) -> Engine {
+        let ours = || {
+            let rules = (0u16..).zip(&scenario.rules);
+            rules.filter(|(_, rule)| rule.disk.as_deref() == name)
+        };
         let mut names = Names {
             states: vec![scenario.state().unwrap_or("start").to_owned()],
-            rules: scenario.rules.iter().map(|r| r.name.clone()).collect(),
+            rules: ours().map(|(_, r)| r.name.clone()).collect(),
             ..Names::default()
         };
         let mut groups: Vec<Group> = Vec::new();
         let mut rules: Vec<RuleState> = Vec::with_capacity(scenario.rules.len());
-        for rule in &scenario.rules {
+        for (_, rule) in ours() {
             rules.push(ready(rule, &mut names, &mut groups, seed));
         }
         let any =
@@ -82,6 +96,8 @@ impl Engine {
                 ..World::default()
             },
             rules,
+            disk,
+            numbers: ours().map(|(number, _)| number).collect(),
             shelves: Vec::new(),
             groups,
             places: Places::default(),
@@ -165,7 +181,7 @@ impl Engine {
     /// What is to be done with the request. The first rule that can fire wins;
     /// every rule counts the requests that it is about.
     pub fn decide(&mut self, request: &Request, now_ns: u64) -> Option<Decision> {
-        if self.rules.is_empty() || request.disk != DATA_DISK {
+        if self.rules.is_empty() || request.disk != self.disk {
             return None;
         }
         let call = if self.needs.calls {
@@ -262,7 +278,7 @@ impl Engine {
         }
         let decision = Decision {
             // The parser refuses scenarios with so many rules.
-            rule: u16::try_from(rule).unwrap_or(u16::MAX),
+            rule: self.numbers.get(index).copied().unwrap_or(u16::MAX),
             name: state.rule.name.clone(),
             plan,
         };
@@ -345,7 +361,7 @@ impl Engine {
 
     /// A request was completed with this status: told before the guest can see it.
     pub fn completed(&mut self, request: &Request, status: Status) {
-        if request.disk != DATA_DISK {
+        if request.disk != self.disk {
             return;
         }
         self.world.completions += 1;

@@ -45,6 +45,9 @@ fn explain_rule(rule: &Rule) -> String {
     if let Some(test) = &rule.test {
         let _ = write!(text, ", while the test {test} runs");
     }
+    if let Some(disk) = &rule.disk {
+        let _ = write!(text, ", on the disk {disk}");
+    }
     text.push_str(":\n");
     let mut steps = actions(&rule.action);
     if steps.is_empty() {

@@ -218,6 +218,11 @@ pub(super) const ERRNOS: &[Key] = &[
 pub(super) const FAULT: &[Key] = &[
     must("name", NAME, "name of the rule; no other rule has it"),
     key("test", Text, "it works between the marks of this test only"),
+    key(
+        "disk",
+        NAME,
+        "a disk of `serve --disk`; default: the disk under test",
+    ),
     must("when", Trigger, "which requests"),
     key(
         "action",

@@ -17,6 +17,7 @@ use super::read::{Reader, Value, get};
 use super::rule::{After, Rule, Trigger};
 use super::scenario::Place;
 use super::units::A_COUNT;
+use wtblk_shared::disk::DATA_NAME;
 
 /// Longest name of a rule.
 const MAX_NAME: usize = 64;
@@ -59,6 +60,9 @@ pub(super) fn rules<'v, 'i: 'v>(
             });
         let times =
             get(table, "times").and_then(|v| reader.integer("times", v, 1..=u64::MAX, A_COUNT));
+        let disk = get(table, "disk").and_then(|v| word(reader, "disk", v));
+        // The disk under test has a name, too.
+        let disk = disk.filter(|name| name != DATA_NAME);
         let goto = get(table, "goto").and_then(|v| word(reader, "goto", v));
         let when_value = needed(reader, value, table, "when", "`when = { op = \"write\" }`");
         let when = when_value.and_then(|v| when(reader, v));
@@ -81,6 +85,7 @@ pub(super) fn rules<'v, 'i: 'v>(
             let rule = Rule {
                 name,
                 test,
+                disk,
                 when,
                 action,
                 times,

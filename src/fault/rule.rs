@@ -12,6 +12,8 @@ pub struct Rule {
     pub name: String,
     /// It works between the marks of this test only.
     pub test: Option<String>,
+    /// The disk whose requests it is about, by name; `None`: the disk under test.
+    pub disk: Option<String>,
     /// Which requests.
     pub when: Trigger,
     /// What is done; nothing where the rule only moves to another state.

@@ -42,6 +42,8 @@ pub enum Owes {
 #[derive(Debug, Default)]
 pub struct Flight {
     requests: HashMap<RequestId, InFlight>,
+    /// Requests of other disks: what a call waits for there is not known.
+    elsewhere: HashSet<RequestId>,
     running: HashSet<u16>,
     stopped: HashSet<u16>,
     down: bool,
@@ -68,6 +70,11 @@ impl Flight {
         );
     }
 
+    /// A request of another disk than the data disk was taken.
+    pub fn submit_elsewhere(&mut self, id: RequestId) {
+        self.elsewhere.insert(id);
+    }
+
     /// A rule holds a request back.
     pub fn hold(&mut self, id: RequestId) {
         if let Some(r) = self.requests.get_mut(&id) {
@@ -82,6 +89,7 @@ impl Flight {
 
     /// A request was completed.
     pub fn complete(&mut self, id: RequestId) -> Option<InFlight> {
+        self.elsewhere.remove(&id);
         self.requests.remove(&id)
     }
 
@@ -129,6 +137,7 @@ impl Flight {
     /// Events are missing: what is in flight is not known until the next reset or boot.
     pub fn gap(&mut self) {
         self.blind = true;
+        self.elsewhere.clear();
         self.requests.clear();
     }
 
@@ -185,6 +194,8 @@ impl Flight {
             Some("events are missing: requests in flight are not known")
         } else if self.down || !self.stopped.is_empty() {
             Some("the data disk was not running")
+        } else if !self.elsewhere.is_empty() {
+            Some("a request of another disk was in flight")
         } else {
             None
         }

@@ -58,7 +58,7 @@ use self::call::{Call, EndedCall, has_flag};
 use self::contract::Contract;
 use self::promise::Promise;
 use self::verdict::{Ledger, Verdicts};
-use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, MarkEvent};
+use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, MARK_DISK, MarkEvent};
 
 /// Judges a stream of events, one event at a time.
 #[derive(Debug)]
@@ -108,7 +108,11 @@ impl Verifier {
                     judge.submitted(event.seq, s, &self.world, &mut self.ledger);
                 }
             }
-            Body::Submit(_) => {}
+            Body::Submit(s) => {
+                if s.disk != MARK_DISK {
+                    self.world.flight.submit_elsewhere(event.seq);
+                }
+            }
             Body::Decide(d) => self.world.decided(d),
             Body::Complete(c) => {
                 let (request, call) = self.world.complete(event.seq, c);

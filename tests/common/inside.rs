@@ -50,6 +50,7 @@ impl Inside {
             socket: Address::Path(dir.path().join("data")),
             mark_socket: Some(Address::Path(dir.path().join("mark"))),
             backing: Backing::Image(dir.path().join("image"), Some(SIZE)),
+            more: Vec::new(),
             scenarios: Vec::new(),
             trace: Some(dir.path().join("trace")),
             poison: false,

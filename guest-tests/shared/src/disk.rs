@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Names and layout of the disks.
 
+/// Name of the disk under test among several.
+pub const DATA_NAME: &str = "data";
 /// Serial (virtio-blk GET_ID, `/sys/block/*/serial`) of the disk under test.
 pub const DATA_SERIAL: &str = "wtblk-data";
 /// Serial of the mark disk.

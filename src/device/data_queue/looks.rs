@@ -6,7 +6,7 @@ use super::super::record_data::Recorded;
 use super::super::worker::Done;
 use super::{DataQueue, Pending};
 use crate::store;
-use crate::trace::event::{DeviceKind, RequestId};
+use crate::trace::event::{DATA_DISK, DeviceKind, RequestId};
 
 impl DataQueue {
     /// A request was taken, and this is what its data was.
@@ -23,6 +23,9 @@ impl DataQueue {
 
     /// A request's data is about to be stored.
     pub(super) fn storing(&self, pending: &Pending, ops: &mut [store::Op]) {
+        if self.disk.number != DATA_DISK {
+            return;
+        }
         let request = self.recorded(pending);
         let fails = pending.error().is_some();
         if let Some(text) = self.hub.recorder.stored(&request, fails, ops) {
@@ -36,6 +39,9 @@ impl DataQueue {
         let Some(pending) = self.pending.get(done.token) else {
             return;
         };
+        if self.disk.number != DATA_DISK {
+            return;
+        }
         if done.abandon || self.stopping.is_some() || pending.epoch != self.epoch {
             return;
         }

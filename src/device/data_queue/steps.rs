@@ -91,6 +91,7 @@ impl DataQueue {
     }
 
     fn keep(&mut self, token: u64) -> Waits {
+        let worker = self.worker();
         let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
@@ -112,7 +113,7 @@ impl DataQueue {
         if let (Some(slot), Some(key)) = (&pending.plan.order, pending.group()) {
             let rule = pending.rule();
             self.hub.hold(rule);
-            let place = (self.queue, token);
+            let place = (worker, token);
             // Its own turn comes as an order, too: the worker is not done with this one yet.
             if let Some(go) = self.hub.groups.join(key, rule, slot, place) {
                 self.hub.go(go);
@@ -146,7 +147,7 @@ impl DataQueue {
         let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
-        let outage = &self.hub.outage;
+        let outage = &self.disk.outage;
         // The request that the disk is gone with fails like those after it: nothing is stored.
         let goes = pending.plan.device == Some(DeviceFault::Gone) && self.stopping.is_none();
         if goes || outage.is_gone() || outage.is_silent() {
@@ -171,7 +172,7 @@ impl DataQueue {
                 };
                 transfer.ops(self.disk.capacity)
             }
-            Op::Flush => Some(match (fault, &self.hub.cache) {
+            Op::Flush => Some(match (fault, &self.disk.cache) {
                 (Some(DataFault::Dropped), _) => Vec::new(),
                 (_, None) => vec![store::Op::Flush],
                 (Some(DataFault::LateFlush(n)), _) => {
@@ -237,7 +238,7 @@ impl DataQueue {
             return;
         };
         pending.ops -= 1;
-        if self.hub.cache.is_some() {
+        if self.disk.cache.is_some() {
             pending
                 .receipts
                 .extend(self.store.receipt(completion.token));
@@ -271,7 +272,7 @@ impl DataQueue {
         match pending.request.op {
             Op::Write | Op::Discard | Op::WriteZeroes if through && !pending.flushing => {
                 pending.flushing = true;
-                if let Some(cache) = &self.hub.cache {
+                if let Some(cache) = &self.disk.cache {
                     // Its own flush covers it.
                     cache.complete(&std::mem::take(&mut pending.receipts), || 0);
                 }
@@ -301,30 +302,29 @@ impl DataQueue {
         let (request, fault) = (pending.request.id, pending.plan.device.take());
         let mut status = pending.error().unwrap_or(pending.status);
         let mut written = pending.written;
-        let (hub, queue) = (&self.hub, self.queue);
+        let (hub, queue, disk) = (&self.hub, self.queue, &self.disk);
+        let outage = &disk.outage;
         // A ring that stops is left by what it holds, not by what happens to the device.
         let happened = fault
             .filter(|_| self.stopping.is_none())
             .filter(|fault| match fault {
-                DeviceFault::Gone => hub.outage.go(),
-                DeviceFault::Cut => hub.outage.cut(),
-                DeviceFault::Disconnect { lose } => hub.outage.close(*lose),
+                DeviceFault::Gone => outage.go(),
+                // The power is that of all disks.
+                DeviceFault::Cut => hub.cut(),
+                DeviceFault::Disconnect { lose } => outage.close(*lose),
             });
         if let Some(what) = happened {
-            if let (true, Some(cache)) = (hub.outage.is_cut(), &hub.cache) {
-                cache.freeze();
-            }
-            hub.outage_event(queue, request, what);
+            hub.outage_event((disk.number, queue), request, what);
         }
-        if hub.outage.is_gone() {
+        if outage.is_gone() {
             (status, written) = (Status::IOERR, 0);
         }
         match self.stopping {
             Some(_) => {
-                let abandon = pending.lost || hub.outage.is_silent();
+                let abandon = pending.lost || outage.is_silent();
                 self.finish(token, status, written, abandon);
             }
-            None if hub.outage.is_silent() => {
+            None if outage.is_silent() => {
                 // Until its ring stops.
                 pending.waits = Waits::Hang;
                 hub.add_hung(1);

@@ -43,6 +43,23 @@ fn pages_that_wait_for_nothing_are_found() {
 }
 
 #[test]
+fn while_another_disk_owes_something_it_is_open() {
+    let mut s = failed_call();
+    let log = s.elsewhere();
+    s.report(1, 63);
+    s.report(1, 63);
+    s.silent();
+    s.not_checked(
+        "writeback-cleared",
+        "a request of another disk was in flight",
+    );
+    s.ok(log);
+    s.report(1, 63);
+    s.report(1, 63);
+    s.broken("writeback-cleared", &[]);
+}
+
+#[test]
 fn one_report_is_not_enough_and_none_is_nothing() {
     let mut s = failed_call();
     s.not_checked("writeback-cleared", "no page report followed");

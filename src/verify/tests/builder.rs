@@ -196,6 +196,21 @@ impl Stream {
         id
     }
 
+    /// A write to another disk.
+    pub fn elsewhere(&mut self) -> RequestId {
+        self.push(Body::Submit(Submit {
+            disk: 1,
+            queue: 0,
+            op: Op::Write,
+            sector: 0,
+            bytes: 512,
+            ioprio: 0,
+            epoch: 1,
+            avail_pos: 0,
+            digest: 0,
+        }))
+    }
+
     /// Whether a write of one of these bytes is in flight.
     pub fn is_flying(&self, disk: u64, bytes: u64) -> bool {
         let meets = |r: &std::ops::Range<u64>| r.start < disk.saturating_add(bytes) && disk < r.end;
