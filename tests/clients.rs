@@ -75,6 +75,7 @@ fn stores() -> Vec<(&'static str, Vec<&'static str>, u64)> {
         ("", with(&image, &[]), 512),
         ("", with(&image, &["--volatile-cache"]), 512),
         ("", with(&image, &["--poison"]), 512),
+        ("", with(&image, &["--aio", "threads"]), 512),
         ("", with(&image, &["--write-cache", "off"]), 512),
         (STALE, with(&image, &["--volatile-cache", "--poison"]), 512),
         (

@@ -295,6 +295,7 @@ impl Settings {
                 shape,
                 abandon_on_stop: self.abandon_on_stop,
                 poll: self.poll,
+                aio: self.aio,
                 backing: disk.backing.clone(),
                 scenario: Scenario::default(),
                 more: Vec::new(),
