@@ -3,7 +3,7 @@
 //! layouts, run side by side, their requests split, merged and completed in
 //! any order, with side requests, strangers and errors that are reported.
 
-use wtblk_shared::mark::{CallBegin, Extent, Mark};
+use wtblk_shared::mark::{CallBegin, Change, Extent, FileMark, FilePages, Mark};
 
 use super::builder::*;
 use crate::trace::event::{DeviceKind, Op, RequestId, Status};
@@ -74,6 +74,10 @@ pub struct Kernel {
     pub dice: Dice,
     wanted: Wanted,
     files: Vec<Layout>,
+    /// By file: whether its one open file is to be told of an error.
+    errors: Vec<bool>,
+    /// Numbers of changes and questions.
+    numbers: u64,
     free: u64,
     running: Vec<Running>,
     strangers: Vec<RequestId>,
@@ -87,8 +91,10 @@ impl Kernel {
         let mut dice = Dice(seed);
         let queues = if wanted.wild { 1 + dice.below(3) } else { 1 };
         let mut k = Kernel {
-            s: Stream::booted(),
+            s: Stream::files_marked(),
             files: Vec::new(),
+            errors: Vec::new(),
+            numbers: 0,
             free: 0,
             running: Vec::new(),
             strangers: Vec::new(),
@@ -106,6 +112,7 @@ impl Kernel {
         for _ in 0..1 + k.dice.below(4) {
             let file = k.lay_out();
             k.files.push(file);
+            k.errors.push(false);
         }
         k
     }
@@ -177,7 +184,8 @@ impl Kernel {
             14..=15 if busy > 0 => self.end(),
             16 => self.stranger(),
             17 => self.report(),
-            18 => self.probe(),
+            18 if self.dice.one_in(2) => self.probe(),
+            18 => self.ask(),
             _ => self.calm_strangers(),
         }
     }
@@ -197,6 +205,7 @@ impl Kernel {
         self.call += 1;
         let begin = CallBegin {
             ino: number,
+            open: 100 + number,
             extents: Some(before),
             isize: BLOCKS * B,
             ..call(self.call, off, len)
@@ -334,6 +343,7 @@ impl Kernel {
             true if r.written > 1 && self.dice.one_in(2) => self.dice.below(r.written) as i64,
             true => -5,
         };
+        self.errors[r.begin.ino as usize] |= r.failed;
         self.s.end_with(&r.begin, result, Some(r.after));
     }
 
@@ -353,8 +363,69 @@ impl Kernel {
         if op == Op::Write && self.s.is_flying(at, bytes) {
             return;
         }
+        if op == Op::Write {
+            self.somebody_changes(at, bytes);
+        }
         let id = self.s.submit(op, (2 << 13) | 4, at, bytes);
         self.strangers.push(id);
+    }
+
+    /// Says that the blocks there were changed by somebody who is no marked call.
+    fn somebody_changes(&mut self, at: u64, bytes: u64) {
+        for disk in at / B..=(at + bytes - 1) / B {
+            let holds = |f: &Layout| f.iter().position(|b| *b == Some(disk));
+            for ino in 0..self.files.len() {
+                let Some(block) = holds(&self.files[ino]) else {
+                    continue;
+                };
+                self.numbers += 1;
+                let change = self.numbers;
+                self.s.file(FileMark::ChangeBegin(Change {
+                    change,
+                    dev: 8,
+                    ino: ino as u64,
+                    off: block as u64 * B,
+                    len: B,
+                    kind: if self.dice.one_in(2) { "write" } else { "mmap" }.into(),
+                }));
+                self.s.file(FileMark::ChangeEnd { change });
+            }
+        }
+    }
+
+    /// A file that nobody is busy with: its pages are clean; its error is told, once.
+    fn ask(&mut self) {
+        let ino = self.dice.below(self.files.len() as u64);
+        if self.running.iter().any(|r| r.begin.ino == ino) {
+            return;
+        }
+        for _ in 0..self.dice.below(4) {
+            self.s.file(FileMark::Pages(FilePages {
+                dev: 8,
+                ino,
+                at: "between".into(),
+                off: 0,
+                len: BLOCKS * B,
+                dirty: 0,
+                writeback: 0,
+            }));
+        }
+        self.numbers += 1;
+        let sync = self.numbers;
+        let (open, kind) = (100 + ino, "fsync".to_owned());
+        self.s.file(FileMark::SyncBegin { sync, open, kind });
+        let told = std::mem::take(&mut self.errors[ino as usize]);
+        let result = if told { -5 } else { 0 };
+        self.s.file(FileMark::SyncEnd { sync, result });
+        let isize = BLOCKS * B;
+        let at = "between".to_owned();
+        let dev = 8;
+        self.s.file(FileMark::Stat {
+            dev,
+            ino,
+            isize,
+            at,
+        });
     }
 
     fn calm_strangers(&mut self) {
@@ -377,6 +448,7 @@ impl Kernel {
                 if self.s.is_flying(block * B, B) {
                     return;
                 }
+                self.somebody_changes(block * B, B);
                 let id = self.s.stray(block * B, B);
                 self.s.report(call, 1);
                 self.s.report(call, 1);
@@ -389,6 +461,7 @@ impl Kernel {
                     if self.s.is_flying(DISK + block * B, B) {
                         continue;
                     }
+                    self.somebody_changes(DISK + block * B, B);
                     let id = self.s.stray(DISK + block * B, B);
                     self.s.ok(id);
                 }
