@@ -202,6 +202,40 @@ fn an_invented_error_breaks_error_report() {
     });
 }
 
+#[test]
+fn a_write_of_somebody_else_in_flight_breaks_no_overlap() {
+    each("no-overlap", 1, |events, call, dice| {
+        // Just before or just behind one of its writes, of one of its sectors.
+        let i = call.data[dice.below(call.data.len() as u64) as usize];
+        let mut other = events[i].clone();
+        let Body::Submit(s) = &mut other.body else {
+            return false;
+        };
+        s.sector += dice.below(u64::from(s.bytes) / 512);
+        (s.bytes, s.ioprio) = (512, 0);
+        other.seq = 1 << 40;
+        let mut done = events[completion(events, events[i].seq)].clone();
+        if let Body::Complete(c) = &mut done.body {
+            c.request = other.seq;
+        }
+        events.insert(call.end, done);
+        events.insert(i + dice.below(2) as usize, other);
+        true
+    });
+}
+
+#[test]
+fn another_digest_at_the_completion_breaks_stable() {
+    each("stable", 1, |events, call, dice| {
+        let i = call.data[dice.below(call.data.len() as u64) as usize];
+        let done = completion(events, events[i].seq);
+        if let Body::Complete(c) = &mut events[done].body {
+            c.digest ^= 1 << dice.below(64);
+        }
+        true
+    });
+}
+
 /// Events at the end of a stream in which nothing is under way any more.
 fn at_rest(events: &[Event], add: impl FnOnce(&mut Stream)) -> Vec<Event> {
     let mut s = Stream {
