@@ -45,8 +45,6 @@ pub(super) struct Geometry {
     pub size_max: Option<u32>,
     /// Most data segments of a request.
     pub seg_max: u32,
-    /// Most descriptors of a queue.
-    pub queue_size: Option<u16>,
     pub topology: Option<Topology>,
 }
 
@@ -103,7 +101,6 @@ impl Geometry {
             discard: shape.discard.unwrap_or(true) && !read_only,
             size_max: shape.size_max,
             seg_max: shape.seg_max.unwrap_or(SEG_MAX.min(queue - 2)),
-            queue_size: shape.queue_size,
             topology: Topology::of(shape),
         }
     }

@@ -288,8 +288,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         self.message("SET_VRING_NUM", index, u64::from(num), 0);
-        let most = self.disk.geometry.queue_size.map_or(MAX_SIZE, u32::from);
-        if num == 0 || num > most || !num.is_power_of_two() {
+        if num == 0 || num > MAX_SIZE || !num.is_power_of_two() {
             return Err(Error::InvalidParam);
         }
         self.idle_vring(index)?.size = num as u16;

@@ -17,7 +17,7 @@ pub const QUEUE_SIZES: std::ops::RangeInclusive<u64> = 4..=1024;
 pub struct Shape {
     /// Number of queues.
     pub queues: Option<u16>,
-    /// Descriptors of a queue, at most.
+    /// Descriptors of a queue, as QEMU is told.
     pub queue_size: Option<u16>,
     /// The guest may not write.
     pub read_only: Option<bool>,
