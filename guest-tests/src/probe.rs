@@ -17,6 +17,9 @@ use crate::task::{Sample, Task};
 use crate::test::Fail;
 use crate::world::World;
 
+/// Limits that a probe which does not stand still is given.
+const ROUNDS: u32 = 4;
+
 /// A probe under way.
 pub struct Probe {
     number: u64,
@@ -80,29 +83,36 @@ impl Probe {
         }
     }
 
-    /// Waits for the probe, at most its limit, and looks at it when it is over.
+    /// Waits for the probe, and looks at it whenever its limit is over once more. One
+    /// that stands still is given up at once; one that runs, on a machine with too
+    /// much to do, only after several limits.
     pub fn watch(&self, world: &World) -> Result<Came, Fail> {
-        match self
-            .result
-            .recv_timeout(self.limit.saturating_sub(self.start.elapsed()))
-        {
-            Ok(result) => return Ok(Came::Back(result?)),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Fail::Error(format!(
-                    "the {} probe's thread broke",
-                    self.kind
-                )));
+        let mut round = 1;
+        loop {
+            let wait = (self.limit * round).saturating_sub(self.start.elapsed());
+            match self.result.recv_timeout(wait) {
+                Ok(result) => return Ok(Came::Back(result?)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Fail::Error(format!(
+                        "the {} probe's thread broke",
+                        self.kind
+                    )));
+                }
             }
+            let first = self.look(world)?;
+            let second = self.look(world)?;
+            // It may have come back just now: then it did not wait for ever.
+            if let Ok(result) = self.result.try_recv() {
+                return Ok(Came::Back(result?));
+            }
+            let still =
+                first.state == 'D' && second.state == 'D' && first.switches == second.switches;
+            if still || round == ROUNDS {
+                return Ok(Came::Not(second, still));
+            }
+            round += 1;
         }
-        let first = self.look(world)?;
-        let second = self.look(world)?;
-        // It may have come back just now: then it did not wait for ever.
-        if let Ok(result) = self.result.try_recv() {
-            return Ok(Came::Back(result?));
-        }
-        let still = first.state == 'D' && second.state == 'D' && first.switches == second.switches;
-        Ok(Came::Not(second, still))
     }
 
     fn look(&self, world: &World) -> Result<Sample, Fail> {
@@ -124,7 +134,7 @@ impl Probe {
             Came::Not(s, still) => format!(
                 "{} did not return in {} ms: state {} in {}, {}",
                 self.kind,
-                self.limit.as_millis(),
+                self.start.elapsed().as_millis(),
                 s.state,
                 if s.wchan.is_empty() {
                     "unknown"

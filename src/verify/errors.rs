@@ -210,10 +210,13 @@ impl Errors {
             }
             Mark::File(FileMark::Open { open, dev, ino }) => {
                 let key = (*dev, *ino);
+                if self.opens.len() >= MAX_OPENS && !self.opens.contains_key(open) {
+                    self.lost = true;
+                    return None;
+                }
                 let state = self.opens.entry(*open).or_default();
                 state.key = Some(key);
                 state.since = seq;
-                self.lost |= self.opens.len() > MAX_OPENS;
                 if let Some(file) = self.file(key) {
                     file.opens += 1;
                     file.pinned.get_or_insert(seq);
@@ -480,5 +483,39 @@ impl Errors {
             return answer(Outcome::Right);
         }
         answer(Outcome::Missed(missed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_opens_for_ever_fills_no_memory() {
+        let mut errors = Errors::new(&Contract::default());
+        let world = World::default();
+        for n in 0..3 * MAX_OPENS as u64 {
+            let kind = "fsync".to_owned();
+            let marks = [
+                FileMark::Opening { open: 2 * n },
+                FileMark::Open {
+                    open: 2 * n + 1,
+                    dev: 8,
+                    ino: n,
+                },
+                FileMark::SyncBegin {
+                    sync: n,
+                    open: 2 * n + 1,
+                    kind,
+                },
+            ];
+            for mark in marks {
+                errors.mark(n, &Mark::File(mark), &world);
+            }
+        }
+        assert!(errors.lost);
+        assert!(errors.opens.len() <= MAX_OPENS);
+        assert!(errors.files.len() <= MAX_FILES);
+        assert!(errors.syncs.len() <= MAX_SYNCS);
     }
 }

@@ -73,7 +73,10 @@ pub fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fai
             words: &[],
             pattern,
         };
-        let _ = send.send(call.run(1));
+        let result = call.run(1);
+        // Closed before the result is known: what follows may be an umount.
+        drop(file);
+        let _ = send.send(result);
     });
     (tid, done)
 }

@@ -110,7 +110,10 @@ fn call(t: &Test, s: &Subject, send: Sender<Result<Done, Fail>>) {
             words: &[],
             pattern,
         };
-        let _ = send.send(call.run(1));
+        let result = call.run(1);
+        // Closed before the result is known: what follows is an umount.
+        drop(file);
+        let _ = send.send(result);
     });
 }
 
