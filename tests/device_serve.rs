@@ -337,7 +337,7 @@ fn sockets_of_a_service_manager_and_what_it_is_told() {
 #[test]
 fn management_tools_find_a_back_end_like_any_other() {
     let root = env!("CARGO_MANIFEST_DIR");
-    let text = std::fs::read(format!("{root}/contrib/50-wtblk.json")).unwrap();
+    let text = std::fs::read(format!("{root}/docs/50-wtblk.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
     assert_eq!(json["type"], "block");
     assert!(json["description"].is_string());

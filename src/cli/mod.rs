@@ -113,7 +113,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The name under which management tools start a vhost-user back end (`contrib/50-wtblk.json`):
+/// The name under which management tools start a vhost-user back end (`docs/50-wtblk.json`):
 /// they know nothing of subcommands.
 const BACK_END: &str = "vhost-user-wtblk";
 
