@@ -7,11 +7,13 @@ mod disk_arg;
 pub mod export;
 pub mod kernel;
 mod log;
+pub mod minimize;
 mod qemu_args;
 mod recording;
 pub mod replay;
 pub mod run;
 pub mod scenario;
+pub mod selftest;
 pub mod serve;
 mod shape_args;
 mod speed_args;
@@ -48,6 +50,10 @@ enum Command {
     Trace(TraceVerb),
     /// Judge a stored trace by the promises.
     Verify(verify::VerifyArgs),
+    /// Cut a trace to the events that still show a finding.
+    Minimize(minimize::MinimizeArgs),
+    /// Spoil recorded traces and tell how often the judge sees it.
+    Selftest(selftest::SelftestArgs),
     /// Check scenario files, say in plain words what they do, print their JSON schema.
     Scenario(scenario::ScenarioArgs),
     /// Feed the requests of a recorded trace to the rules of a scenario: which would have fired.
@@ -98,6 +104,8 @@ pub fn main() -> ExitCode {
         Command::Trace(TraceVerb::Export(args)) => args.run(&mut std::io::stdout().lock()),
         Command::Trace(TraceVerb::Import(args)) => args.run(&mut std::io::stdout().lock()),
         Command::Verify(args) => args.run(&mut std::io::stdout().lock()),
+        Command::Minimize(args) => args.run(&mut std::io::stdout().lock()),
+        Command::Selftest(args) => args.run(&mut std::io::stdout().lock()),
         Command::Scenario(args) => args.run(&mut std::io::stdout().lock()),
         Command::Replay(args) => args.run(&mut std::io::stdout().lock()),
         Command::Ctl(args) => args.run(&mut std::io::stdout().lock()),

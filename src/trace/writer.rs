@@ -134,6 +134,15 @@ impl TraceWriter {
         seq
     }
 
+    /// The same for an event of another trace, with its time there.
+    pub fn record_at(&self, time_ns: u64, body: &Body) -> u64 {
+        let seq = self.reserve();
+        if let Some(files) = &self.files {
+            files.commit(seq, time_ns, body);
+        }
+        seq
+    }
+
     /// Monotonic time since the trace began.
     pub fn now_ns(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
