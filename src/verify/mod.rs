@@ -41,6 +41,7 @@ pub mod render;
 mod sectors;
 pub mod size;
 pub mod selftest;
+pub mod size;
 mod spoil;
 pub mod stable;
 pub mod stop_after_error;

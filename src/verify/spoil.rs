@@ -108,6 +108,21 @@ pub static AIMED: &[Aimed] = &[
         spoil: invented,
     },
     Aimed {
+        promise: "durable",
+        name: "a DSYNC call is not flushed",
+        spoil: not_flushed,
+    },
+    Aimed {
+        promise: "size",
+        name: "i_size grows beyond the write",
+        spoil: too_long,
+    },
+    Aimed {
+        promise: "written-once",
+        name: "a clean block is written again",
+        spoil: written_again,
+    },
+    Aimed {
         promise: "writeback-cleared",
         name: "pages stay in writeback",
         spoil: left_in_writeback,
@@ -415,6 +430,68 @@ fn invented(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
     let failed = |e: &Event| matches!(&e.body, Body::Complete(c) if !c.status.is_ok());
     let noted = |e: &Event| matches!(&e.body, Body::Mark(m) if m.line.contains("shut"));
     site.sure("error-report") && !events.iter().any(|e| failed(e) || noted(e))
+}
+
+fn not_flushed(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
+    let flush = |e: &&Event| matches!(&e.body, Body::Submit(s) if s.op == Op::Flush);
+    let within = events.get(site.begin..site.end).unwrap_or_default();
+    let flushes: Vec<u64> = within.iter().filter(flush).map(|e| e.seq).collect();
+    events.retain(|e| match &e.body {
+        Body::Submit(_) => !flushes.contains(&e.seq),
+        Body::Complete(c) => !flushes.contains(&c.request),
+        _ => true,
+    });
+    let dsync = site.begin_mark.flags.iter().any(|f| f == "dsync");
+    dsync && !flushes.is_empty() && site.sure("durable")
+}
+
+fn too_long(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
+    let old = site.end_mark.isize.max(site.begin_mark.isize);
+    let end = CallEnd {
+        isize: old + site.begin_mark.bsize,
+        ..site.end_mark.clone()
+    };
+    let Some(event) = events.get_mut(site.end) else {
+        return false;
+    };
+    set_mark(event, &Mark::End(end));
+    site.sure("size")
+}
+
+fn written_again(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -> bool {
+    // Behind a report that says that the pages are clean.
+    let clean = |e: &Event| match mark(e) {
+        Some(Mark::Report(r)) => {
+            let all = r.off <= site.begin_mark.off
+                && r.off + r.len >= site.begin_mark.off + site.begin_mark.len;
+            r.call == site.begin_mark.call && r.dirty == 0 && r.writeback == 0 && all
+        }
+        _ => false,
+    };
+    let rest = events.get(site.end..).unwrap_or_default();
+    let Some(at) = rest.iter().position(clean).map(|n| site.end + n) else {
+        return false;
+    };
+    let Some(s) = submit(events, site.one(dice)).cloned() else {
+        return false;
+    };
+    let again = Submit {
+        ioprio: 0,
+        digest: 0,
+        ..s
+    };
+    let first = new_event(events, at, Body::Submit(again));
+    let done = crate::trace::event::Complete {
+        request: first.seq,
+        status: crate::trace::event::Status::OK,
+        avail_after: 0,
+        abandoned: false,
+        digest: 0,
+    };
+    let mut last = new_event(events, at, Body::Complete(done));
+    last.seq += 1;
+    events.splice(at + 1..at + 1, [first, last]);
+    site.sure("written-once")
 }
 
 fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
