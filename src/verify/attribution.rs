@@ -10,6 +10,7 @@ use wtblk_shared::tag::Tag;
 
 use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
+use super::fast_hash::NumberMap;
 use super::flight::{Flight, InFlight, Owes, writes_blocks};
 use crate::trace::event::{Complete, Decide, DeviceEvent, Op, RequestId, Submit};
 
@@ -55,7 +56,7 @@ pub struct World {
     pub lost_calls: bool,
     /// When the device last had something to do, or was not there.
     busy_ns: u64,
-    calls: HashMap<u64, Call>,
+    calls: NumberMap<Call>,
     /// The open calls, the oldest first, by a number that counts begins.
     by_age: BTreeMap<u64, u64>,
     begun: u64,
@@ -80,6 +81,8 @@ pub struct World {
     forgot_failures: bool,
     /// By part of the disk, when a write of it was last taken or completed.
     buckets: BTreeMap<u64, u64>,
+    /// The latest such part, which is not in `buckets` yet: requests come in runs.
+    latest: Option<(u64, u64)>,
     wrote_somewhere: u64,
     /// When a write that is no log write was last taken or completed.
     wrote_blocks: Option<u64>,
@@ -430,7 +433,10 @@ impl World {
         self.wrote_somewhere > seq
             || past.near.iter().any(|r| {
                 let parts = r.start / BUCKET..=r.end.saturating_sub(1) / BUCKET;
-                self.buckets.range(parts).any(|(_, at)| *at > seq)
+                let latest = self
+                    .latest
+                    .is_some_and(|(part, at)| parts.contains(&part) && at > seq);
+                latest || self.buckets.range(parts).any(|(_, at)| *at > seq)
             })
     }
 
@@ -566,16 +572,28 @@ impl World {
         if !self.facts.is_log(disk) {
             self.wrote_blocks = Some(seq);
         }
-        if disk.is_empty() {
+        // It is asked for what came after a call's end only.
+        if disk.is_empty() || self.past.is_empty() {
             return;
         }
         // A request is at most 4 GiB long, hence at most 2049 parts.
         for part in disk.start / BUCKET..=(disk.end - 1) / BUCKET {
-            if self.buckets.contains_key(&part) || self.buckets.len() < MAX_BUCKETS {
-                self.buckets.insert(part, seq);
-            } else {
-                self.wrote_somewhere = seq;
+            match &mut self.latest {
+                Some((same, at)) if *same == part => *at = seq,
+                latest => {
+                    if let Some((old, at)) = latest.replace((part, seq)) {
+                        self.put_bucket(old, at);
+                    }
+                }
             }
+        }
+    }
+
+    fn put_bucket(&mut self, part: u64, seq: u64) {
+        if self.buckets.contains_key(&part) || self.buckets.len() < MAX_BUCKETS {
+            self.buckets.insert(part, seq);
+        } else {
+            self.wrote_somewhere = self.wrote_somewhere.max(seq);
         }
     }
 

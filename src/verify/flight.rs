@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The requests in flight on the data disk, and what the device owes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
 use wtblk_shared::disk::SECTOR;
 
+use super::fast_hash::NumberMap;
 use crate::trace::event::{Complete, DeviceEvent, DeviceKind, Op, RequestId, Submit};
 
 /// A request in flight.
@@ -41,7 +42,7 @@ pub enum Owes {
 /// The table.
 #[derive(Debug, Default)]
 pub struct Flight {
-    requests: HashMap<RequestId, InFlight>,
+    requests: NumberMap<InFlight>,
     /// Requests of other disks: what a call waits for there is not known.
     elsewhere: HashSet<RequestId>,
     running: HashSet<u16>,

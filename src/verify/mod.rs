@@ -28,6 +28,7 @@ pub mod errseq;
 pub mod explain;
 mod extents;
 mod facts;
+mod fast_hash;
 mod flight;
 pub mod group;
 pub mod ledger;
@@ -39,7 +40,6 @@ pub mod progress;
 pub mod promise;
 pub mod render;
 mod sectors;
-pub mod size;
 pub mod selftest;
 pub mod size;
 mod spoil;
@@ -69,6 +69,8 @@ use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, MARK_
 pub struct Verifier {
     world: World,
     judges: Vec<Box<dyn Promise>>,
+    /// Places of those that look at single requests.
+    followers: Vec<usize>,
     ledger: Ledger,
     /// The trace's first event may still say by which contract it is judged.
     ask_trace: bool,
@@ -77,9 +79,12 @@ pub struct Verifier {
 impl Verifier {
     /// A judge by this contract.
     pub fn new(contract: Contract) -> Verifier {
+        let judges = promise::judges(&contract);
+        let follows = |(i, j): (usize, &Box<dyn Promise>)| j.follows_requests().then_some(i);
         Verifier {
             world: World::default(),
-            judges: promise::judges(&contract),
+            followers: judges.iter().enumerate().filter_map(follows).collect(),
+            judges,
             ledger: Ledger::new(&contract),
             ask_trace: false,
         }
@@ -108,8 +113,10 @@ impl Verifier {
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => {
                 self.world.submit(event.seq, s);
-                for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
-                    judge.submitted(event.seq, s, &self.world, &mut self.ledger);
+                for at in &self.followers {
+                    if let Some(judge) = self.judges.get_mut(*at) {
+                        judge.submitted(event.seq, s, &self.world, &mut self.ledger);
+                    }
                 }
             }
             Body::Submit(s) => {
@@ -121,8 +128,10 @@ impl Verifier {
             Body::Complete(c) => {
                 let (request, call) = self.world.complete(event.seq, c);
                 if let Some(request) = &request {
-                    for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
-                        judge.completed(event.seq, c, request, &self.world, &mut self.ledger);
+                    for at in &self.followers {
+                        if let Some(judge) = self.judges.get_mut(*at) {
+                            judge.completed(event.seq, c, request, &self.world, &mut self.ledger);
+                        }
                     }
                 }
                 if let Some(call) = call {
@@ -132,8 +141,10 @@ impl Verifier {
             Body::Mark(m) => self.mark(event.seq, m),
             Body::Device(d) => self.device(d),
             Body::Data(d) => {
-                for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
-                    judge.data(d, &self.world);
+                for at in &self.followers {
+                    if let Some(judge) = self.judges.get_mut(*at) {
+                        judge.data(d, &self.world);
+                    }
                 }
             }
             Body::Gap(g) => {
@@ -259,8 +270,10 @@ impl Verifier {
 
     fn device(&mut self, event: &DeviceEvent) {
         if event.disk == DATA_DISK {
-            for judge in self.judges.iter_mut().filter(|j| j.follows_requests()) {
-                judge.device(event, &self.world);
+            for at in &self.followers {
+                if let Some(judge) = self.judges.get_mut(*at) {
+                    judge.device(event, &self.world);
+                }
             }
         }
         let of_all = matches!(event.kind, DeviceKind::Begin | DeviceKind::End);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `no-overlap`: never two writes of one block at a time.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 use serde_json::json;
@@ -11,6 +11,7 @@ use wtblk_shared::tag::Tag;
 use super::attribution::World;
 use super::call::{Class, EndedCall, has_flag};
 use super::contract::Contract;
+use super::fast_hash::NumberMap;
 use super::flight::{InFlight, bytes_of, overlap};
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
@@ -84,7 +85,7 @@ pub(super) struct NoOverlap {
     /// Those that overlap others.
     extra: Vec<Writer>,
     /// By the number of a call.
-    pairs: HashMap<u64, Vec<Pair>>,
+    pairs: NumberMap<Vec<Pair>>,
     /// When a write was last not followed, or its pairs not kept.
     lost: Option<u64>,
     /// Files that a marked call wrote with O_DIRECT.

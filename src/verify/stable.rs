@@ -9,6 +9,7 @@ use wtblk_shared::mark::Mark;
 use super::attribution::World;
 use super::call::{CallRequest, Class, EndedCall};
 use super::contract::Contract;
+use super::fast_hash::NumberMap;
 use super::flight::InFlight;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Finding, Ledger};
@@ -59,7 +60,7 @@ struct Seen {
 #[derive(Debug, Default)]
 pub(super) struct Stable {
     /// What was told of requests that are still in flight.
-    told: HashMap<RequestId, Change>,
+    told: NumberMap<Change>,
     /// By the number of a call.
     seen: HashMap<u64, Vec<Seen>>,
     /// Of all calls.
