@@ -72,8 +72,8 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
     assert!(said.contains("there is no such finding"), "{said}");
 }
 
-/// What is aimed at a promise is seen by it, always; each promise that has such damage has
-/// a place for it in the traces of the clean kernel.
+/// What is aimed at a promise is seen by it, always; and the traces of the clean kernel
+/// have a place for most of it.
 #[test]
 fn all_damage_that_is_aimed_at_a_promise_is_found() {
     let run = run(&["--tags", "on"]);
@@ -86,21 +86,23 @@ fn all_damage_that_is_aimed_at_a_promise_is_found() {
     let (status, said) = typed(&args);
     assert_eq!(status, 0, "{said}");
     let table = said.split("by promise").next().unwrap();
+    for row in table.lines().skip(1) {
+        let fine = row.contains("100.0 % (") || row.contains("no place for it");
+        assert!(fine, "{row}\n{said}");
+    }
     for promise in [
         "align",
         "cover",
-        "order",
+        "no-overlap",
+        "stable",
         "sync-return",
         "error-report",
-        "writeback-cleared",
-        "progress",
+        "size",
     ] {
-        let rows = table
+        let mut rows = table
             .lines()
             .filter(|l| l.trim_start().starts_with(promise));
-        for row in rows {
-            assert!(row.contains("100.0 % ("), "{row}\n{said}");
-        }
+        assert!(rows.any(|r| r.contains("100.0 % (")), "{promise}\n{said}");
     }
     assert!(said.contains("blind damage"), "{said}");
 }

@@ -80,10 +80,10 @@ impl Verifier {
     /// A judge by this contract.
     pub fn new(contract: Contract) -> Verifier {
         let judges = promise::judges(&contract);
-        let follows = |(i, j): (usize, &Box<dyn Promise>)| j.follows_requests().then_some(i);
+        let follows = |i: &usize| judges.get(*i).is_some_and(|j| j.follows_requests());
         Verifier {
             world: World::default(),
-            followers: judges.iter().enumerate().filter_map(follows).collect(),
+            followers: (0..judges.len()).filter(follows).collect(),
             judges,
             ledger: Ledger::new(&contract),
             ask_trace: false,
