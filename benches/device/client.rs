@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use memmap2::MmapMut;
 use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{
-    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioFeatureFlags, VirtioTransport, iovec,
+    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioFeatureFlags, VirtioTransport,
+    iovec,
 };
 
 /// Entries of a queue: a request takes three.
@@ -74,44 +75,103 @@ pub struct Client {
     next: [u64; 2],
     count: u64,
     /// Dropped after the queues: it owns their memory.
-    transport: VhostUser<VirtioBlkConfig, Request>,
+    transport: Transport,
     _memory: File,
+}
+
+/// A ring in this process, for the bare loop of `limits`.
+pub struct BareRing {
+    pub size: u16,
+    pub desc: *const u8,
+    pub avail: *const u8,
+    pub used: *mut u8,
+}
+
+// SAFETY: addresses; whoever follows them says how.
+unsafe impl Send for BareRing {}
+
+/// The bare loop always looks.
+struct NoKick;
+
+impl QueueNotifier for NoKick {
+    fn notify(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Transport = VhostUser<VirtioBlkConfig, Request>;
+
+fn transport(socket: &Path) -> Result<Transport> {
+    let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+    let path = socket.to_str().context("a socket path that is no text")?;
+    let begun = Instant::now();
+    let transport = loop {
+        match Transport::new(path, features.bits()) {
+            Ok(transport) => break transport,
+            Err(error) if begun.elapsed() > Duration::from_secs(10) => {
+                return Err(error).with_context(|| format!("cannot connect to {path}"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let got = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
+    ensure!(got.contains(features), "{path} lacks features: {got:?}");
+    Ok(transport)
+}
+
+/// Queues in memory of the transport's.
+fn rings(transport: &mut Transport, queues: usize) -> Result<Vec<Virtqueue<'static, Request>>> {
+    let features = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
+    let layout = VirtqueueLayout::new::<Request>(queues, usize::from(QUEUE_SIZE), features)?;
+    let translators: Vec<_> = (0..queues).map(|_| transport.iova_translator()).collect();
+    let memory = transport.alloc_queue_mem(&layout)?.as_mut_ptr();
+    let mut rings = Vec::new();
+    for (n, translator) in translators.into_iter().enumerate() {
+        // SAFETY: the memory is `queues` times `end_offset` bytes long, each queue gets a part
+        // of its own, and it stays mapped as long as the transport, which a client drops last.
+        let part = unsafe {
+            std::slice::from_raw_parts_mut(memory.add(n * layout.end_offset), layout.end_offset)
+        };
+        rings.push(Virtqueue::new(translator, part, QUEUE_SIZE, features)?);
+    }
+    Ok(rings)
 }
 
 impl Client {
     /// Connects; `depth` requests of at most `bytes` bytes fit in.
     pub fn connect(socket: &Path, queues: usize, depth: usize, bytes: usize) -> Result<Client> {
-        let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-        let path = socket.to_str().context("a socket path that is no text")?;
-        let begun = Instant::now();
-        let mut transport = loop {
-            match VhostUser::<VirtioBlkConfig, Request>::new(path, features.bits()) {
-                Ok(transport) => break transport,
-                Err(error) if begun.elapsed() > Duration::from_secs(10) => {
-                    return Err(error).with_context(|| format!("cannot connect to {path}"));
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
-        };
-        let got = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
-        ensure!(got.contains(features), "{path} lacks features: {got:?}");
-
-        let layout = VirtqueueLayout::new::<Request>(queues, usize::from(QUEUE_SIZE), got)?;
-        let translators: Vec<_> = (0..queues).map(|_| transport.iova_translator()).collect();
-        let memory = transport.alloc_queue_mem(&layout)?.as_mut_ptr();
-        let mut rings = Vec::new();
-        for (n, translator) in translators.into_iter().enumerate() {
-            // SAFETY: the memory is `queues` times `end_offset` bytes long, each queue gets a part
-            // of its own, and it stays mapped as long as the transport, which is dropped last.
-            let part = unsafe {
-                std::slice::from_raw_parts_mut(memory.add(n * layout.end_offset), layout.end_offset)
-            };
-            rings.push(Virtqueue::new(translator, part, QUEUE_SIZE, got)?);
-        }
+        let mut transport = transport(socket)?;
+        let rings = rings(&mut transport, queues)?;
         transport.setup_queues(&rings)?;
+        let notifiers = (0..queues).map(|n| transport.get_submission_notifier(n));
+        let notifiers = notifiers.collect();
+        Client::over(rings, notifiers, transport, depth, bytes)
+    }
 
+    /// A client whose other side is in this process: the device behind the socket gives addresses
+    /// a meaning and is never told of the ring.
+    pub fn bare(socket: &Path, depth: usize, bytes: usize) -> Result<(Client, BareRing)> {
+        let mut transport = transport(socket)?;
+        let rings = rings(&mut transport, 1)?;
+        let ring = BareRing {
+            size: QUEUE_SIZE,
+            desc: rings[0].desc_table_ptr(),
+            avail: rings[0].driver_area_ptr(),
+            used: rings[0].device_area_ptr().cast_mut(),
+        };
+        let client = Client::over(rings, vec![Box::new(NoKick)], transport, depth, bytes)?;
+        Ok((client, ring))
+    }
+
+    fn over(
+        rings: Vec<Virtqueue<'static, Request>>,
+        notifiers: Vec<Box<dyn QueueNotifier>>,
+        mut transport: Transport,
+        depth: usize,
+        bytes: usize,
+    ) -> Result<Client> {
         let buffer = bytes.next_multiple_of(4096);
-        let len = queues * depth * buffer;
+        let len = rings.len() * depth * buffer;
         let memory = File::from(nix::sys::memfd::memfd_create(
             c"bench-guest",
             nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
@@ -121,11 +181,12 @@ impl Client {
         let mut data = unsafe { MmapMut::map_mut(&memory)? };
         data.fill(0x5a);
         transport.map_mem_region(data.as_ptr() as usize, len, memory.as_raw_fd(), 0)?;
-        let queues = rings.into_iter().enumerate().map(|(n, mut vq)| {
+        let rings = rings.into_iter().zip(notifiers).enumerate();
+        let queues = rings.map(|(n, (mut vq, notifier))| {
             // The client looks by itself and asks for no signals.
             vq.set_used_notif_enabled(false);
             Queue {
-                notifier: transport.get_submission_notifier(n),
+                notifier,
                 vq,
                 slots: vec![0; usize::from(QUEUE_SIZE)],
                 free: (n * depth..(n + 1) * depth).rev().collect(),

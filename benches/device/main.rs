@@ -103,7 +103,7 @@ fn main() -> Result<()> {
     let around = around(fast.path(), slow.path(), &cells)?;
     let begun = Instant::now();
     let mut report = Report::new(&around, slow.path(), times.rounds, times.stretch);
-    report.limits = limits::measure()?;
+    report.limits = limits::measure(fast.path())?;
     for (n, cell) in cells.iter().enumerate() {
         eprintln!("{}/{} {}", n + 1, cells.len(), cell.name());
         let measured = measure(cell, &around, fast.path(), &times, &args.only)?;

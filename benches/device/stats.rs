@@ -9,6 +9,17 @@ pub struct Median {
     pub high: f64,
 }
 
+impl Median {
+    /// In another unit.
+    pub fn times(self, factor: f64) -> Median {
+        Median {
+            median: self.median * factor,
+            low: self.low * factor,
+            high: self.high * factor,
+        }
+    }
+}
+
 /// By order statistics: the narrowest pair of ranks, as far from either end, that holds the
 /// median with at least 95 % (binomial, p = 1/2). With fewer than 6 figures all of them.
 pub fn median(figures: &[f64]) -> Option<Median> {
