@@ -29,8 +29,8 @@ pub struct Spec {
 /// The program, and its arguments where they differ.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// qemu-storage-daemon with this `--blockdev`.
-    Peer(String),
+    /// qemu-storage-daemon with this `--blockdev`; whether its iothread polls, as it does by default.
+    Peer(String, bool),
     /// `wtblk serve` with these arguments.
     Ours { args: Vec<String>, level: Level },
 }
@@ -76,11 +76,15 @@ impl Backend {
 
     fn spawn_all(&mut self) -> Result<()> {
         match self.spec.kind.clone() {
-            Kind::Peer(blockdev) => {
+            Kind::Peer(blockdev, polls) => {
                 let socket = self.socket();
+                let thread = match polls {
+                    true => "iothread,id=io",
+                    false => "iothread,id=io,poll-max-ns=0",
+                };
                 let mut command = Command::new("qemu-storage-daemon");
                 command
-                    .args(["--object", "iothread,id=io", "--blockdev", &blockdev])
+                    .args(["--object", thread, "--blockdev", &blockdev])
                     .arg("--export")
                     .arg(format!(
                         "type=vhost-user-blk,id=e,node-name=n,writable=on,iothread=io,num-queues={},addr.type=unix,addr.path={}",

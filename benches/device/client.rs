@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use memmap2::MmapMut;
 use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{
-    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioFeatureFlags, VirtioTransport,
-    iovec,
+    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioFeatureFlags,
+    VirtioTransport, iovec,
 };
 
 /// Entries of a queue: a request takes three.
@@ -103,10 +103,12 @@ type Transport = VhostUser<VirtioBlkConfig, Request>;
 
 fn transport(socket: &Path) -> Result<Transport> {
     let features = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
+    // A driver that cannot flush would get a disk without a write cache.
+    let flush = VirtioBlkFeatureFlags::FLUSH.bits();
     let path = socket.to_str().context("a socket path that is no text")?;
     let begun = Instant::now();
     let transport = loop {
-        match Transport::new(path, features.bits()) {
+        match Transport::new(path, features.bits() | flush) {
             Ok(transport) => break transport,
             Err(error) if begun.elapsed() > Duration::from_secs(10) => {
                 return Err(error).with_context(|| format!("cannot connect to {path}"));
@@ -115,7 +117,8 @@ fn transport(socket: &Path) -> Result<Transport> {
         }
     };
     let got = VirtioFeatureFlags::from_bits_truncate(transport.get_features());
-    ensure!(got.contains(features), "{path} lacks features: {got:?}");
+    let all = got.contains(features) && transport.get_features() & flush != 0;
+    ensure!(all, "{path} lacks features: {got:?}");
     Ok(transport)
 }
 

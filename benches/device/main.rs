@@ -327,7 +327,7 @@ impl Contestant {
         };
         Ok(Measured {
             name: self.backend.spec.name.clone(),
-            peer: matches!(self.backend.spec.kind, backend::Kind::Peer(_)),
+            peer: matches!(self.backend.spec.kind, backend::Kind::Peer(..)),
             figures: self.figures,
             memory: self.memory,
             idle,

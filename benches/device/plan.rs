@@ -29,6 +29,8 @@ pub struct Cell {
 pub const DEFAULT: &str = "verify";
 /// The same without polling.
 pub const SLEEPS: &str = "verify, poll off";
+/// What the name of a peer that does not poll ends with.
+pub const PEER_SLEEPS: &str = ", no polling";
 /// The same with four queues.
 pub const FOUR: &str = "verify, 4 queues";
 /// The same with a scenario that has no rule.
@@ -108,6 +110,17 @@ pub fn specs(cell: &Cell, around: &Around) -> Vec<Spec> {
     let mut specs = Vec::new();
     if around.peer {
         peers(cell.store, around, &mut specs);
+        // Whoever must be woken up is compared with the same, too.
+        if cell.job.depth == 1
+            && let Some(Spec { name, kind, queues }) = specs.last().cloned()
+            && let Kind::Peer(blockdev, _) = kind
+        {
+            specs.push(Spec {
+                name: format!("{name}{PEER_SLEEPS}"),
+                kind: Kind::Peer(blockdev, false),
+                queues,
+            });
+        }
     }
     let deep = cell.job.depth > 1;
     let small = cell.job.bytes == 4096;
@@ -145,7 +158,7 @@ fn peers(store: Store, around: &Around, specs: &mut Vec<Spec>) {
     let mut peer = |name: &str, blockdev: String| {
         specs.push(Spec {
             name: format!("qsd {name}"),
-            kind: Kind::Peer(blockdev),
+            kind: Kind::Peer(blockdev, true),
             queues: 1,
         });
     };

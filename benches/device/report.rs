@@ -195,6 +195,26 @@ impl Report {
                 });
             }
         }
+        for (store, aim) in [(Store::Null, 1.0), (Store::Tmpfs, 1.1)] {
+            for write in [false, true] {
+                let Some(row) = self.find(store, write, K4, 1) else {
+                    continue;
+                };
+                let peer = row.backends.iter();
+                let mut peer = peer.filter(|s| s.measured.name.ends_with(plan::PEER_SLEEPS));
+                let pair = row.of(plan::SLEEPS).zip(peer.next());
+                aims.push(Aim {
+                    what: name(
+                        row,
+                        "verify, poll off against a peer that does not poll either",
+                    ),
+                    aim,
+                    at_most: false,
+                    reached: pair
+                        .and_then(|(a, b)| ratio(&a.measured.figures, &b.measured.figures, speed)),
+                });
+            }
+        }
         for write in [false, true] {
             if let Some(row) = self.find(Store::Tmpfs, write, K4, 32) {
                 aims.push(Aim {
@@ -229,7 +249,11 @@ impl Report {
         let idle: Vec<f64> = ours.iter().filter_map(|m| m.idle).collect();
         let anon = ours.iter().map(|m| m.memory.anon_kib).max();
         for (what, aim, reached) in [
-            ("idle CPU, %, median of the cells", 1.0, median(&idle).map(|m| m.times(100.0))),
+            (
+                "idle CPU, %, median of the cells",
+                1.0,
+                median(&idle).map(|m| m.times(100.0)),
+            ),
             (
                 "memory of our own, MiB, the largest of the cells",
                 32.0,

@@ -378,6 +378,10 @@ impl QueueDevice for DataQueue {
         self.store.event()
     }
 
+    fn waits_for_others(&self) -> bool {
+        !self.ops.is_empty()
+    }
+
     fn deadline(&self) -> Option<Instant> {
         // What is over without the store (a planned status, GET_ID) waits for nobody.
         if !self.over.is_empty() {

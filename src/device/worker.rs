@@ -69,6 +69,10 @@ pub(super) trait QueueDevice: Send {
     fn poll(&mut self, done: &mut Vec<Done>);
     /// Readable when `poll` has something to do.
     fn event(&self) -> BorrowedFd<'_>;
+    /// Whether it waits for what others do, who may need this CPU for it.
+    fn waits_for_others(&self) -> bool {
+        false
+    }
     /// When `poll` has something to do without any event.
     fn deadline(&self) -> Option<Instant>;
     /// Lets go what a rule holds; how many.
@@ -195,7 +199,10 @@ impl<D: QueueDevice> Worker<D> {
 
     /// Whether there is still hope that something comes soon.
     fn spins(&self, idle: &mut Option<Instant>) -> bool {
-        if self.spin.is_zero() || !self.active.as_ref().is_some_and(Active::serving) {
+        if self.spin.is_zero()
+            || !self.active.as_ref().is_some_and(Active::serving)
+            || self.device.waits_for_others()
+        {
             return false;
         }
         let now = Instant::now();
