@@ -342,7 +342,7 @@ mod tests {
             ),
             (r#"{"wtblk":1,"verb":"set-state"}"#, "missing"),
             (r#"{"wtblk":1,"verb":"arm","more":1}"#, "unknown field"),
-            ("[]", "invalid"),
+            ("[]", "no JSON object"),
             ("", "EOF"),
         ] {
             let error = read(bad).unwrap_err();
