@@ -343,7 +343,8 @@ mod tests {
             (r#"{"wtblk":1,"verb":"set-state"}"#, "missing"),
             (r#"{"wtblk":1,"verb":"arm","more":1}"#, "unknown field"),
             ("[]", "no JSON object"),
-            ("", "EOF"),
+            ("", "no JSON object"),
+            ("{", "EOF"),
         ] {
             let error = read(bad).unwrap_err();
             assert!(error.contains(why), "{bad}: {error}");
