@@ -98,6 +98,7 @@ fn all_damage_that_is_aimed_at_a_promise_is_found() {
         "sync-return",
         "error-report",
         "size",
+        "written-once",
     ] {
         let mut rows = table
             .lines()

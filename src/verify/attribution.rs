@@ -68,8 +68,8 @@ pub struct World {
     by_tag: HashMap<Tag, Vec<u64>>,
     /// Tags of calls that are open as far as is known, but followed no more.
     lost_tags: HashSet<Tag>,
-    late: HashMap<u64, EndedCall>,
-    past: HashMap<u64, PastCall>,
+    late: NumberMap<EndedCall>,
+    past: NumberMap<PastCall>,
     past_order: VecDeque<u64>,
     tag_probe: Option<u64>,
     failures: u64,

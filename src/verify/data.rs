@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `data`: what is sent are the call's bytes, and around them the file's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::json;
@@ -11,6 +11,7 @@ use wtblk_shared::mark::{FileContents, FileMark, Mark};
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
+use super::fast_hash::NumberMap;
 use super::promise::{About, Promise, list_few};
 use super::sectors::{guess, of_pattern};
 use super::verdict::{CallRef, Evidence, Ledger};
@@ -72,10 +73,10 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Data {
     /// Digests by call and request.
-    digests: HashMap<u64, HashMap<RequestId, Vec<u64>>>,
+    digests: NumberMap<NumberMap<Vec<u64>>>,
     kept: usize,
     writers: Writers,
-    waiting: HashMap<u64, Waiting>,
+    waiting: NumberMap<Waiting>,
 }
 
 /// What one sector of a call's data should be.
@@ -88,7 +89,7 @@ enum Want {
 }
 
 impl Data {
-    fn take(&mut self, call: u64) -> HashMap<RequestId, Vec<u64>> {
+    fn take(&mut self, call: u64) -> NumberMap<Vec<u64>> {
         let list = self.digests.remove(&call).unwrap_or_default();
         self.kept -= list.values().map(Vec::len).sum::<usize>();
         list

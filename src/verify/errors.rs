@@ -9,13 +9,12 @@
 //! recorded since the last check of its open file, and uses it up
 //! (lib/errseq.c). What is not certain in these intervals is allowed.
 
-use std::collections::HashMap;
-
 use wtblk_shared::mark::{FileMark, Mark};
 
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall};
 use super::contract::{Contract, EIO, Errnos, OnFailedWrite};
+use super::fast_hash::{NumberMap, PairMap};
 use super::verdict::CallRef;
 
 /// Failed calls followed of one file.
@@ -127,10 +126,10 @@ pub struct Errors {
     repeats: super::contract::FsyncRepeats,
     failed_write: OnFailedWrite,
     errnos: Errnos,
-    files: HashMap<Key, File>,
-    opens: HashMap<u64, Open>,
+    files: PairMap<File>,
+    opens: NumberMap<Open>,
     /// Open file, begin, kind.
-    syncs: HashMap<u64, (u64, u64, String)>,
+    syncs: NumberMap<(u64, u64, String)>,
     /// More of something than is followed.
     lost: bool,
 }
@@ -142,9 +141,9 @@ impl Errors {
             repeats: contract.fsync_repeats,
             failed_write: contract.failed_write,
             errnos: contract.errnos.clone(),
-            files: HashMap::new(),
-            opens: HashMap::new(),
-            syncs: HashMap::new(),
+            files: Default::default(),
+            opens: Default::default(),
+            syncs: Default::default(),
             lost: false,
         }
     }

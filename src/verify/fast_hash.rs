@@ -4,12 +4,16 @@
 //! The numbers come out of a trace, which may be hostile. So the multiplication is
 //! mixed with a secret of this process; without it nobody can choose numbers that collide.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 
 /// A table whose keys are numbers.
 pub type NumberMap<V> = HashMap<u64, V, Secret>;
+/// A table whose keys are pairs of numbers.
+pub type PairMap<V> = HashMap<(u64, u64), V, Secret>;
+/// A set of numbers.
+pub type NumberSet = HashSet<u64, Secret>;
 
 static SECRET: LazyLock<[u64; 2]> =
     LazyLock::new(|| [0, 1].map(|n| RandomState::new().hash_one(n)));

@@ -90,7 +90,9 @@ impl Flight {
 
     /// A request was completed.
     pub fn complete(&mut self, id: RequestId) -> Option<InFlight> {
-        self.elsewhere.remove(&id);
+        if !self.elsewhere.is_empty() {
+            self.elsewhere.remove(&id);
+        }
         self.requests.remove(&id)
     }
 

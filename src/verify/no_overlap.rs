@@ -142,11 +142,13 @@ impl Promise for NoOverlap {
         if s.op != Op::Write || disk.is_empty() {
             return;
         }
-        let owner = world.flight.get(id).and_then(|r| r.owner).map(|o| o.0);
+        let tag = Tag::from_ioprio(s.ioprio);
+        // Without a tag it is nobody's.
+        let owner = tag.and_then(|_| world.flight.get(id)?.owner).map(|o| o.0);
         let kind = match owner.and_then(|call| world.open_call(call)) {
             Some(call) if has_flag(&call.begin, "direct") => Kind::Direct,
             Some(_) => Kind::Cached,
-            None if Tag::from_ioprio(s.ioprio).is_some() => Kind::Stray,
+            None if tag.is_some() => Kind::Stray,
             None => Kind::Cached,
         };
         let new = Writer {
@@ -155,6 +157,12 @@ impl Promise for NoOverlap {
             owner,
             kind,
         };
+        // Those in `flying` do not meet: only the last that begins before the end can.
+        let last = self.flying.range(..new.disk.end).next_back();
+        if self.extra.is_empty() && last.is_none_or(|(_, w)| w.disk.end <= new.disk.start) {
+            self.flying.insert(new.disk.start, new);
+            return;
+        }
         let met: Vec<(Pair, [Option<u64>; 2])> = self
             .meeting(&new.disk)
             .into_iter()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `size`: a file is never longer than what was written to it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde_json::json;
 use wtblk_shared::mark::{FileMark, Mark};
@@ -9,6 +9,7 @@ use wtblk_shared::mark::{FileMark, Mark};
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall};
 use super::contract::{Contract, IsizeAfterError};
+use super::fast_hash::{NumberMap, PairMap};
 use super::promise::{About, Promise};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
 
@@ -63,19 +64,19 @@ impl File {
 #[derive(Debug)]
 pub(super) struct Size {
     after_error: IsizeAfterError,
-    files: HashMap<Key, File>,
+    files: PairMap<File>,
     /// Of open calls and changes, their files.
-    of_call: HashMap<u64, Key>,
-    of_change: HashMap<u64, Key>,
+    of_call: NumberMap<Key>,
+    of_change: NumberMap<Key>,
 }
 
 /// The judge by this contract.
 pub(super) fn judge(contract: &Contract) -> Box<dyn Promise> {
     Box::new(Size {
         after_error: contract.isize_after_error,
-        files: HashMap::new(),
-        of_call: HashMap::new(),
-        of_change: HashMap::new(),
+        files: Default::default(),
+        of_call: Default::default(),
+        of_change: Default::default(),
     })
 }
 

@@ -118,6 +118,11 @@ pub static AIMED: &[Aimed] = &[
         spoil: too_long,
     },
     Aimed {
+        promise: "written-once",
+        name: "a clean block is written again",
+        spoil: written_again,
+    },
+    Aimed {
         promise: "writeback-cleared",
         name: "pages stay in writeback",
         spoil: left_in_writeback,
@@ -451,6 +456,42 @@ fn too_long(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
     };
     set_mark(event, &Mark::End(end));
     site.sure("size")
+}
+
+fn written_again(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -> bool {
+    // Behind a report that says that the pages are clean.
+    let clean = |e: &Event| match mark(e) {
+        Some(Mark::Report(r)) => {
+            let all = r.off <= site.begin_mark.off
+                && r.off + r.len >= site.begin_mark.off + site.begin_mark.len;
+            r.call == site.begin_mark.call && r.dirty == 0 && r.writeback == 0 && all
+        }
+        _ => false,
+    };
+    let rest = events.get(site.end..).unwrap_or_default();
+    let Some(at) = rest.iter().position(clean).map(|n| site.end + n) else {
+        return false;
+    };
+    let Some(s) = submit(events, site.one(dice)).cloned() else {
+        return false;
+    };
+    let again = Submit {
+        ioprio: 0,
+        digest: 0,
+        ..s
+    };
+    let first = new_event(events, at, Body::Submit(again));
+    let done = crate::trace::event::Complete {
+        request: first.seq,
+        status: crate::trace::event::Status::OK,
+        avail_after: 0,
+        abandoned: false,
+        digest: 0,
+    };
+    let mut last = new_event(events, at, Body::Complete(done));
+    last.seq += 1;
+    events.splice(at + 1..at + 1, [first, last]);
+    site.sure("written-once")
 }
 
 fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `written-once`: a clean block is not sent again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::json;
@@ -10,6 +10,7 @@ use wtblk_shared::mark::{CallBegin, Change, Extent, FileMark, FilePages, Mark, P
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
+use super::fast_hash::{NumberMap, NumberSet, PairMap};
 use super::flight::bytes_of;
 use super::promise::{About, Promise, list_few};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
@@ -78,7 +79,7 @@ struct Watch {
     call: CallRef,
     test: String,
     end_seq: u64,
-    /// Blocks of it are followed.
+    /// All of its blocks were followed at some time after it.
     clean: bool,
     why_not: &'static str,
     again: Vec<Again>,
@@ -96,28 +97,36 @@ struct File {
     layout: Vec<Extent>,
     isize: u64,
     /// Numbers of the calls and changes that are under way.
-    calls: HashSet<u64>,
-    changes: HashSet<u64>,
+    calls: NumberSet,
+    changes: NumberSet,
     /// When one last began.
     touched: u64,
     /// Of a pair of pages marks, the first: number, range.
     first: Option<(u64, Range<u64>)>,
     /// The call's folios were clean when it began.
-    was_clean: HashMap<u64, Range<u64>>,
+    was_clean: NumberMap<Range<u64>>,
     watch: Option<Watch>,
+}
+
+impl File {
+    /// Where its last page ends.
+    fn last_page(&self) -> u64 {
+        let end = self.isize.checked_next_multiple_of(4096);
+        end.unwrap_or(u64::MAX)
+    }
 }
 
 /// The judge.
 #[derive(Debug, Default)]
 pub(super) struct WrittenOnce {
     failed_page_clean: bool,
-    files: HashMap<Key, File>,
-    of_call: HashMap<u64, Key>,
-    of_change: HashMap<u64, Key>,
+    files: PairMap<File>,
+    of_call: NumberMap<Key>,
+    of_change: NumberMap<Key>,
     /// By place on the disk, without overlap.
     pieces: BTreeMap<u64, Piece>,
     /// By ended call, when it was last told something of: its end, or a report.
-    told: HashMap<u64, u64>,
+    told: NumberMap<u64>,
     /// There were more changes at a time than are followed.
     lost: bool,
 }
@@ -228,7 +237,7 @@ impl Promise for WrittenOnce {
         } else {
             TOLD_NEITHER
         };
-        let mut watch = Watch {
+        let watch = Watch {
             call: c.reference(),
             test: c.test().to_owned(),
             end_seq: c.end_seq,
@@ -241,21 +250,26 @@ impl Promise for WrittenOnce {
         let mut follow = None;
         if matches!(why_not, TOLD_NEITHER | BESIDE) {
             self.told.insert(number, c.end_seq);
-            if alone && let Some(window) = window.filter(|_| c.data_in_flight.is_empty()) {
-                watch.clean = true;
-                follow = Some(window);
+            if alone {
+                follow = window.filter(|_| c.data_in_flight.is_empty());
             }
         }
         settle(file.watch.replace(watch), l);
-        if let Some(window) = follow {
-            insert(&mut file.clean, &window);
+        if let Some(window) = &follow {
+            insert(&mut file.clean, window);
         }
         if why_not == TOLD_NEITHER {
             // Where the file lies is known now.
-            let known: Vec<_> = file.clean.iter().map(|(s, e)| *s..*e).collect();
+            let end = file.last_page();
+            let known = file.clean.iter().map(|(s, e)| *s..*e);
+            // Mostly remains of folios, of which nothing can be followed.
+            let known: Vec<_> = known.filter(|r| !inner(r, end).is_empty()).collect();
             for range in known {
                 self.set_clean(key, range, c.end_seq);
             }
+        }
+        if follow.is_some() {
+            self.look_whether_followed(key);
         }
     }
 
@@ -412,16 +426,47 @@ impl WrittenOnce {
     }
 
     fn told_clean(&mut self, key: Key, range: Range<u64>, seq: u64) {
-        let Some(file) = self.files.get_mut(&key) else {
+        self.set_clean(key, range, seq);
+        self.look_whether_followed(key);
+    }
+
+    /// The promise is kept only as far as it is looked at: the last call's blocks must all
+    /// be followed. A report of less than their folios makes none of them followed.
+    fn look_whether_followed(&mut self, key: Key) {
+        let Some((file, watch)) = self
+            .files
+            .get(&key)
+            .and_then(|f| Some((f, f.watch.as_ref()?)))
+        else {
             return;
         };
-        if let Some(watch) = &mut file.watch
-            && matches!(watch.why_not, TOLD_NEITHER | BESIDE)
-            && overlaps_call(&range, &watch.call)
+        if watch.clean || !matches!(watch.why_not, TOLD_NEITHER | BESIDE) {
+            return;
+        }
+        let end = watch.call.off.saturating_add(watch.call.len);
+        let mut followed = 0;
+        for e in file.layout.iter().filter(|e| e.has_place()) {
+            let from = e.logical.max(watch.call.off);
+            let to = e.logical.saturating_add(e.length).min(end);
+            if from < to {
+                let disk = e.physical.saturating_add(from - e.logical);
+                followed += self.followed(key, disk..disk.saturating_add(to - from));
+            }
+        }
+        if followed >= watch.call.len
+            && let Some(watch) = self.files.get_mut(&key).and_then(|f| f.watch.as_mut())
         {
             watch.clean = true;
         }
-        self.set_clean(key, range, seq);
+    }
+
+    /// How many bytes of a place on the disk are followed for this file.
+    fn followed(&self, key: Key, disk: Range<u64>) -> u64 {
+        let before = self.pieces.range(..disk.start).next_back();
+        let meet = before.into_iter().chain(self.pieces.range(disk.clone()));
+        meet.filter(|(_, p)| p.key == key)
+            .map(|(s, p)| p.end.min(disk.end).saturating_sub((*s).max(disk.start)))
+            .sum()
     }
 
     /// The range is clean from now on; blocks whose whole folio it holds are followed.
@@ -431,17 +476,7 @@ impl WrittenOnce {
         };
         insert(&mut file.clean, &range);
         // Beyond the end of the file there are no pages, and blocks come and go.
-        let end = file
-            .isize
-            .checked_next_multiple_of(4096)
-            .unwrap_or(u64::MAX);
-        let start = range.start.next_multiple_of(FOLIO);
-        let start = if range.start == 0 { 0 } else { start };
-        let stop = if range.end >= end {
-            end
-        } else {
-            range.end - range.end % FOLIO
-        };
+        let Range { start, end: stop } = inner(&range, file.last_page());
         let mut new = Vec::new();
         for e in &file.layout {
             let from = e.logical.max(start);
@@ -517,6 +552,17 @@ impl WrittenOnce {
     }
 }
 
+/// The folios that lie wholly in a range, of a file whose last page ends at `end`.
+fn inner(range: &Range<u64>, end: u64) -> Range<u64> {
+    let start = range.start.checked_next_multiple_of(FOLIO);
+    let stop = if range.end >= end {
+        end
+    } else {
+        range.end - range.end % FOLIO
+    };
+    start.unwrap_or(u64::MAX)..stop
+}
+
 fn file_end(c: &Change) -> u64 {
     c.off.saturating_add(c.len)
 }
@@ -532,10 +578,6 @@ fn window(range: &Range<u64>, isize: u64) -> Range<u64> {
     let folios = folios(range);
     let end = isize.max(range.end).checked_next_multiple_of(4096);
     folios.start..folios.end.min(end.unwrap_or(u64::MAX))
-}
-
-fn overlaps_call(range: &Range<u64>, call: &CallRef) -> bool {
-    range.start < call.off.saturating_add(call.len) && call.off < range.end
 }
 
 /// Whether the ranges hold all of `window` that has pages. What lies beyond the

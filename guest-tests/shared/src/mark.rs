@@ -419,7 +419,7 @@ impl Mark {
             });
         };
         let mut keys = Keys {
-            verb: verb.to_owned(),
+            verb,
             end: line.len(),
             map: BTreeMap::new(),
         };
@@ -434,7 +434,7 @@ impl Mark {
                 at,
                 what: format!("bad percent-encoding in '{key}'"),
             })?;
-            if keys.map.insert(key.to_owned(), (at, value)).is_some() {
+            if keys.map.insert(key, (at, value)).is_some() {
                 return Err(MarkError {
                     at,
                     what: format!("'{}' is said twice", shorten(key)),
@@ -443,7 +443,12 @@ impl Mark {
         }
         Ok(match verb {
             "boot" => Mark::Boot,
-            "env" => Mark::Env(keys.map.into_iter().map(|(k, (_, v))| (k, v)).collect()),
+            "env" => Mark::Env(
+                keys.map
+                    .into_iter()
+                    .map(|(k, (_, v))| (k.to_owned(), v.into_owned()))
+                    .collect(),
+            ),
             "fs" => Mark::Fs {
                 dev: keys.num("dev")?,
                 kind: keys.text("kind")?,

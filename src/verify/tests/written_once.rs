@@ -208,7 +208,16 @@ fn a_report_after_the_call_counts() {
     run(&mut s, &small(1, 8 * B, 4 * B));
     s.report_range(1, 8 * B, 4 * B, 0);
     stray(&mut s, 8 * B, B);
-    s.silent();
+    // Nothing is followed then, and that is no promise kept.
+    s.not_checked("written-once", "its pages were told clean neither")
+        .silent();
+    // Nor where only the first of two folios was told clean.
+    let mut s = Stream::files_marked();
+    run(&mut s, &small(1, FOLIO - B, 2 * B));
+    s.report_range(1, 0, FOLIO, 0);
+    s.not_checked("written-once", "its pages were told clean neither");
+    stray(&mut s, FOLIO - B, B);
+    s.broken("written-once", &[]);
     // Somebody began between the end and the report.
     let mut s = Stream::files_marked();
     run(&mut s, &small(1, 8 * B, 4 * B));

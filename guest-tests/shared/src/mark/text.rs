@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Words, keys and values of a mark's line.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
@@ -48,14 +49,15 @@ impl Writer {
     }
 }
 
-pub(super) struct Keys {
-    pub(super) verb: String,
+/// Of the line: only what is percent-encoded is copied.
+pub(super) struct Keys<'l> {
+    pub(super) verb: &'l str,
     pub(super) end: usize,
-    pub(super) map: BTreeMap<String, (usize, String)>,
+    pub(super) map: BTreeMap<&'l str, (usize, Cow<'l, str>)>,
 }
 
-impl Keys {
-    pub(super) fn get(&self, key: &str) -> Result<&(usize, String), MarkError> {
+impl<'l> Keys<'l> {
+    pub(super) fn get(&self, key: &str) -> Result<&(usize, Cow<'l, str>), MarkError> {
         self.map.get(key).ok_or_else(|| MarkError {
             at: self.end,
             what: format!("'{}' needs {key}=", self.verb),
@@ -63,11 +65,11 @@ impl Keys {
     }
 
     pub(super) fn text(&self, key: &str) -> Result<String, MarkError> {
-        Ok(self.get(key)?.1.clone())
+        Ok(self.get(key)?.1.clone().into_owned())
     }
 
     pub(super) fn opt_text(&self, key: &str) -> Option<String> {
-        self.map.get(key).map(|(_, v)| v.clone())
+        self.map.get(key).map(|(_, v)| v.clone().into_owned())
     }
 
     pub(super) fn num<T: std::str::FromStr>(&self, key: &str) -> Result<T, MarkError> {
@@ -153,7 +155,10 @@ pub(super) fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
         .map(move |w| (w.as_ptr() as usize - base, w))
 }
 
-pub(super) fn decode(value: &str) -> Option<String> {
+pub(super) fn decode(value: &str) -> Option<Cow<'_, str>> {
+    if !value.contains('%') {
+        return Some(Cow::Borrowed(value));
+    }
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.bytes();
     while let Some(b) = bytes.next() {
@@ -165,5 +170,5 @@ pub(super) fn decode(value: &str) -> Option<String> {
             out.push(b);
         }
     }
-    String::from_utf8(out).ok()
+    String::from_utf8(out).ok().map(Cow::Owned)
 }
