@@ -61,6 +61,8 @@ struct Aim {
     aim: f64,
     /// The ratio is to stay below the aim.
     at_most: bool,
+    /// Nothing is to change: the aim lies within the interval.
+    same: bool,
     reached: Option<Median>,
 }
 
@@ -191,6 +193,7 @@ impl Report {
                     what: name(row, who),
                     aim,
                     at_most: false,
+                    same: false,
                     reached: row.of(who).and_then(|s| s.ratio),
                 });
             }
@@ -210,6 +213,7 @@ impl Report {
                     ),
                     aim,
                     at_most: false,
+                    same: false,
                     reached: pair
                         .and_then(|(a, b)| ratio(&a.measured.figures, &b.measured.figures, speed)),
                 });
@@ -221,6 +225,7 @@ impl Report {
                     what: format!("{}: CPU time per request", row.cell),
                     aim: 0.6,
                     at_most: true,
+                    same: false,
                     reached: row.of(plan::DEFAULT).and_then(|s| s.cpu_ratio),
                 });
             }
@@ -239,6 +244,7 @@ impl Report {
                         what: format!("{}: {who} against {base}", row.cell),
                         aim,
                         at_most: false,
+                        same: who == plan::EMPTY,
                         reached,
                     });
                 }
@@ -264,6 +270,7 @@ impl Report {
                 what: what.to_owned(),
                 aim,
                 at_most: true,
+                same: false,
                 reached,
             });
         }
@@ -293,7 +300,11 @@ impl Report {
                 ),
                 None => ("not measured".to_owned(), ""),
             };
-            let bound = if aim.at_most { "at most " } else { "" };
+            let bound = match (aim.same, aim.at_most) {
+                (true, _) => "no difference: ",
+                (_, true) => "at most ",
+                _ => "",
+            };
             let _ = writeln!(
                 out,
                 "| {} | {bound}{} | {reached} | {verdict} |",
@@ -363,9 +374,12 @@ impl Row {
 }
 
 impl Aim {
-    /// The interval is not on the wrong side of the aim by more than 3 %.
+    /// The interval is not on the wrong side of the aim by more than 3 %; of what should make no
+    /// difference, it has the aim in it.
     fn met(&self, m: Median) -> bool {
-        if self.at_most {
+        if self.same {
+            m.low <= self.aim && self.aim <= m.high
+        } else if self.at_most {
             m.high <= self.aim * 1.03
         } else {
             m.low >= self.aim * 0.97
