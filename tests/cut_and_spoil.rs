@@ -73,7 +73,7 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
 }
 
 /// What is aimed at a promise is seen by it, always; and the traces of the clean kernel
-/// have a place for most of it.
+/// have a place for each promise.
 #[test]
 fn all_damage_that_is_aimed_at_a_promise_is_found() {
     let run = run(&["--tags", "on"]);
@@ -99,6 +99,14 @@ fn all_damage_that_is_aimed_at_a_promise_is_found() {
         "error-report",
         "size",
         "written-once",
+        "order",
+        "data",
+        "errseq",
+        "ledger",
+        "stop-after-error",
+        "durable",
+        "writeback-cleared",
+        "progress",
     ] {
         let mut rows = table
             .lines()

@@ -43,6 +43,7 @@ mod sectors;
 pub mod selftest;
 pub mod size;
 mod spoil;
+mod spoil_errors;
 pub mod stable;
 pub mod stop_after_error;
 pub mod story;

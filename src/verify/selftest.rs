@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use super::Verifier;
 use super::contract::Contract;
-use super::spoil::{AIMED, Dice, Site, alter, sites};
+use super::spoil::{AIMED, Dice, alter, sites};
 use super::verdict::{Verdict, Verdicts};
 use crate::trace::event::{Event, Status};
 
@@ -61,13 +61,16 @@ impl Report {
                 continue;
             }
             for _ in 0..mutants {
-                let Some(site) = pick(&sites, &mut dice) else {
+                // From any site on, the first that fits: some damage fits few.
+                let first = dice.below(sites.len() as u64) as usize;
+                let (before, after) = sites.split_at(first.min(sites.len()));
+                let spoilt = after.iter().chain(before).find_map(|site| {
+                    let mut spoilt = events.to_vec();
+                    (aimed.spoil)(&mut spoilt, site, &mut dice).then_some(spoilt)
+                });
+                let Some(spoilt) = spoilt else {
                     break;
                 };
-                let mut spoilt = events.to_vec();
-                if !(aimed.spoil)(&mut spoilt, site, &mut dice) {
-                    continue;
-                }
                 let new = new_findings(&clean, &judge(&spoilt, contract));
                 rate.mutants += 1;
                 rate.found += u64::from(new.contains_key(*promise));
@@ -102,13 +105,6 @@ impl Report {
         }
         all
     }
-}
-
-fn pick<'s>(sites: &'s [Site], dice: &mut Dice) -> Option<&'s Site> {
-    let n = sites.len() as u64;
-    (n > 0)
-        .then(|| dice.below(n))
-        .and_then(|i| sites.get(i as usize))
 }
 
 fn judge(events: &[Event], contract: &Contract) -> Verdicts {

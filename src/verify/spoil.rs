@@ -10,6 +10,7 @@ use wtblk_shared::mark::{CallBegin, CallEnd, Mark, ProbeState};
 
 use super::call::{Call, Class};
 use super::selftest::FAILED;
+use super::spoil_errors::{goes_on, of_test, other_bytes, told_from_nowhere, told_twice};
 use super::verdict::{Verdict, Verdicts};
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, Op, Submit};
 
@@ -40,14 +41,16 @@ impl Dice {
 /// A call that was judged: where its events are in the list.
 #[derive(Debug)]
 pub struct Site {
-    begin: usize,
+    pub(super) begin: usize,
     end: usize,
-    begin_mark: CallBegin,
+    pub(super) begin_mark: CallBegin,
     end_mark: CallEnd,
     /// The Submit events of its data requests, in order of arrival.
     data: Vec<usize>,
     /// Promises that held in its test and nowhere went undecided there.
     sure: Vec<String>,
+    /// Promises that held in its test.
+    held: Vec<String>,
 }
 
 /// A way to spoil a stream.
@@ -91,6 +94,26 @@ pub static AIMED: &[Aimed] = &[
         promise: "stable",
         name: "data changes in flight",
         spoil: changed,
+    },
+    Aimed {
+        promise: "data",
+        name: "a sector is sent with other bytes",
+        spoil: other_bytes,
+    },
+    Aimed {
+        promise: "errseq",
+        name: "an fsync reports an error again",
+        spoil: told_from_nowhere,
+    },
+    Aimed {
+        promise: "ledger",
+        name: "an open file is told twice",
+        spoil: told_twice,
+    },
+    Aimed {
+        promise: "stop-after-error",
+        name: "two more bios after error-seen",
+        spoil: goes_on,
     },
     Aimed {
         promise: "sync-return",
@@ -181,11 +204,15 @@ pub fn sites(events: &[Event], verdicts: &Verdicts) -> Vec<Site> {
             continue;
         }
         let of_test = verdicts.tests.iter().find(|t| t.test == b.test);
-        let sure = of_test.map(|t| &t.promises).into_iter().flatten();
-        let sure = sure
-            .filter(|p| matches!(p.verdict, Verdict::Held { .. }) && p.not_checked.is_empty())
-            .map(|p| p.promise.clone())
-            .collect();
+        let held = of_test.map(|t| &t.promises).into_iter().flatten();
+        let held = held.filter(|p| matches!(p.verdict, Verdict::Held { .. }));
+        let (mut all, mut sure) = (Vec::new(), Vec::new());
+        for p in held {
+            all.push(p.promise.clone());
+            if p.not_checked.is_empty() {
+                sure.push(p.promise.clone());
+            }
+        }
         sites.push(Site {
             begin,
             end,
@@ -193,6 +220,7 @@ pub fn sites(events: &[Event], verdicts: &Verdicts) -> Vec<Site> {
             end_mark: e,
             data,
             sure,
+            held: all,
         });
     }
     sites
@@ -200,24 +228,29 @@ pub fn sites(events: &[Event], verdicts: &Verdicts) -> Vec<Site> {
 
 impl Site {
     /// Whether the promise was decided of every call of this test, hence of this one.
-    fn sure(&self, promise: &str) -> bool {
+    pub(super) fn sure(&self, promise: &str) -> bool {
         self.sure.iter().any(|p| p == promise)
     }
 
-    fn one(&self, dice: &mut Dice) -> usize {
+    /// Whether the promise was decided somewhere in this test.
+    pub(super) fn held(&self, promise: &str) -> bool {
+        self.held.iter().any(|p| p == promise)
+    }
+
+    pub(super) fn one(&self, dice: &mut Dice) -> usize {
         let i = dice.below(self.data.len() as u64) as usize;
         self.data.get(i).copied().unwrap_or(self.begin)
     }
 }
 
-fn mark(event: &Event) -> Option<Mark> {
+pub(super) fn mark(event: &Event) -> Option<Mark> {
     match &event.body {
         Body::Mark(m) if m.ordered => m.parse().ok(),
         _ => None,
     }
 }
 
-fn set_mark(event: &mut Event, mark: &Mark) {
+pub(super) fn set_mark(event: &mut Event, mark: &Mark) {
     if let Body::Mark(m) = &mut event.body {
         m.line = mark.to_line();
     }
@@ -245,7 +278,7 @@ fn completion(events: &[Event], at: usize) -> Option<usize> {
 }
 
 /// An event of the spoiler, with a number that no other has.
-fn new_event(events: &[Event], like: usize, body: Body) -> Event {
+pub(super) fn new_event(events: &[Event], like: usize, body: Body) -> Event {
     let most = events.iter().map(|e| e.seq).max().unwrap_or(0);
     Event {
         seq: most.max(1 << 40) + 1,
@@ -510,12 +543,14 @@ fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool
 }
 
 fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
-    let of_call = |e: &Event| match mark(e) {
-        Some(Mark::ProbeBegin(p)) if p.call == site.begin_mark.call => Some(p),
+    let probe = |e: &Event| match mark(e) {
+        Some(Mark::ProbeBegin(p)) => Some(p),
         _ => None,
     };
-    let rest = events.iter().enumerate().skip(site.end);
-    let mut probes = rest.filter_map(|(i, e)| Some((i, of_call(e)?)));
+    // Also of the test's failed call, which is no site.
+    let test = of_test(events, site);
+    let rest = events.iter().enumerate().take(test.end).skip(test.start);
+    let mut probes = rest.filter_map(|(i, e)| Some((i, probe(e)?)));
     let Some((begin, probe)) = probes.next() else {
         return false;
     };
