@@ -7,6 +7,7 @@ mod common;
 
 use common::driver::*;
 use common::serve::{Serve, Trace};
+use common::until;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use wtblk::trace::event::{Op, Status};
@@ -96,6 +97,11 @@ fn cut(script: &[Vec<Asked>], more: &[&str]) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         }
         d.queues.iter_mut().for_each(Queue::forget);
     }
+    // A completion can be seen in the ring a moment before its event is committed.
+    until("all events", || {
+        let trace = serve.trace();
+        (trace.completes().len() == n).then_some(())
+    });
     let dir = serve.kill();
     let trace = Trace::read(&dir.path().join("trace"));
     let completed: std::collections::HashMap<u64, u64> = trace
