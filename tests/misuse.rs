@@ -328,3 +328,28 @@ fn an_interrupt_before_the_boot_has_the_same_status() {
     let run = run(&["--qemu", fake.to_str().unwrap()]);
     assert_eq!(run.status, 130, "{}", run.said());
 }
+
+/// A fault that never came looks like a pass: the run says so.
+#[test]
+fn a_rule_that_never_fired_is_named() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(
+        file,
+        "version = 1\n[[fault]]\nname = \"comes\"\nwhen = {{ op = \"write\", class = \"data\" }}\n\
+         action = {{ delay = \"1ms\" }}\n[[fault]]\nname = \"never-comes\"\n\
+         when = {{ op = \"discard\" }}\naction = {{ status = \"ioerr\" }}"
+    )
+    .unwrap();
+    let path = file.path().to_str().unwrap();
+    let run = run(&["--scenario", path, "--test", "overwrite-aligned"]);
+    assert_eq!(run.status, 0, "{}", run.said());
+    assert_eq!(
+        run.results["idle_rules"],
+        serde_json::json!(["never-comes"]),
+        "{}",
+        run.said()
+    );
+    let line = format!("# the rule 'never-comes' of {path} never fired");
+    assert!(run.stdout.contains(&line), "{}", run.said());
+    assert!(!run.stdout.contains("'comes'"), "{}", run.said());
+}

@@ -188,6 +188,15 @@ impl Scenario {
         &self.sources
     }
 
+    /// Name and file of each rule.
+    pub fn rule_files(&self) -> Vec<(String, String)> {
+        let file = |rule: &Rule| self.sources.get(rule.place.source).map(|s| s.file.clone());
+        self.rules
+            .iter()
+            .map(|rule| (rule.name.clone(), file(rule).unwrap_or_default()))
+            .collect()
+    }
+
     /// The text of its file; of several files, with a comment before each.
     pub fn to_text(&self) -> String {
         match self.sources.as_slice() {

@@ -2,7 +2,7 @@
 //! One boot: the device as a child, QEMU beside it, console and trace followed
 //! until the guest has ended, and both processes gone afterwards.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -98,6 +98,8 @@ pub struct Outcome {
     /// The device could not store what the guest wrote: why. No verdict of such a
     /// boot is about the guest.
     pub store_error: Option<String>,
+    /// Names of the rules that fired.
+    pub fired: BTreeSet<String>,
 }
 
 /// How long the device may take to end after SIGTERM: its own limit for store
@@ -181,6 +183,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         console: follower.console,
         verdicts,
         store_error: follower.store_error,
+        fired: follower.fired,
         last_lines: follower.last,
         seconds,
     })
@@ -298,6 +301,7 @@ struct Follower {
     verifier: Verifier,
     in_flight: HashSet<u64>,
     store_error: Option<String>,
+    fired: BTreeSet<String>,
     last: Vec<String>,
     log: KernelLog,
     /// Number of the last event that was read.
@@ -311,6 +315,7 @@ impl Follower {
             verifier: Verifier::of_trace(),
             in_flight: HashSet::new(),
             store_error: None,
+            fired: BTreeSet::new(),
             last: Vec::new(),
             log: KernelLog::default(),
             seq: 0,
@@ -408,6 +413,9 @@ impl Follower {
         match &event.body {
             Body::Submit(submit) if submit.disk == DATA_DISK => {
                 self.in_flight.insert(event.seq);
+            }
+            Body::Decide(decide) if !self.fired.contains(&decide.name) => {
+                self.fired.insert(decide.name.clone());
             }
             Body::Complete(complete) => {
                 self.in_flight.remove(&complete.request);

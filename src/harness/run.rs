@@ -95,6 +95,8 @@ struct Run {
     out: PathBuf,
     defect: Option<Defect>,
     scenarios: Vec<PathBuf>,
+    /// Rules of the user's files that have not fired yet: name and file.
+    idle_rules: Vec<(String, String)>,
     /// What scenarios and options say of the data disk.
     shape: Shape,
     tags: bool,
@@ -198,6 +200,7 @@ impl Run {
             out,
             defect,
             scenarios: options.scenarios.clone(),
+            idle_rules: scenario.rule_files(),
             shape,
             tags,
             options,
@@ -315,6 +318,8 @@ impl Run {
             guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
+        self.idle_rules
+            .retain(|(name, _)| !outcome.fired.contains(name));
         if let Some(why) = &outcome.store_error {
             bail!(
                 "the device could not store what the guest wrote ({why}): this boot proves nothing"
@@ -442,6 +447,11 @@ impl Run {
             environment,
             defect: self.defect.as_ref().map(|d| d.name.clone()),
             scenarios: self.kept_scenarios()?,
+            idle_rules: self
+                .idle_rules
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect(),
             boots: self.boots.clone(),
             tests: results.to_vec(),
         };
@@ -451,6 +461,10 @@ impl Run {
             &self.out.join("repeat"),
             format!("{repeat_with}\n").as_bytes(),
         )?;
+        // A fault that never came proves nothing, and the KTAP above looks like a pass.
+        for (name, file) in &self.idle_rules {
+            writeln!(print, "# the rule '{name}' of {file} never fired")?;
+        }
         writeln!(
             print,
             "# results: {}",

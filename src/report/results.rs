@@ -32,6 +32,8 @@ pub struct Results {
     pub defect: Option<String>,
     /// Scenario files, as copied into the run's folder.
     pub scenarios: Vec<String>,
+    /// Rules of these files (not of the tests' own) that fired in no boot.
+    pub idle_rules: Vec<String>,
     /// Each boot: folder, how it ended, seconds.
     pub boots: Vec<BootSummary>,
     /// Each test of each repetition.
