@@ -24,6 +24,8 @@ struct Writer {
     file: (u64, u64),
     range: Range<u64>,
     begin: u64,
+    /// Of a call: whose bytes they are, where it says so.
+    pattern: Option<(u32, u32)>,
     /// `None`: not over, as far as is known.
     end: Option<u64>,
 }
@@ -40,7 +42,7 @@ impl Writers {
         match mark {
             Mark::Begin(b) => {
                 let range = b.off..b.off.saturating_add(b.len);
-                self.begin(seq, Who::Call(b.call), (b.dev, b.ino), range);
+                self.begin(seq, Who::Call(b.call), (b.dev, b.ino), range, b.pattern);
             }
             Mark::End(e) => self.end(seq, Who::Call(e.call)),
             Mark::File(FileMark::ChangeBegin(c)) => {
@@ -48,7 +50,7 @@ impl Writers {
                 // These move or free blocks behind their begin, whatever length they tell.
                 let whole = ["truncate", "punch", "reflink", "unlink"].contains(&c.kind.as_str());
                 let range = if whole { 0..u64::MAX } else { c.off..end };
-                self.begin(seq, Who::Change(c.change), (c.dev, c.ino), range);
+                self.begin(seq, Who::Change(c.change), (c.dev, c.ino), range, None);
             }
             Mark::File(FileMark::ChangeEnd { change }) => self.end(seq, Who::Change(*change)),
             _ => {}
@@ -63,17 +65,53 @@ impl Writers {
     /// Whether somebody beside this call may have changed bytes of the range between its begin (that
     /// event) and now.
     pub fn others(&self, call: u64, file: (u64, u64), range: &Range<u64>, since: u64) -> bool {
-        self.forgot > since
-            || self.list.iter().any(|w| {
-                w.file == file
-                    && !(w.who == Who::Call(call) && w.begin == since)
-                    && w.range.start < range.end
-                    && range.start < w.range.end
-                    && w.end.is_none_or(|end| end > since)
-            })
+        self.forgot > since || self.beside(call, file, range, since).next().is_some()
     }
 
-    fn begin(&mut self, seq: u64, who: Who, file: (u64, u64), range: Range<u64>) {
+    /// The patterns of the calls that may have written the whole range meanwhile, if nobody else may have
+    /// changed a byte of it; `None` where that is not all that can be in it.
+    pub fn others_patterns(
+        &self,
+        call: u64,
+        file: (u64, u64),
+        range: &Range<u64>,
+        since: u64,
+    ) -> Option<Vec<(u32, u32)>> {
+        if self.forgot > since {
+            return None;
+        }
+        self.beside(call, file, range, since)
+            .map(|w| {
+                let whole = w.range.start <= range.start && range.end <= w.range.end;
+                w.pattern.filter(|_| whole)
+            })
+            .collect()
+    }
+
+    fn beside<'a>(
+        &'a self,
+        call: u64,
+        file: (u64, u64),
+        range: &'a Range<u64>,
+        since: u64,
+    ) -> impl Iterator<Item = &'a Writer> {
+        self.list.iter().filter(move |w| {
+            w.file == file
+                && !(w.who == Who::Call(call) && w.begin == since)
+                && w.range.start < range.end
+                && range.start < w.range.end
+                && w.end.is_none_or(|end| end > since)
+        })
+    }
+
+    fn begin(
+        &mut self,
+        seq: u64,
+        who: Who,
+        file: (u64, u64),
+        range: Range<u64>,
+        pattern: Option<(u32, u32)>,
+    ) {
         if self.list.len() == MAX
             && let Some(old) = self.list.pop_front()
         {
@@ -84,6 +122,7 @@ impl Writers {
             file,
             range,
             begin: seq,
+            pattern,
             end: None,
         });
     }

@@ -278,6 +278,48 @@ fn what_somebody_else_did_is_not_blamed_on_the_call() {
         .not_checked(P, "somebody else changed head or tail");
 }
 
+/// Two calls beside each other on one block: the sector may be of either, and of nobody else.
+#[test]
+fn of_calls_beside_each_other_each_may_have_had_the_last_word() {
+    let c = write_2(1, 3 * B, 2 * B);
+    let beside = |off: u64, len: u64, version: u32, sent: &[u8]| {
+        let mut s = Stream::told();
+        let other = CallBegin {
+            tag: Some(70),
+            pattern: Some((FILE, version)),
+            ..call(70, off, len)
+        };
+        s.begin(&c);
+        s.begin(&other);
+        s.sends(1, 3 * B, 5 * B, sent);
+        s.all_ok();
+        s.end(&c, 2 * B as i64);
+        s
+    };
+    let mine = after(&c);
+    let block = (4 * B) as usize..(5 * B) as usize;
+    let with = |version: u32, range: std::ops::Range<usize>| {
+        let mut bytes = mine.clone();
+        pattern::fill(FILE, version, range.start as u64, &mut bytes[range]);
+        bytes
+    };
+    beside(4 * B, B, 3, &mine).silent().held(P, 1);
+    beside(4 * B, B, 3, &with(3, block.clone()))
+        .silent()
+        .held(P, 1);
+    // Of neither: what was there before, or half of each in one sector.
+    beside(4 * B, B, 3, &with(1, block.clone())).broken(P, &[]);
+    let half = block.start..block.start + 256;
+    beside(4 * B, B, 3, &with(3, half)).broken(P, &[]);
+    // The other's bytes where the other did not write.
+    beside(5 * B, B, 3, &with(3, block.clone())).broken(P, &[]);
+    // A part of the sector only: what is in it then is not said by a pattern.
+    let end = block.start..block.start + 512;
+    beside(4 * B, 100, 3, &with(3, end))
+        .silent()
+        .not_checked(P, "somebody else changed");
+}
+
 #[test]
 fn what_is_not_known_is_not_judged() {
     let bad = old();
