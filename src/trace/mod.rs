@@ -2,6 +2,7 @@
 //! The event, and the file that keeps it (`docs/trace.md`).
 
 pub mod blktrace;
+mod block;
 pub mod change;
 mod chunks;
 mod error;
@@ -15,6 +16,7 @@ pub mod log_writes_import;
 pub mod perfetto;
 mod reader;
 mod record;
+mod texts;
 mod words;
 mod writer;
 

@@ -11,21 +11,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::block::{self, Block, Record};
 use super::error::TraceError;
 use super::event::{Body, Event, Gap};
-use super::format::{
-    HEADER_BYTES, MAX_TEXT, RECORD_BYTES, RECORD_WORDS, commit_word, head, record_offset, text_sum,
-};
+use super::format::{HEADER_BYTES, MAX_TEXT, head, record_offset};
 use super::header::{BadHeader, Header};
-use super::record::{Decoded, TEXT_SUM, data_ref, decode, text_place};
+use super::record::{Decoded, TEXT_SUM, data_ref, decode, decode_request, text_place};
+use super::texts::Texts;
 use super::writer::data_path;
 
-/// Records read at a time.
-const BLOCK_RECORDS: usize = 1024;
 /// How often a record with a wrong checksum is read again before it counts as damaged.
 const TRIES: usize = 4;
-
-type Record = [u64; RECORD_WORDS];
 
 /// A trace being read.
 #[derive(Debug)]
@@ -43,13 +39,7 @@ pub struct TraceReader {
     time_ns: u64,
     skipped: u64,
     block: Block,
-}
-
-/// A run of records as they were when read.
-#[derive(Debug, Default)]
-struct Block {
-    first: u64,
-    bytes: Vec<u8>,
+    texts: Texts,
 }
 
 impl TraceReader {
@@ -81,6 +71,10 @@ impl TraceReader {
         header
             .check_data(&read_header(&data, &data_path)?)
             .map_err(|b| refuse(&data_path, b))?;
+        let mut texts = Texts::default();
+        if is_final {
+            texts.set_complete();
+        }
         Ok(TraceReader {
             path: path.to_owned(),
             data_path,
@@ -93,6 +87,7 @@ impl TraceReader {
             time_ns: 0,
             skipped: 0,
             block: Block::default(),
+            texts,
         })
     }
 
@@ -100,7 +95,25 @@ impl TraceReader {
     /// now, or for ever where the trace is final. After an error the reader
     /// stays where it is: the next call gives the same error.
     #[allow(clippy::should_implement_trait)] // An iterator that ended would not be asked again; this one is.
+    #[inline]
     pub fn next(&mut self) -> Result<Option<Event>, TraceError> {
+        // Most records are requests and completions: nothing more is to be read for them.
+        if let Some(record) = self.block.whole(self.seq)
+            && let Some(body) = decode_request(&record)
+        {
+            let seq = self.seq;
+            self.seq += 1;
+            self.time_ns = record[1];
+            return Ok(Some(Event {
+                seq,
+                time_ns: record[1],
+                body,
+            }));
+        }
+        self.next_of_any_kind()
+    }
+
+    fn next_of_any_kind(&mut self) -> Result<Option<Event>, TraceError> {
         while !self.ended {
             let seq = self.seq;
             let mut record = self.committed(seq)?;
@@ -108,7 +121,7 @@ impl TraceReader {
                 // Looked at in this order: what stood before the closing, or
                 // before a gap was noted, is seen by the second look.
                 self.refresh_header()?;
-                self.block = Block::default();
+                self.block.clear();
                 record = self.committed(seq)?;
             }
             if let Some(record) = record {
@@ -146,6 +159,7 @@ impl TraceReader {
     /// From now on nothing more is expected: the writer is dead.
     pub fn set_final(&mut self) {
         self.is_final = true;
+        self.texts.set_complete();
     }
 
     /// Whether the file was closed in order, as of the last call of
@@ -187,7 +201,7 @@ impl TraceReader {
         let text = self.text(seq, record)?;
         let kind = record[0] as u8;
         let data = match data_ref(kind, record) {
-            Some((place, sum)) => self.payload(seq, place, sum)?,
+            Some((place, sum)) => self.payload(seq, place, sum)?.to_vec(),
             None => Vec::new(),
         };
         let body = match decode(kind, record, text, data) {
@@ -219,44 +233,27 @@ impl TraceReader {
     /// The record, if it is committed. Its checksum is right.
     fn committed(&mut self, seq: u64) -> Result<Option<Record>, TraceError> {
         for _ in 0..TRIES {
-            let record = match self.block.record(seq) {
-                Some(record) if record[0] != 0 => record,
-                _ => {
-                    self.load(seq)?;
-                    match self.block.record(seq) {
-                        Some(record) if record[0] != 0 => record,
-                        _ => return Ok(None),
-                    }
-                }
-            };
-            if record[0] == commit_word(seq, record[0] as u8, &record[1..]) {
+            if let Some(record) = self.block.whole(seq) {
                 return Ok(Some(record));
             }
-            self.block = Block::default();
+            let read = self.block.load(&self.index, seq);
+            read.map_err(|source| self.unread(seq, source))?;
+            if let Some(record) = self.block.whole(seq) {
+                return Ok(Some(record));
+            }
+            if self.block.record(seq).is_none_or(|r| r[0] == 0) {
+                return Ok(None);
+            }
         }
         Err(self.corrupt(seq, "its checksum is wrong"))
     }
 
-    /// Reads the block of records from `seq` on.
-    fn load(&mut self, seq: u64) -> Result<(), TraceError> {
-        self.block.first = seq;
-        let Some(at) = record_offset(seq) else {
-            self.block.bytes.clear();
-            return Ok(());
-        };
-        let mut bytes = std::mem::take(&mut self.block.bytes);
-        let read = read_up_to(
-            &self.index,
-            at,
-            BLOCK_RECORDS * RECORD_BYTES as usize,
-            &mut bytes,
-        );
-        self.block.bytes = bytes;
-        read.map_err(|source| TraceError::Read {
+    fn unread(&self, seq: u64, source: io::Error) -> TraceError {
+        TraceError::Read {
             path: self.path.clone(),
-            at,
+            at: record_offset(seq).unwrap_or(u64::MAX),
             source,
-        })
+        }
     }
 
     /// Where the hole at `seq` ends: at the next committed record, at the next
@@ -265,7 +262,8 @@ impl TraceReader {
         let gap = self.header.next_gap(seq);
         let mut at = seq;
         let next_record = loop {
-            self.load(at)?;
+            let read = self.block.load_some(&self.index, at, block::MOST);
+            read.map_err(|source| self.unread(at, source))?;
             let records = self.block.len();
             let found = (at..at.saturating_add(records))
                 .find(|&s| self.block.record(s).is_some_and(|r| r[0] != 0));
@@ -291,33 +289,41 @@ impl TraceReader {
         Ok(())
     }
 
-    fn text(&self, seq: u64, record: &Record) -> Result<String, TraceError> {
+    fn text(&mut self, seq: u64, record: &Record) -> Result<String, TraceError> {
         let bytes = self.payload(seq, record[2], record[TEXT_SUM])?;
-        String::from_utf8(bytes).map_err(|_| self.corrupt(seq, "its text is not UTF-8"))
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(self.corrupt(seq, "its text is not UTF-8")),
+        }
     }
 
     /// The bytes at this place of the data file; their checksum is right.
-    fn payload(&self, seq: u64, place: u64, sum: u64) -> Result<Vec<u8>, TraceError> {
+    fn payload(&mut self, seq: u64, place: u64, sum: u64) -> Result<&[u8], TraceError> {
         let (at, len) = text_place(place);
         if len == 0 {
-            return Ok(Vec::new());
+            return Ok(&[]);
         }
+        let corrupt = |what| TraceError::Corrupt {
+            path: self.path.clone(),
+            record: seq,
+            what,
+        };
         if len > MAX_TEXT {
-            return Err(self.corrupt(seq, format!("its text of {len} bytes is over the limit")));
+            return Err(corrupt(format!(
+                "its text of {len} bytes is over the limit"
+            )));
         }
-        let mut bytes = Vec::new();
-        read_up_to(&self.data, at, len, &mut bytes).map_err(|source| TraceError::Read {
-            path: self.data_path.clone(),
-            at,
-            source,
-        })?;
-        if bytes.len() != len || text_sum(&bytes) != sum {
-            return Err(self.corrupt(
-                seq,
-                format!("its text (byte {at} of the data file) is not there"),
-            ));
+        match self.texts.get(&self.data, at, len, sum) {
+            Ok(Some(bytes)) => Ok(bytes),
+            Ok(None) => Err(corrupt(format!(
+                "its text (byte {at} of the data file) is not there"
+            ))),
+            Err(source) => Err(TraceError::Read {
+                path: self.data_path.clone(),
+                at,
+                source,
+            }),
         }
-        Ok(bytes)
     }
 
     fn corrupt(&self, record: u64, what: impl Into<String>) -> TraceError {
@@ -326,25 +332,6 @@ impl TraceReader {
             record,
             what: what.into(),
         }
-    }
-}
-
-impl Block {
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64 / RECORD_BYTES
-    }
-
-    fn record(&self, seq: u64) -> Option<Record> {
-        let i = usize::try_from(seq.checked_sub(self.first)?).ok()?;
-        let from = i.checked_mul(RECORD_BYTES as usize)?;
-        let bytes = self
-            .bytes
-            .get(from..from.checked_add(RECORD_BYTES as usize)?)?;
-        let mut record = [0; RECORD_WORDS];
-        for (word, part) in record.iter_mut().zip(bytes.chunks_exact(8)) {
-            *word = part.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-        }
-        Some(record)
     }
 }
 
@@ -364,23 +351,32 @@ fn read_header(file: &File, path: &Path) -> Result<Vec<u8>, TraceError> {
         source,
     };
     let mut bytes = Vec::new();
-    read_up_to(file, 0, head::GAP_TABLE * 8, &mut bytes).map_err(failed)?;
+    let read = read_at_most(file, 0, head::GAP_TABLE * 8, &mut bytes).map_err(failed)?;
+    bytes.truncate(read);
     let gaps = bytes
         .get(head::GAPS * 8..)
         .and_then(|b| b.first_chunk())
         .map_or(0, |b| u64::from_le_bytes(*b));
     if gaps > 0 {
-        read_up_to(file, 0, HEADER_BYTES as usize, &mut bytes).map_err(failed)?;
+        let read = read_at_most(file, 0, HEADER_BYTES as usize, &mut bytes).map_err(failed)?;
+        bytes.truncate(read);
     }
     Ok(bytes)
 }
 
-/// Reads `len` bytes, or fewer where the file ends.
-fn read_up_to(file: &File, at: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-    into.clear();
-    into.try_reserve_exact(len)
-        .map_err(|_: TryReserveError| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    into.resize(len, 0);
+/// Reads `len` bytes into the begin of `into`, or fewer where the file ends; how many.
+pub(super) fn read_at_most(
+    file: &File,
+    at: u64,
+    len: usize,
+    into: &mut Vec<u8>,
+) -> io::Result<usize> {
+    if into.len() < len {
+        into.try_reserve_exact(len - into.len())
+            .map_err(|_: TryReserveError| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        into.resize(len, 0);
+    }
+    let room = into.get_mut(..len).unwrap_or_default();
     let mut done = 0;
     while done < len {
         // Beyond i64 there is no file; pread would say EINVAL.
@@ -390,13 +386,12 @@ fn read_up_to(file: &File, at: u64, len: usize, into: &mut Vec<u8>) -> io::Resul
         else {
             break;
         };
-        match file.read_at(&mut into[done..], from) {
+        match file.read_at(&mut room[done..], from) {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    into.truncate(done);
-    Ok(())
+    Ok(done)
 }

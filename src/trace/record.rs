@@ -145,19 +145,9 @@ pub(super) fn decode(
     text: String,
     data: Vec<u8>,
 ) -> Decoded {
-    let [a, b, c, d] = [words[FACTS], words[4], words[5], words[6]];
+    let [a, b, c, _] = facts(words);
     let body = match kind {
-        SUBMIT => Body::Submit(Submit {
-            disk: a as u8,
-            op: op_of((a >> 8) as u8),
-            queue: (a >> 16) as u16,
-            ioprio: (a >> 32) as u16,
-            avail_pos: (a >> 48) as u16,
-            sector: b,
-            bytes: c as u32,
-            epoch: (c >> 32) as u32,
-            digest: d,
-        }),
+        SUBMIT => Body::Submit(submit(words)),
         DECIDE => {
             let (name, plan) = name_and_plan(text, c);
             Body::Decide(Decide {
@@ -169,13 +159,7 @@ pub(super) fn decode(
                 plan,
             })
         }
-        COMPLETE => Body::Complete(Complete {
-            request: a,
-            avail_after: b as u16,
-            abandoned: bit(b, 16),
-            status: Status((b >> 24) as u8),
-            digest: c,
-        }),
+        COMPLETE => Body::Complete(complete(words)),
         MARK => Body::Mark(MarkEvent {
             line: text,
             ordered: bit(a, 0),
@@ -215,6 +199,48 @@ pub(super) fn decode(
         _ => return Decoded::Unknown,
     };
     Decoded::Body(body)
+}
+
+/// A record of a request or a completion that has no text; `None`: it is something else.
+#[inline]
+pub(super) fn decode_request(words: &[u64; RECORD_WORDS]) -> Option<Body> {
+    match (words[0] as u8, words[2]) {
+        (SUBMIT, 0) => Some(Body::Submit(submit(words))),
+        (COMPLETE, 0) => Some(Body::Complete(complete(words))),
+        _ => None,
+    }
+}
+
+fn facts(words: &[u64; RECORD_WORDS]) -> Facts {
+    [words[FACTS], words[4], words[5], words[6]]
+}
+
+#[inline]
+fn submit(words: &[u64; RECORD_WORDS]) -> Submit {
+    let [a, b, c, d] = facts(words);
+    Submit {
+        disk: a as u8,
+        op: op_of((a >> 8) as u8),
+        queue: (a >> 16) as u16,
+        ioprio: (a >> 32) as u16,
+        avail_pos: (a >> 48) as u16,
+        sector: b,
+        bytes: c as u32,
+        epoch: (c >> 32) as u32,
+        digest: d,
+    }
+}
+
+#[inline]
+fn complete(words: &[u64; RECORD_WORDS]) -> Complete {
+    let [a, b, c, _] = facts(words);
+    Complete {
+        request: a,
+        avail_after: b as u16,
+        abandoned: bit(b, 16),
+        status: Status((b >> 24) as u8),
+        digest: c,
+    }
 }
 
 fn bit(word: u64, n: u32) -> bool {
