@@ -65,10 +65,30 @@ impl OpenFile {
 
     /// fsync, marked; what it returned: 0 or minus the errno.
     pub fn fsync(&self, world: &World) -> Result<i64, Fail> {
+        self.ask(world, "fsync", File::sync_all)
+    }
+
+    /// syncfs of the file system that it is on, marked.
+    pub fn syncfs(&self, world: &World) -> Result<i64, Fail> {
+        self.ask(world, "syncfs", sys::syncfs)
+    }
+
+    /// sync_file_range of all of it that writes and waits, marked.
+    pub fn sync_range(&self, world: &World) -> Result<i64, Fail> {
+        self.ask(world, "sync_file_range_wait", sys::sync_file_range)
+    }
+
+    /// Asks for errors; the mark names how.
+    fn ask(
+        &self,
+        world: &World,
+        kind: &str,
+        how: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<i64, Fail> {
         let sync = world.next_sync();
-        let (open, kind) = (self.open, "fsync".to_owned());
+        let (open, kind) = (self.open, kind.to_owned());
         world.post(&Mark::File(FileMark::SyncBegin { sync, open, kind }))?;
-        let result = sys::result_of(self.file.sync_all());
+        let result = sys::result_of(how(&self.file));
         world.post(&Mark::File(FileMark::SyncEnd { sync, result }))?;
         Ok(result)
     }

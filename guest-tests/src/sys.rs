@@ -233,6 +233,24 @@ pub fn fallocate(file: &File, mode: i32, off: u64, len: u64) -> io::Result<()> {
     .map(drop)
 }
 
+/// syncfs(2) of the file system that the file is on.
+pub fn syncfs(file: &File) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(i64::from(unsafe { libc::syncfs(file.as_raw_fd()) })).map(drop)
+}
+
+/// sync_file_range(2) of the whole file: writes and waits, and so asks for errors.
+pub fn sync_file_range(file: &File) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: plain numbers; length 0 means up to the end.
+    check(i64::from(unsafe {
+        libc::sync_file_range(file.as_raw_fd(), 0, 0, flags)
+    }))
+    .map(drop)
+}
+
 /// FICLONERANGE: the blocks of `from` become blocks of `to` as well.
 pub fn clone_range(to: &File, from: &File, src: u64, len: u64, dst: u64) -> io::Result<()> {
     let arg: [u64; 4] = [from.as_raw_fd() as u64, src, len, dst];

@@ -9,20 +9,19 @@
 //! recorded since the last check of its open file, and uses it up
 //! (lib/errseq.c). What is not certain in these intervals is allowed.
 
-use wtblk_shared::mark::{FileMark, Mark};
+use wtblk_shared::mark::{CallBegin, FileMark, Mark};
 
 use super::attribution::World;
 use super::call::{CallRequest, EndedCall};
-use super::contract::{Contract, EIO, Errnos, OnFailedWrite};
-use super::fast_hash::{NumberMap, PairMap};
+use super::contract::{Contract, OnFailedWrite};
+use super::error_book::Book;
+use super::fast_hash::NumberMap;
 use super::verdict::CallRef;
 
-/// Failed calls followed of one file.
-const MAX_UNITS: usize = 64;
-/// Files, open files and questions followed.
-const MAX_FILES: usize = 1024;
-const MAX_OPENS: usize = 4096;
+/// Checks under way that are followed.
 const MAX_SYNCS: usize = 1024;
+/// The check that asks the file system.
+const SYNCFS: &str = "syncfs";
 
 /// `st_dev` and `st_ino`.
 pub type Key = (u64, u64);
@@ -51,40 +50,7 @@ pub struct Unit {
     /// A check that should have known of it and said 0: open file, events.
     pub denied: Option<(u64, [u64; 2])>,
     /// When a check that surely reported it ended.
-    seen: Option<u64>,
-}
-
-/// An open file description.
-#[derive(Clone, Debug, Default)]
-struct Open {
-    key: Option<Key>,
-    /// Not open before.
-    after: Option<u64>,
-    /// Surely open since.
-    since: u64,
-    /// Begin and end of the last certain check.
-    sure: Option<(u64, u64)>,
-    /// End of the last one that may have used an error up.
-    maybe: u64,
-    /// Checks under way.
-    busy: u32,
-    /// Checks ran beside each other.
-    beside: bool,
-}
-
-/// A file.
-#[derive(Clone, Debug, Default)]
-struct File {
-    units: Vec<Unit>,
-    /// More failed than are followed, or how a call failed is not known.
-    unclear: Option<&'static str>,
-    /// End of the last check that may have told anybody of an error.
-    checked: u64,
-    /// Calls that have ended and whose last requests are under way.
-    pending: u32,
-    /// How many are surely open, and since when at least one was.
-    opens: u32,
-    pinned: Option<u64>,
+    pub(super) seen: Option<u64>,
 }
 
 /// How a check came out.
@@ -123,124 +89,92 @@ pub enum Outcome {
 /// The table of errors and checks.
 #[derive(Clone, Debug)]
 pub struct Errors {
-    repeats: super::contract::FsyncRepeats,
     failed_write: OnFailedWrite,
-    errnos: Errnos,
-    files: PairMap<File>,
-    opens: NumberMap<Open>,
+    files: Book,
+    /// By `st_dev`, inode 0: what syncfs asks for (`s_wb_err` of the super block, which
+    /// `mapping_set_error` sets as well).
+    systems: Book,
     /// Open file, begin, kind.
     syncs: NumberMap<(u64, u64, String)>,
-    /// More of something than is followed.
-    lost: bool,
+}
+
+/// The file system of a file.
+fn system((dev, _): Key) -> Key {
+    (dev, 0)
+}
+
+fn key(b: &CallBegin) -> Key {
+    (b.dev, b.ino)
 }
 
 impl Errors {
     /// An empty table.
     pub fn new(contract: &Contract) -> Errors {
         Errors {
-            repeats: contract.fsync_repeats,
             failed_write: contract.failed_write,
-            errnos: contract.errnos.clone(),
-            files: Default::default(),
-            opens: Default::default(),
+            files: Book::new(contract),
+            systems: Book::new(contract),
             syncs: Default::default(),
-            lost: false,
         }
     }
 
     /// Nothing is known any more.
     pub fn clear(&mut self) {
         self.files.clear();
-        self.opens.clear();
+        self.systems.clear();
         self.syncs.clear();
-        self.lost = false;
     }
 
     /// All units.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
-        let mut files: Vec<_> = self.files.iter().collect();
-        files.sort_unstable_by_key(|(key, _)| **key);
-        files.into_iter().flat_map(|(_, f)| &f.units)
+        self.files.units()
     }
 
     /// Forgets a call's unit.
     pub fn take(&mut self, key: Key, call: u64) -> Option<Unit> {
-        let file = self.files.get_mut(&key)?;
-        let at = file.units.iter().position(|u| u.call.call == call)?;
-        // Whoever asks later may still be told of it.
-        file.unclear = Some("too many calls ago");
-        Some(file.units.remove(at))
+        self.systems.take(system(key), call);
+        self.files.take(key, call)
     }
 
     /// A mark; the check that it ends.
     pub fn mark(&mut self, seq: u64, mark: &Mark, world: &World) -> Option<Check> {
         match mark {
             Mark::Begin(b) => {
-                let key = (b.dev, b.ino);
-                self.file(key);
-                let room = self.opens.len() < MAX_OPENS;
-                match self.opens.get_mut(&b.open) {
-                    Some(open) => {
-                        open.key.get_or_insert(key);
-                    }
-                    None if room => {
-                        let open = Open {
-                            key: Some(key),
-                            since: seq,
-                            ..Open::default()
-                        };
-                        self.opens.insert(b.open, open);
-                    }
-                    None => self.lost = true,
-                }
+                self.files.called(b.open, key(b), seq);
+                self.systems.called(b.open, system(key(b)), seq);
                 if super::call::has_flag(b, "dsync") {
-                    self.asks(b.open);
+                    self.files.asks(b.open);
                 }
             }
+            Mark::Fs { dev, .. } => self.systems.anew((*dev, 0), seq),
             Mark::File(FileMark::Opening { open }) => {
-                let begun = Open {
-                    after: Some(seq),
-                    since: u64::MAX,
-                    ..Open::default()
-                };
-                if self.opens.len() >= MAX_OPENS || self.opens.insert(*open, begun).is_some() {
-                    self.lost = true;
-                }
+                self.both(|book| book.opening(*open, seq));
             }
             Mark::File(FileMark::Open { open, dev, ino }) => {
-                let key = (*dev, *ino);
-                if self.opens.len() >= MAX_OPENS && !self.opens.contains_key(open) {
-                    self.lost = true;
-                    return None;
-                }
-                let state = self.opens.entry(*open).or_default();
-                state.key = Some(key);
-                state.since = seq;
-                if let Some(file) = self.file(key) {
-                    file.opens += 1;
-                    file.pinned.get_or_insert(seq);
-                }
+                self.files.opened(*open, (*dev, *ino), seq);
+                self.systems.opened(*open, (*dev, 0), seq);
             }
             Mark::File(FileMark::Close { open }) => {
-                let key = self.opens.remove(open).and_then(|o| o.key);
-                if let Some(file) = key.and_then(|k| self.files.get_mut(&k)) {
-                    file.opens = file.opens.saturating_sub(1);
-                    if file.opens == 0 {
-                        file.pinned = None;
-                    }
-                }
+                self.files.closed(*open, true);
+                self.systems.closed(*open, false);
             }
             Mark::File(FileMark::SyncBegin { sync, open, kind }) => {
-                self.asks(*open);
                 let kind: String = kind.chars().take(32).collect();
+                self.asked(&kind).asks(*open);
                 let full = self.syncs.len() >= MAX_SYNCS;
                 if full || self.syncs.insert(*sync, (*open, seq, kind)).is_some() {
-                    self.lost = true;
+                    self.both(|book| book.lost = true);
                 }
             }
             Mark::File(FileMark::SyncEnd { sync, result }) => {
                 let (open, begin, kind) = self.syncs.remove(sync)?;
-                return self.check(open, kind, [begin, seq], *result, true, world);
+                let of_system = kind == SYNCFS;
+                let book = self.asked(&kind);
+                let check = book.check(open, kind, [begin, seq], *result, true, world);
+                if let Some(check) = check.as_ref().filter(|_| of_system) {
+                    self.told_by_system(check.key);
+                }
+                return check;
             }
             _ => {}
         }
@@ -249,17 +183,19 @@ impl Errors {
 
     /// A call ended. The check that it was, where it is a DSYNC call.
     pub fn call_ended(&mut self, c: &EndedCall, judged: bool, world: &World) -> Option<Check> {
-        let key = (c.begin.dev, c.begin.ino);
-        self.file(key)?;
+        let key = key(&c.begin);
+        if !self.files.knows(key) {
+            return None;
+        }
         let failed = c.data().any(CallRequest::failed);
-        let file = self.files.get_mut(&key)?;
         if judged && !c.data_in_flight.is_empty() {
             // Settled later; until then nobody need know of an error of it.
-            file.pending += 1;
+            self.files.waits(key);
+            self.systems.waits(system(key));
         } else if judged && c.obstacle.is_none() {
             self.add(c, c.end_seq);
         } else if c.requests.iter().any(CallRequest::failed) {
-            file.unclear = Some("a call of which not all is known failed on the file");
+            self.unclear(key, "a call of which not all is known failed on the file");
         }
         if !c.is("dsync") {
             return None;
@@ -268,7 +204,9 @@ impl Errors {
         let at = [c.begin_seq, c.end_seq];
         let own = failed || !c.data_in_flight.is_empty() || c.end.result == 0;
         let result = c.end.result.min(0);
-        let check = self.check(open, "dsync".into(), at, result, !own, world);
+        let check = self
+            .files
+            .check(open, "dsync".into(), at, result, !own, world);
         // What a failed DSYNC call says is error-report's.
         check.filter(|_| !own && judged)
     }
@@ -278,22 +216,20 @@ impl Errors {
         if c.data_in_flight.is_empty() {
             return;
         }
-        if let Some(file) = self.files.get_mut(&(c.begin.dev, c.begin.ino)) {
-            file.pending = file.pending.saturating_sub(1);
-            if c.obstacle.is_some() {
-                file.unclear = Some("a call of which not all is known ran on the file");
-            } else {
-                self.add(c, now.max(c.end_seq));
-            }
+        let key = key(&c.begin);
+        self.waited(key);
+        if c.obstacle.is_some() {
+            self.unclear(key, "a call of which not all is known ran on the file");
+        } else {
+            self.add(c, now.max(c.end_seq));
         }
     }
 
     /// How the call failed will not be known.
     pub fn never_settled(&mut self, c: &EndedCall) {
-        if let Some(file) = self.file((c.begin.dev, c.begin.ino)) {
-            file.pending = file.pending.saturating_sub(1);
-            file.unclear = Some("how a call on the file came out is not known");
-        }
+        let key = key(&c.begin);
+        self.waited(key);
+        self.unclear(key, "how a call on the file came out is not known");
     }
 
     fn add(&mut self, c: &EndedCall, over: u64) {
@@ -318,170 +254,43 @@ impl Errors {
             denied: None,
             seen: None,
         };
-        if let Some(file) = self.file((c.begin.dev, c.begin.ino)) {
-            if file.units.len() < MAX_UNITS {
-                file.units.push(unit);
-            } else {
-                file.unclear = Some("too many failed calls on the file");
-            }
+        let key = key(&c.begin);
+        self.systems.add(system(key), unit.clone());
+        self.files.add(key, unit);
+    }
+
+    fn both(&mut self, what: impl Fn(&mut Book)) {
+        what(&mut self.files);
+        what(&mut self.systems);
+    }
+
+    /// Whom a check of this kind asks.
+    fn asked(&mut self, kind: &str) -> &mut Book {
+        match kind {
+            SYNCFS => &mut self.systems,
+            _ => &mut self.files,
         }
     }
 
-    fn file(&mut self, key: Key) -> Option<&mut File> {
-        if self.files.len() >= MAX_FILES && !self.files.contains_key(&key) {
-            self.lost = true;
-            return None;
-        }
-        Some(self.files.entry(key).or_default())
+    fn waited(&mut self, key: Key) {
+        self.files.waited(key);
+        self.systems.waited(system(key));
     }
 
-    fn asks(&mut self, open: u64) {
-        if let Some(open) = self.opens.get_mut(&open) {
-            open.busy += 1;
-            open.beside |= open.busy > 1;
-        }
+    fn unclear(&mut self, key: Key, why: &'static str) {
+        self.files.unclear(key, why);
+        self.systems.unclear(system(key), why);
     }
 
-    fn check(
-        &mut self,
-        number: u64,
-        kind: String,
-        at: [u64; 2],
-        result: i64,
-        certain: bool,
-        world: &World,
-    ) -> Option<Check> {
-        use super::contract::FsyncRepeats as Repeats;
-        let open = self.opens.get_mut(&number)?;
-        open.busy = open.busy.saturating_sub(1);
-        let beside = open.beside;
-        open.beside &= open.busy > 0;
-        let key = open.key?;
-        let file = self.files.get_mut(&key)?;
-        let asker = open.clone();
-        let [begin, end] = at;
-        let errno = i32::try_from(result.unsigned_abs()).unwrap_or(0);
-        let reports = result < 0
-            && (errno == EIO || self.errnos.by_status.values().any(|s| s.contains(&errno)));
-        // sync_file_range need not ask, and syncfs asks somebody else.
-        let asks_file = matches!(kind.as_str(), "fsync" | "fdatasync" | "msync" | "dsync");
-        let certain = certain && !beside && asks_file && (result >= 0 || reports);
-        let checked_before = file.checked;
-        // Who was told nothing has used up nothing.
-        if kind != "syncfs" && result < 0 {
-            open.maybe = end;
-            file.checked = end;
-        }
-        if certain {
-            open.sure = Some((begin, end));
-        }
-        let why = if beside {
-            Some("two checks of the open file ran beside each other")
-        } else if !asks_file {
-            Some("what this call asks for is not followed")
-        } else if result < 0 && !reports {
-            Some("an errno that no device causes")
-        } else if self.lost || world.lost_calls {
-            Some("more calls, files or checks than are followed")
-        } else if file.pending > 0 {
-            Some("requests of a call that has ended are under way")
-        } else {
-            file.unclear
-        };
-        let answer = |outcome| {
-            Some(Check {
-                open: number,
-                key,
-                kind,
-                at,
-                result,
-                outcome,
-            })
-        };
-        // New to this open file, as far as is known.
-        let may = |u: &Unit| match (asker.sure, asker.after) {
-            (Some((before, _)), _) => u.to >= before,
-            (None, Some(opened)) if asker.since >= u.from => u.seen.is_none_or(|s| s >= opened),
-            _ => true,
-        };
-        if reports {
-            let other = world.unexplained_failures() || world.shutdown_noted();
-            let spent: Vec<Unit> = file.units.iter().filter(|u| !may(u)).cloned().collect();
-            let mut new: Vec<&mut Unit> = file.units.iter_mut().filter(|u| may(u)).collect();
-            for u in &mut new {
-                u.surfaced = true;
-            }
-            if let Some(why) = why {
-                return answer(Outcome::Unclear(why));
-            }
-            if other {
-                return answer(Outcome::Unclear(
-                    "it reported an error, and a request of no call failed in this boot, or a \
-                     shutdown was noted",
-                ));
-            }
-            if !certain {
-                return answer(Outcome::Unclear("the call's own writes failed"));
-            }
-            if new.is_empty() {
-                return answer(Outcome::FromNowhere(spent));
-            }
-            let private = |u: &&mut Unit| {
-                u.delivered && (self.repeats == Repeats::Never || u.recorded == Some(false))
-            };
-            if new.iter().all(private) {
-                let list = new.iter().map(|u| (**u).clone()).collect();
-                return answer(Outcome::NotItsBusiness(list));
-            }
-            for u in new.iter_mut().filter(|u| u.to < begin) {
-                u.seen.get_or_insert(end);
-            }
-            if let [only] = new.as_mut_slice() {
-                only.recorded = Some(true);
-            }
-            return answer(Outcome::Right);
-        }
-        if !certain || result < 0 {
-            return answer(Outcome::Unclear(
-                why.unwrap_or("the call's own writes failed"),
-            ));
-        }
-        let why = why.or_else(|| world.facts.files_unmarked());
-        if let Some(why) = why {
-            return answer(Outcome::Unclear(why));
-        }
-        let pinned = file.pinned.unwrap_or(u64::MAX);
-        let mut missed = Vec::new();
-        for u in &mut file.units {
-            // Surely recorded before it, if at all, and surely not given to this open file yet.
-            if u.to >= begin || u.over >= begin || (asker.maybe > 0 && asker.maybe >= u.from) {
-                continue;
-            }
-            let old = asker.since < u.from;
-            // Who opens after an error that nobody has seen yet is told of it, too.
-            let unseen = pinned < u.from
-                && asker.after.is_some_and(|a| a > u.over)
-                && checked_before < u.from;
-            if old {
-                u.denied.get_or_insert((number, at));
-            }
-            let own = u.call.open == number;
-            let must = match self.repeats {
-                _ if !u.delivered => false,
-                Repeats::Once => old || unseen,
-                Repeats::Never => false,
-                Repeats::Either => u.recorded == Some(true) && old && !own,
-            };
-            if must {
-                missed.push(u.clone());
-            } else if self.repeats == Repeats::Either && u.delivered && old && !own {
-                u.recorded.get_or_insert(false);
+    /// What syncfs told of, or should have told of, is no secret to the ledger.
+    fn told_by_system(&mut self, system: Key) {
+        for asked in self.systems.units_of(system) {
+            let key = (asked.call.dev, asked.call.ino);
+            if let Some(unit) = self.files.unit(key, asked.call.call) {
+                unit.surfaced |= asked.surfaced;
+                unit.denied = unit.denied.or(asked.denied);
             }
         }
-        if missed.is_empty() {
-            return answer(Outcome::Right);
-        }
-        answer(Outcome::Missed(missed))
     }
 }
 
@@ -493,7 +302,7 @@ mod tests {
     fn a_guest_that_opens_for_ever_fills_no_memory() {
         let mut errors = Errors::new(&Contract::default());
         let world = World::default();
-        for n in 0..3 * MAX_OPENS as u64 {
+        for n in 0..20_000u64 {
             let kind = "fsync".to_owned();
             let marks = [
                 FileMark::Opening { open: 2 * n },
@@ -512,9 +321,8 @@ mod tests {
                 errors.mark(n, &Mark::File(mark), &world);
             }
         }
-        assert!(errors.lost);
-        assert!(errors.opens.len() <= MAX_OPENS);
-        assert!(errors.files.len() <= MAX_FILES);
+        assert!(errors.files.lost && errors.systems.lost);
+        assert!(errors.files.is_bounded() && errors.systems.is_bounded());
         assert!(errors.syncs.len() <= MAX_SYNCS);
     }
 }

@@ -15,13 +15,14 @@ use super::verdict::{Evidence, Finding, Ledger};
 pub static ABOUT: About = About {
     name: "errseq",
     promised: "An open file is told of the errors since its last fsync by its next one, and once.",
-    judged_on: "the results of fsync (and of DSYNC calls whose own writes succeeded) by open file, the \
+    judged_on: "the results of fsync, fdatasync, msync, waiting sync_file_range, syncfs (and of DSYNC \
+                calls whose own writes succeeded) by open file, the \
                 failed data requests of calls, and when files were opened",
     broken_when: "fsync returns EIO and no error was left for this open file; or 0 where the contract \
                   (fsync_repeats) wants the error of a failed call repeated, or where another open file \
                   was told of it; or EIO where the contract leaves it to the call",
     not_checked_when: "fsyncs are not marked (files=marked), ran beside each other on one open file, or \
-                       are sync_file_range or syncfs; a request of no call failed in this boot, or a \
+                       are a sync_file_range that need not wait; a request of no call failed in this boot, or a \
                        shutdown was noted; which call an error belongs to is not known. Errors that the \
                        call did not return are the ledger's",
     comes_from: "lib/errseq.c and filemap_check_wb_err: an error is recorded in the mapping, and each \

@@ -118,8 +118,8 @@ fn rule(unit: &Unit, ledger: &mut Ledger) {
         );
     };
     let happened = format!(
-        "an error surfaced to nobody: {}, the whole length; fsync of open file {open} (events {} to {}) \
-         returned 0",
+        "an error surfaced to nobody: {}, the whole length; open file {open} asked (events {} to {}) and \
+         was told 0",
         describe(unit),
         at[0],
         at[1],

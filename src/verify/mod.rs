@@ -22,6 +22,7 @@ pub mod contract;
 pub mod cover;
 pub mod data;
 pub mod durable;
+mod error_book;
 pub mod error_report;
 mod errors;
 pub mod errseq;

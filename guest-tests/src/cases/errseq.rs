@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Who is told of a failed call by fsync: the caller's open file, one that was
 //! open before, one opened before anybody asked and one opened after, in
-//! several orders; and that a call that succeeds brings no error back.
+//! several orders; by syncfs and by sync_file_range; and that a call that succeeds brings no error back.
 //!
 //! Whether fsync repeats an error that the call returned is the kernel's
 //! policy (`fsync_repeats`); that it does so once, and tells all or nobody, is not.
@@ -90,6 +90,32 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     }
     fsync(t, "one opened after it", &unseen)?;
 
+    // The file system is asked apart from the file, and both once. A waiting sync_file_range asks the file.
+    fail_call(t, &mut s, 0)?;
+    let told = checked(t, "syncfs of another", before.syncfs(t.world)?);
+    let others = [
+        ("syncfs of the caller", caller.syncfs(t.world)?),
+        ("sync_file_range of another", before.sync_range(t.world)?),
+        ("fsync of the caller", caller.fsync(t.world)?),
+    ];
+    for (what, result) in others {
+        t.check(result == told, || {
+            let (result, told) = (result_text(result), result_text(told));
+            format!("{what} returned {result}, syncfs of another {told}")
+        });
+    }
+    for file in [&before, &caller] {
+        let result = file.syncfs(t.world)?;
+        t.check(result == 0, || {
+            format!("a second syncfs returned {}", result_text(result))
+        });
+    }
+    nobody(
+        t,
+        "after syncfs and sync_file_range",
+        &[("the caller", &caller), ("another", &before)],
+    )?;
+
     // A DSYNC call whose own writes are well asks like an fsync.
     fail_call(t, &mut s, 0)?;
     let done = call(t, &mut s, &before, 12 * b, b, RWF_DSYNC)?;
@@ -155,10 +181,15 @@ fn call(
 /// fsync returns 0 or EIO.
 fn fsync(t: &Test, who: &str, file: &OpenFile) -> Result<i64, Fail> {
     let result = file.fsync(t.world)?;
+    Ok(checked(t, &format!("fsync of {who}"), result))
+}
+
+/// It is 0 or EIO.
+fn checked(t: &Test, what: &str, result: i64) -> i64 {
     t.check(result == 0 || result == EIO, || {
-        format!("fsync of {who} returned {}", result_text(result))
+        format!("{what} returned {}", result_text(result))
     });
-    Ok(result)
+    result
 }
 
 /// fsync of all of them returns 0.

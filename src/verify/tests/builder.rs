@@ -98,6 +98,11 @@ impl Stream {
         self.device(DeviceKind::QueueStart, 128, u64::from(self.epoch), "");
         self.mark(Mark::Boot);
         self.env(&[("scheduler", "none"), ("queues", "1"), ("tags", "on")]);
+        self.mount();
+    }
+
+    /// The file system is mounted.
+    pub fn mount(&mut self) {
         self.mark(Mark::Fs {
             dev: 8,
             kind: "xfs".into(),

@@ -33,10 +33,29 @@ fn end_sync(s: &mut Stream, sync: u64, result: i64) {
     s.file(FileMark::SyncEnd { sync, result });
 }
 
-fn fsync(s: &mut Stream, open: u64, result: i64) {
+fn ask(s: &mut Stream, open: u64, kind: &str, result: i64) {
     let sync = 1_000_000 + s.next;
-    begin_sync(s, sync, open, "fsync");
+    begin_sync(s, sync, open, kind);
     end_sync(s, sync, result);
+}
+
+fn fsync(s: &mut Stream, open: u64, result: i64) {
+    ask(s, open, "fsync", result);
+}
+
+/// Another file of the same file system, by open file 90.
+fn open_other(s: &mut Stream) {
+    let open = FIRST + 90;
+    s.file(FileMark::Opening { open });
+    let (dev, ino) = (8, 2);
+    s.file(FileMark::Open { open, dev, ino });
+}
+
+fn of_other(number: u64) -> CallBegin {
+    CallBegin {
+        ino: 2,
+        ..by(number, 90)
+    }
 }
 
 fn by(number: u64, open: u64) -> CallBegin {
@@ -214,6 +233,83 @@ fn who_opens_later() {
 }
 
 #[test]
+fn syncfs_asks_the_file_system() {
+    let of_two = || {
+        let mut s = failed();
+        open_other(&mut s);
+        s
+    };
+    // It tells each open file of the file system once, whichever file failed, and fsync apart from it.
+    let mut s = of_two();
+    for (open, result) in [(1, -5), (2, -5), (1, 0), (2, 0)] {
+        ask(&mut s, open, "syncfs", result);
+    }
+    fsync(&mut s, 1, -5);
+    fsync(&mut s, 90, 0);
+    found(&s, Once, 0, 0);
+    s.held("errseq", 6).silent();
+    // Once more; an error of another file is one of this file system.
+    ask(&mut s, 2, "syncfs", -5);
+    found(&s, Once, 1, 1);
+    let mut s = of_two();
+    ask(&mut s, 1, "syncfs", -5);
+    run(&mut s, &of_other(9), true, -5);
+    fsync(&mut s, 2, -5);
+    fsync(&mut s, 2, 0);
+    ask(&mut s, 1, "syncfs", -5);
+    found(&s, Once, 0, 0);
+    ask(&mut s, 1, "syncfs", -5);
+    found(&s, Once, 1, 1);
+    // It says nothing, and should.
+    let mut s = of_two();
+    ask(&mut s, 2, "syncfs", 0);
+    found(&s, Once, 1, 0);
+    found(&s, Either, 0, 0);
+    found(&s, Never, 0, 0);
+    // By the policy, no business of it.
+    let mut s = of_two();
+    ask(&mut s, 2, "syncfs", -5);
+    found(&s, Never, 1, 0);
+    // A new mount knows nothing of the old one.
+    let mut s = of_two();
+    for open in [1, 2, 90] {
+        close(&mut s, open);
+    }
+    s.mount();
+    open(&mut s, 3);
+    ask(&mut s, 3, "syncfs", 0);
+    found(&s, Once, 0, 0);
+    ask(&mut s, 3, "syncfs", -5);
+    found(&s, Once, 1, 0);
+    // An error that its call did not return: whoever asks the file system hears of it, or should.
+    let mut s = Stream::files_marked();
+    open(&mut s, 1);
+    open(&mut s, 2);
+    run(&mut s, &by(1, 1), true, B as i64);
+    let mut told = s.clone();
+    ask(&mut s, 2, "syncfs", 0);
+    let v = s.verdicts();
+    assert!(v.findings().any(|f| f.promise == "ledger"), "{v:#?}");
+    ask(&mut told, 2, "syncfs", -5);
+    let v = told.verdicts();
+    assert!(!v.findings().any(|f| f.promise == "ledger"), "{v:#?}");
+}
+
+#[test]
+fn sync_file_range_asks_where_it_waits() {
+    let mut s = failed();
+    ask(&mut s, 2, "sync_file_range_wait", -5);
+    fsync(&mut s, 2, 0);
+    fsync(&mut s, 1, -5);
+    found(&s, Once, 0, 0);
+    ask(&mut s, 2, "sync_file_range_wait", -5);
+    found(&s, Once, 1, 1);
+    let mut s = failed();
+    ask(&mut s, 2, "sync_file_range_wait", 0);
+    found(&s, Once, 1, 0);
+}
+
+#[test]
 fn an_error_that_surfaces_to_nobody() {
     let swallowed = || {
         let mut s = Stream::files_marked();
@@ -349,7 +445,7 @@ fn what_is_not_sure_is_not_judged() {
     fsync(&mut s, 2, 0);
     found(&s, Once, 0, 0);
     // Others that ask, or do not.
-    for kind in ["sync_file_range", "syncfs"] {
+    for kind in ["sync_file_range", "something"] {
         let mut s = failed();
         begin_sync(&mut s, 1, 2, kind);
         end_sync(&mut s, 1, 0);
@@ -416,27 +512,28 @@ impl Errseq {
 }
 
 proptest! {
-    /// Calls, opens and fsyncs of a kernel with lib/errseq.c: silent. One answer of
+    /// Calls, opens, fsyncs and syncfs of a kernel with lib/errseq.c: silent. One answer of
     /// a file that was open all the time turned round: found.
     #[test]
     fn a_model_is_silent_and_its_lie_is_found(seed: u64, steps in 2u64..40, lie in 0u64..40, once: bool) {
         let mut dice = Dice(seed);
         let mut s = Stream::files_marked();
-        let mut mapping = Errseq::default();
+        let (mut mapping, mut sb) = (Errseq::default(), Errseq::default());
+        open_other(&mut s);
         let mut opens = Vec::new();
         for n in 1..=2 {
             open(&mut s, n);
-            opens.push((n, mapping.sample()));
+            opens.push((n, mapping.sample(), sb.sample()));
         }
         let mut lied = false;
         for n in 0..steps {
             let which = dice.below(opens.len() as u64) as usize;
             let number = opens[which].0;
-            match dice.below(6) {
+            match dice.below(8) {
                 0 => {
                     let new = opens.iter().map(|o| o.0).max().unwrap_or(0) + 1;
                     open(&mut s, new);
-                    opens.push((new, mapping.sample()));
+                    opens.push((new, mapping.sample(), sb.sample()));
                 }
                 1 if which >= 2 => {
                     close(&mut s, number);
@@ -447,15 +544,28 @@ proptest! {
                     run(&mut s, &by(n + 1, number), fails, if fails { -5 } else { B as i64 });
                     if fails && once {
                         mapping.set();
+                        sb.set();
+                    }
+                }
+                4 => {
+                    // Another file of the same file system.
+                    run(&mut s, &of_other(n + 1), true, -5);
+                    if once {
+                        sb.set();
                     }
                 }
                 _ => {
-                    let mut answer = mapping.check(&mut opens[which].1);
+                    let kind = ["fsync", "sync_file_range_wait", "syncfs"][dice.below(3) as usize];
+                    let mut answer = if kind == "syncfs" {
+                        sb.check(&mut opens[which].2)
+                    } else {
+                        mapping.check(&mut opens[which].1)
+                    };
                     if n == lie && which < 2 {
                         answer = if answer == 0 { -5 } else { 0 };
                         lied = true;
                     }
-                    fsync(&mut s, number, answer);
+                    ask(&mut s, number, kind, answer);
                     if lied {
                         break;
                     }

@@ -35,7 +35,7 @@ pub enum FileMark {
         sync: u64,
         /// The open file description.
         open: u64,
-        /// `fsync`, `fdatasync`, `sync_file_range`, `msync`, `syncfs`.
+        /// `fsync`, `fdatasync`, `msync`, `syncfs`, `sync_file_range_wait` (with a WAIT flag), `sync_file_range`.
         kind: String,
     },
     /// After it.
