@@ -12,6 +12,7 @@ mod errors;
 mod legal;
 mod mutants;
 mod near;
+mod oracle_calls;
 mod order;
 mod overlap;
 mod returns;

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs the tests with each mutant on.
+
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// What the tests said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Caught,
+    /// It used up its CPU time or its memory's limit ended it.
+    Timeout,
+    Survived,
+}
+
+/// One line of results.jsonl.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Line {
+    pub name: String,
+    pub outcome: Outcome,
+    /// The first failed test's words.
+    pub by: String,
+}
+
+/// One step: the quick ones come first.
+pub struct Step {
+    pub binary: PathBuf,
+    pub args: Vec<String>,
+    /// Cases of a property.
+    pub cases: u32,
+    /// Seconds of CPU time.
+    pub limit: u64,
+}
+
+pub struct Runner {
+    pub tree: PathBuf,
+    pub steps: Vec<Step>,
+    /// Words before each command.
+    pub through: Vec<String>,
+    pub jobs: usize,
+}
+
+impl Runner {
+    /// Runs the tests with this number; 0 is none.
+    fn one(&self, number: usize) -> Result<(Outcome, String)> {
+        for step in &self.steps {
+            let mut words: Vec<String> = self.through.clone();
+            // 4 GiB of memory, and CPU time instead of time: others may be busy here.
+            let limits = [
+                "prlimit".into(),
+                format!("--cpu={}", step.limit),
+                "--as=4294967296".into(),
+                "--core=0".into(),
+            ];
+            words.extend(limits);
+            words.push(step.binary.display().to_string());
+            words.extend(step.args.iter().cloned());
+            let (program, args) = words.split_first().context("a program")?;
+            let output = Command::new(program)
+                .args(args)
+                .current_dir(&self.tree)
+                .env("WTBLK_MUTANT", number.to_string())
+                .env("PROPTEST_CASES", step.cases.to_string())
+                .env("PROPTEST_RNG_SEED", "1")
+                .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+                .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+                .env("RUST_BACKTRACE", "0")
+                .stdin(Stdio::null())
+                .output()
+                .with_context(|| format!("starting {program}"))?;
+            if output.status.success() {
+                continue;
+            }
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let by: String = said
+                .lines()
+                .filter(|l| !l.is_empty())
+                .take(2)
+                .collect::<Vec<_>>()
+                .join(" ");
+            let by: String = by.chars().take(300).collect();
+            return Ok(match output.status.signal() {
+                Some(9 | 24) => (Outcome::Timeout, by),
+                _ => (Outcome::Caught, by),
+            });
+        }
+        Ok((Outcome::Survived, String::new()))
+    }
+
+    /// The tests must pass where no mutant is on.
+    pub fn control(&self) -> Result<()> {
+        let (outcome, said) = self.one(0)?;
+        ensure!(
+            outcome == Outcome::Survived,
+            "without a mutant the tests fail: {said}"
+        );
+        Ok(())
+    }
+
+    /// All of these; each result is added to the file at once.
+    pub fn all(&self, mutants: &[(usize, &str)], results: &Path) -> Result<Vec<Line>> {
+        let file = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(results)?;
+        let file = Mutex::new(file);
+        let next = AtomicUsize::new(0);
+        let lines = Mutex::new(Vec::new());
+        let work = || -> Result<()> {
+            while let Some((number, name)) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let (outcome, by) = self.one(*number)?;
+                let line = Line {
+                    name: (*name).to_owned(),
+                    outcome,
+                    by,
+                };
+                let mut text = serde_json::to_string(&line)?;
+                text.push('\n');
+                file.lock().expect("no panic").write_all(text.as_bytes())?;
+                if outcome != Outcome::Caught {
+                    println!("{outcome:?}: {name}");
+                }
+                lines.lock().expect("no panic").push(line);
+            }
+            Ok(())
+        };
+        let failed = std::thread::scope(|s| {
+            let workers: Vec<_> = (0..self.jobs.max(1)).map(|_| s.spawn(work)).collect();
+            workers
+                .into_iter()
+                .filter_map(|w| w.join().expect("no panic").err())
+                .next()
+        });
+        if let Some(e) = failed {
+            bail!(e);
+        }
+        Ok(lines.into_inner().expect("no panic"))
+    }
+}
