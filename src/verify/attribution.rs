@@ -2,7 +2,7 @@
 //! Who asked for a request: calls, the requests in flight and the tie between
 //! them, as they are at one moment of the stream.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
@@ -12,6 +12,7 @@ use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
 use super::fast_hash::NumberMap;
 use super::flight::{Flight, InFlight, Owes, writes_blocks};
+use super::wrote::Wrote;
 use crate::trace::event::{Complete, Decide, DeviceEvent, Op, RequestId, Submit};
 
 /// Ended calls that reports and probes can still refer to.
@@ -21,10 +22,6 @@ pub const MAX_PAST: usize = 1024;
 pub const MAX_OPEN: usize = 1024;
 /// Requests kept of all calls that can still be judged.
 const MAX_KEPT: usize = 1 << 20;
-/// A write is remembered by the part of the disk it went to.
-const BUCKET: u64 = 2 << 20;
-/// Parts remembered: 128 GiB of writes before the memory gets coarse.
-const MAX_BUCKETS: usize = 1 << 16;
 
 /// Reason: see the name.
 pub const GAP: &str = "events are missing while the call ran";
@@ -65,7 +62,7 @@ pub struct World {
     /// Failed data requests of `calls`.
     failures_of_open: u64,
     /// Open calls by tag; where two or more are open, none of them is judged.
-    by_tag: HashMap<Tag, Vec<u64>>,
+    by_tag: NumberMap<Vec<u64>>,
     /// Tags of calls that are open as far as is known, but followed no more.
     lost_tags: HashSet<Tag>,
     late: NumberMap<EndedCall>,
@@ -79,13 +76,8 @@ pub struct World {
     touched_data: bool,
     shutdown_noted: bool,
     forgot_failures: bool,
-    /// By part of the disk, when a write of it was last taken or completed.
-    buckets: BTreeMap<u64, u64>,
-    /// The latest such part, which is not in `buckets` yet: requests come in runs.
-    latest: Option<(u64, u64)>,
-    wrote_somewhere: u64,
-    /// When a write that is no log write was last taken or completed.
-    wrote_blocks: Option<u64>,
+    /// When the disk was last written.
+    wrote: Wrote,
 }
 
 impl World {
@@ -93,7 +85,7 @@ impl World {
     pub fn submit(&mut self, id: RequestId, s: &Submit) {
         let tag = Tag::from_ioprio(s.ioprio);
         let mut owner = None;
-        if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&t)) {
+        if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&key(t))) {
             // Of two calls with the tag it is nobody's: both are not judged.
             if let [number] = numbers.as_slice() {
                 let room = self.kept < MAX_KEPT;
@@ -246,7 +238,7 @@ impl World {
         }
         match begin.tag.map(Tag::new) {
             Some(Some(tag)) => {
-                let sharers = self.by_tag.entry(tag).or_default();
+                let sharers = self.by_tag.entry(key(tag)).or_default();
                 if !sharers.is_empty() || self.lost_tags.contains(&tag) {
                     call.obstacle.get_or_insert(SHARED_TAG);
                 }
@@ -430,20 +422,13 @@ impl World {
 
     /// Whether a write near the call's blocks may have been taken or completed after `seq`.
     pub fn wrote_near(&self, past: &PastCall, seq: u64) -> bool {
-        self.wrote_somewhere > seq
-            || past.near.iter().any(|r| {
-                let parts = r.start / BUCKET..=r.end.saturating_sub(1) / BUCKET;
-                let latest = self
-                    .latest
-                    .is_some_and(|(part, at)| parts.contains(&part) && at > seq);
-                latest || self.buckets.range(parts).any(|(_, at)| *at > seq)
-            })
+        self.wrote.near(&past.near, seq)
     }
 
     /// Whether a write that may be of the call's pages was taken or completed after
     /// `seq`: blocks move (copy-on-write), so only log writes surely are not.
     pub fn may_have_written(&self, seq: u64) -> bool {
-        self.wrote_somewhere > seq || self.wrote_blocks.is_some_and(|at| at > seq)
+        self.wrote.any_blocks(seq)
     }
 
     /// For how long the device has owed nothing to anybody since `from_ns`, where
@@ -508,7 +493,7 @@ impl World {
 
     /// Events are missing from here on.
     pub fn gap(&mut self, seq: u64, missing: u64) {
-        self.wrote_somewhere = seq.saturating_add(missing);
+        self.wrote.anywhere(seq.saturating_add(missing));
         self.busy_ns = self.now_ns;
         self.facts.gap();
         self.flight.gap();
@@ -550,11 +535,11 @@ impl World {
         self.kept = self.kept.saturating_sub(call.requests.len());
         self.failures_of_open = self.failures_of_open.saturating_sub(call.failed_data);
         if let Some(tag) = call.begin.tag.and_then(Tag::new)
-            && let Some(sharers) = self.by_tag.get_mut(&tag)
+            && let Some(sharers) = self.by_tag.get_mut(&key(tag))
         {
             sharers.retain(|n| *n != number);
             if sharers.is_empty() {
-                self.by_tag.remove(&tag);
+                self.by_tag.remove(&key(tag));
             }
         }
         Some(call)
@@ -570,30 +555,11 @@ impl World {
             return;
         }
         if !self.facts.is_log(disk) {
-            self.wrote_blocks = Some(seq);
+            self.wrote.blocks(seq);
         }
         // It is asked for what came after a call's end only.
-        if disk.is_empty() || self.past.is_empty() {
-            return;
-        }
-        // A request is at most 4 GiB long, hence at most 2049 parts.
-        for part in disk.start / BUCKET..=(disk.end - 1) / BUCKET {
-            match &mut self.latest {
-                Some((same, at)) if *same == part => *at = seq,
-                latest => {
-                    if let Some((old, at)) = latest.replace((part, seq)) {
-                        self.put_bucket(old, at);
-                    }
-                }
-            }
-        }
-    }
-
-    fn put_bucket(&mut self, part: u64, seq: u64) {
-        if self.buckets.contains_key(&part) || self.buckets.len() < MAX_BUCKETS {
-            self.buckets.insert(part, seq);
-        } else {
-            self.wrote_somewhere = self.wrote_somewhere.max(seq);
+        if !self.past.is_empty() {
+            self.wrote.at(seq, disk);
         }
     }
 
@@ -620,4 +586,8 @@ impl World {
                 });
         }
     }
+}
+
+fn key(tag: Tag) -> u64 {
+    u64::from(tag.number())
 }

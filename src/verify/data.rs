@@ -12,7 +12,7 @@ use super::attribution::World;
 use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
 use super::fast_hash::NumberMap;
-use super::promise::{About, Promise, list_few};
+use super::promise::{About, Moment, Promise, list_few};
 use super::sectors::{guess, of_pattern};
 use super::verdict::{CallRef, Evidence, Ledger};
 use super::writers::Writers;
@@ -166,8 +166,8 @@ impl Promise for Data {
         true
     }
 
-    fn follows_requests(&self) -> bool {
-        true
+    fn follows(&self) -> &'static [Moment] {
+        &[Moment::Contents]
     }
 
     fn waits_for_requests(&self) -> bool {

@@ -9,7 +9,7 @@ use super::attribution::World;
 use super::call::{CallRequest, Done, EndedCall};
 use super::contract::Contract;
 use super::flight::InFlight;
-use super::promise::{About, Promise, list_few, request_json};
+use super::promise::{About, Moment, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 use crate::trace::event::{Complete, Op, RequestId, Submit};
 
@@ -69,8 +69,8 @@ impl Promise for Durable {
         true
     }
 
-    fn follows_requests(&self) -> bool {
-        true
+    fn follows(&self) -> &'static [Moment] {
+        &[Moment::FlushTaken, Moment::FlushDone]
     }
 
     fn submitted(&mut self, id: RequestId, s: &Submit, _world: &World, _ledger: &mut Ledger) {

@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use wtblk_shared::disk::SECTOR;
 
-use super::fast_hash::NumberMap;
+use super::fast_hash::NumberSet;
+use super::slots::Slots;
 use crate::trace::event::{Complete, DeviceEvent, DeviceKind, Op, RequestId, Submit};
 
 /// A request in flight.
@@ -42,9 +43,9 @@ pub enum Owes {
 /// The table.
 #[derive(Debug, Default)]
 pub struct Flight {
-    requests: NumberMap<InFlight>,
+    requests: Slots<InFlight>,
     /// Requests of other disks: what a call waits for there is not known.
-    elsewhere: HashSet<RequestId>,
+    elsewhere: NumberSet,
     running: HashSet<u16>,
     stopped: HashSet<u16>,
     down: bool,
@@ -78,14 +79,14 @@ impl Flight {
 
     /// A rule holds a request back.
     pub fn hold(&mut self, id: RequestId) {
-        if let Some(r) = self.requests.get_mut(&id) {
+        if let Some(r) = self.requests.get_mut(id) {
             r.held = true;
         }
     }
 
     /// A request in flight.
     pub fn get(&self, id: RequestId) -> Option<&InFlight> {
-        self.requests.get(&id)
+        self.requests.get(id)
     }
 
     /// A request was completed.
@@ -93,7 +94,7 @@ impl Flight {
         if !self.elsewhere.is_empty() {
             self.elsewhere.remove(&id);
         }
-        self.requests.remove(&id)
+        self.requests.remove(id)
     }
 
     /// Something happened to the data disk. True where it stopped serving, so
@@ -104,7 +105,7 @@ impl Flight {
                 // What an older ring still had is owed to nobody. The first queue
                 // that starts begins a new round: others may not come again.
                 let fresh = self.running.is_empty();
-                self.requests.retain(|_, r| {
+                self.requests.retain(|r| {
                     (!fresh && r.queue != event.queue) || u64::from(r.epoch) >= event.b
                 });
                 if fresh {

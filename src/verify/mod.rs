@@ -31,6 +31,7 @@ mod extents;
 mod facts;
 mod fast_hash;
 mod flight;
+mod flying;
 pub mod group;
 pub mod ledger;
 pub mod minimize;
@@ -43,6 +44,7 @@ pub mod render;
 mod sectors;
 pub mod selftest;
 pub mod size;
+mod slots;
 mod spoil;
 mod spoil_errors;
 pub mod stable;
@@ -53,6 +55,7 @@ pub mod verdict;
 pub mod writeback_cleared;
 mod writers;
 pub mod written_once;
+mod wrote;
 
 #[cfg(test)]
 mod tests;
@@ -62,17 +65,19 @@ use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use self::attribution::{GAP, NUMBER, STOPPED, TOO_MANY, World};
 use self::call::{Call, EndedCall, has_flag};
 use self::contract::Contract;
-use self::promise::Promise;
+use self::flight::InFlight;
+use self::promise::{Followers, Moment, Promise};
 use self::verdict::{Ledger, Verdicts};
-use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, MARK_DISK, MarkEvent};
+use crate::trace::event::{
+    Body, Complete, DATA_DISK, DeviceEvent, DeviceKind, Event, MARK_DISK, MarkEvent, Op,
+};
 
 /// Judges a stream of events, one event at a time.
 #[derive(Debug)]
 pub struct Verifier {
     world: World,
     judges: Vec<Box<dyn Promise>>,
-    /// Places of those that look at single requests.
-    followers: Vec<usize>,
+    followers: Followers,
     ledger: Ledger,
     /// The trace's first event may still say by which contract it is judged.
     ask_trace: bool,
@@ -82,10 +87,9 @@ impl Verifier {
     /// A judge by this contract.
     pub fn new(contract: Contract) -> Verifier {
         let judges = promise::judges(&contract);
-        let follows = |i: &usize| judges.get(*i).is_some_and(|j| j.follows_requests());
         Verifier {
             world: World::default(),
-            followers: (0..judges.len()).filter(follows).collect(),
+            followers: Followers::of(&judges),
             judges,
             ledger: Ledger::new(&contract),
             ask_trace: false,
@@ -115,7 +119,12 @@ impl Verifier {
         match &event.body {
             Body::Submit(s) if s.disk == DATA_DISK => {
                 self.world.submit(event.seq, s);
-                for at in &self.followers {
+                let moment = match s.op {
+                    Op::Write => Moment::WriteTaken,
+                    Op::Flush => Moment::FlushTaken,
+                    _ => return,
+                };
+                for at in self.followers.at(moment) {
                     if let Some(judge) = self.judges.get_mut(*at) {
                         judge.submitted(event.seq, s, &self.world, &mut self.ledger);
                     }
@@ -130,11 +139,7 @@ impl Verifier {
             Body::Complete(c) => {
                 let (request, call) = self.world.complete(event.seq, c);
                 if let Some(request) = &request {
-                    for at in &self.followers {
-                        if let Some(judge) = self.judges.get_mut(*at) {
-                            judge.completed(event.seq, c, request, &self.world, &mut self.ledger);
-                        }
-                    }
+                    self.completed(event.seq, c, request);
                 }
                 if let Some(call) = call {
                     self.settled(&call);
@@ -143,7 +148,7 @@ impl Verifier {
             Body::Mark(m) => self.mark(event.seq, m),
             Body::Device(d) => self.device(d),
             Body::Data(d) => {
-                for at in &self.followers {
+                for at in self.followers.at(Moment::Contents) {
                     if let Some(judge) = self.judges.get_mut(*at) {
                         judge.data(d, &self.world);
                     }
@@ -152,6 +157,22 @@ impl Verifier {
             Body::Gap(g) => {
                 self.world.gap(event.seq, g.missing);
                 self.interrupted(GAP, true);
+            }
+        }
+    }
+
+    fn completed(&mut self, seq: u64, c: &Complete, request: &InFlight) {
+        let digested = (request.digest != 0).then_some(Moment::DigestedWriteDone);
+        let moments = match request.op {
+            Op::Write => [Some(Moment::WriteDone), digested],
+            Op::Flush => [Some(Moment::FlushDone), None],
+            _ => return,
+        };
+        for moment in moments.into_iter().flatten() {
+            for at in self.followers.at(moment) {
+                if let Some(judge) = self.judges.get_mut(*at) {
+                    judge.completed(seq, c, request, &self.world, &mut self.ledger);
+                }
             }
         }
     }
@@ -272,7 +293,7 @@ impl Verifier {
 
     fn device(&mut self, event: &DeviceEvent) {
         if event.disk == DATA_DISK {
-            for at in &self.followers {
+            for at in self.followers.at(Moment::Device) {
                 if let Some(judge) = self.judges.get_mut(*at) {
                     judge.device(event, &self.world);
                 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `no-overlap`: never two writes of one block at a time.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde_json::json;
@@ -13,7 +13,8 @@ use super::call::{Class, EndedCall, has_flag};
 use super::contract::Contract;
 use super::fast_hash::NumberMap;
 use super::flight::{InFlight, bytes_of, overlap};
-use super::promise::{About, Promise, list_few, request_json};
+use super::flying::{Extended, Flying};
+use super::promise::{About, Moment, Promise, list_few, request_json};
 use super::verdict::{Evidence, Ledger};
 use crate::trace::event::{Complete, Op, RequestId, Submit};
 
@@ -58,6 +59,16 @@ struct Writer {
     kind: Kind,
 }
 
+impl Extended for Writer {
+    fn id(&self) -> RequestId {
+        self.id
+    }
+
+    fn disk(&self) -> &Range<u64> {
+        &self.disk
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Nothing speaks for O_DIRECT.
@@ -80,8 +91,8 @@ struct Pair {
 /// The judge.
 #[derive(Debug, Default)]
 pub(super) struct NoOverlap {
-    /// Writes in flight that do not overlap each other, by their first byte.
-    flying: BTreeMap<u64, Writer>,
+    /// Writes in flight that do not overlap each other.
+    flying: Flying<Writer>,
     /// Those that overlap others.
     extra: Vec<Writer>,
     /// By the number of a call.
@@ -95,14 +106,11 @@ pub(super) struct NoOverlap {
 impl NoOverlap {
     /// The writes in flight that share a byte with `disk`.
     fn meeting(&self, disk: &Range<u64>) -> Vec<&Writer> {
-        let before = self.flying.range(..=disk.start).next_back();
-        let within = self.flying.range(disk.start.saturating_add(1)..disk.end);
-        before
+        let extra = self.extra.iter().filter(|w| overlap(&w.disk, disk));
+        self.flying
+            .meeting(disk)
             .into_iter()
-            .chain(within)
-            .map(|(_, w)| w)
-            .chain(&self.extra)
-            .filter(|w| overlap(&w.disk, disk))
+            .chain(extra)
             .take(MAX_PAIRS + 1)
             .collect()
     }
@@ -129,8 +137,8 @@ impl Promise for NoOverlap {
         true
     }
 
-    fn follows_requests(&self) -> bool {
-        true
+    fn follows(&self) -> &'static [Moment] {
+        &[Moment::WriteTaken, Moment::WriteDone]
     }
 
     fn waits_for_requests(&self) -> bool {
@@ -157,10 +165,8 @@ impl Promise for NoOverlap {
             owner,
             kind,
         };
-        // Those in `flying` do not meet: only the last that begins before the end can.
-        let last = self.flying.range(..new.disk.end).next_back();
-        if self.extra.is_empty() && last.is_none_or(|(_, w)| w.disk.end <= new.disk.start) {
-            self.flying.insert(new.disk.start, new);
+        if self.extra.is_empty() && !self.flying.meets(&new.disk) {
+            self.flying.insert(new);
             return;
         }
         let met: Vec<(Pair, [Option<u64>; 2])> = self
@@ -178,7 +184,7 @@ impl Promise for NoOverlap {
             })
             .collect();
         if met.is_empty() {
-            self.flying.insert(new.disk.start, new);
+            self.flying.insert(new);
             return;
         }
         if met.len() > MAX_PAIRS || self.extra.len() >= MAX_EXTRA {
@@ -210,13 +216,7 @@ impl Promise for NoOverlap {
         _world: &World,
         _ledger: &mut Ledger,
     ) {
-        if request.op != Op::Write {
-            return;
-        }
-        let start = request.disk.start;
-        if self.flying.get(&start).is_some_and(|w| w.id == c.request) {
-            self.flying.remove(&start);
-        } else if !self.extra.is_empty() {
+        if request.op == Op::Write && !self.flying.remove(c.request) && !self.extra.is_empty() {
             self.extra.retain(|w| w.id != c.request);
         }
     }

@@ -125,6 +125,51 @@ pub fn about(name: &str) -> Option<&'static About> {
     ABOUT.iter().find(|a| a.name == name).copied()
 }
 
+/// Moments at which a promise may want to be told of a single request. Whoever does
+/// not ask is not: most requests concern nobody, and cost as little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// A write was taken.
+    WriteTaken,
+    /// A flush was taken.
+    FlushTaken,
+    /// A write was completed.
+    WriteDone,
+    /// A write was completed whose data was looked at when it was taken.
+    DigestedWriteDone,
+    /// A flush was completed.
+    FlushDone,
+    /// Contents or digests of a request came.
+    Contents,
+    /// Something happened to the data disk.
+    Device,
+}
+
+/// Who wants to be told when, by place in the list of promises.
+#[derive(Debug, Default)]
+pub(super) struct Followers([Vec<usize>; Moment::Device as usize + 1]);
+
+impl Followers {
+    /// Asks them all.
+    pub(super) fn of(judges: &[Box<dyn Promise>]) -> Followers {
+        let mut followers = Followers::default();
+        for (at, judge) in judges.iter().enumerate() {
+            for moment in judge.follows() {
+                if let Some(list) = followers.0.get_mut(*moment as usize) {
+                    list.push(at);
+                }
+            }
+        }
+        followers
+    }
+
+    /// Who wants to be told now.
+    #[inline]
+    pub(super) fn at(&self, moment: Moment) -> &[usize] {
+        self.0.get(moment as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
 /// One promise: told what happens, it writes what it decides into the ledger.
 ///
 /// The driver asks the first two only for calls that the promises are about
@@ -151,9 +196,9 @@ pub(super) trait Promise: fmt::Debug + Send {
     /// The last data request of an ended call was completed (mostly long before its end).
     fn call_settled(&mut self, _call: &EndedCall, _world: &World, _ledger: &mut Ledger) {}
 
-    /// Whether it looks at single requests, and at what the device says of them.
-    fn follows_requests(&self) -> bool {
-        false
+    /// When it wants to be told of single requests.
+    fn follows(&self) -> &'static [Moment] {
+        &[]
     }
 
     /// A request of the data disk was taken; the world knows it already.

@@ -11,7 +11,7 @@ use super::call::{CallRequest, Class, EndedCall};
 use super::contract::Contract;
 use super::fast_hash::NumberMap;
 use super::flight::InFlight;
-use super::promise::{About, Promise, list_few, request_json};
+use super::promise::{About, Moment, Promise, list_few, request_json};
 use super::verdict::{Evidence, Finding, Ledger};
 use crate::trace::change::Change;
 use crate::trace::event::{Complete, DeviceEvent, DeviceKind, Op, RequestId};
@@ -94,16 +94,19 @@ impl Promise for Stable {
         true
     }
 
-    fn follows_requests(&self) -> bool {
-        true
+    fn follows(&self) -> &'static [Moment] {
+        &[Moment::DigestedWriteDone, Moment::Device]
     }
 
     fn waits_for_requests(&self) -> bool {
         true
     }
 
-    fn device(&mut self, event: &DeviceEvent, _world: &World) {
+    fn device(&mut self, event: &DeviceEvent, world: &World) {
+        // Of other requests nobody compares the data.
+        let compared = |r: &InFlight| r.op == Op::Write && r.digest != 0;
         if event.kind == DeviceKind::Changed
+            && world.flight.get(event.a).is_some_and(compared)
             && self.told.len() < MAX_KEPT
             && let Some(change) = Change::parse(&event.text)
         {

@@ -12,7 +12,7 @@ use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
 use super::fast_hash::{NumberMap, NumberSet, PairMap};
 use super::flight::bytes_of;
-use super::promise::{About, Promise, list_few};
+use super::promise::{About, Moment, Promise, list_few};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
 use crate::trace::event::{Op, RequestId, Submit};
 
@@ -144,8 +144,8 @@ impl Promise for WrittenOnce {
         &ABOUT
     }
 
-    fn follows_requests(&self) -> bool {
-        true
+    fn follows(&self) -> &'static [Moment] {
+        &[Moment::WriteTaken]
     }
 
     fn submitted(&mut self, id: RequestId, s: &Submit, _world: &World, _ledger: &mut Ledger) {
