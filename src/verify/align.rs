@@ -128,9 +128,8 @@ fn describe(start: u64, end: u64, block: u64) -> String {
 
 fn runs(call: &EndedCall) -> Vec<Run> {
     let fragments = call.data().flat_map(|r| r.fragments());
-    let mut parts: Vec<Run> = fragments
-        .map(|f| (f.extent, f.file, f.file + f.len))
-        .collect();
+    let mut parts: Vec<Run> = Vec::with_capacity(call.requests.len());
+    parts.extend(fragments.map(|f| (f.extent, f.file, f.file + f.len)));
     parts.sort_unstable();
     let mut runs: Vec<Run> = Vec::new();
     for (extent, start, end) in parts {

@@ -11,7 +11,7 @@ use wtblk_shared::tag::Tag;
 use super::call::{Call, Class, Done, EndedCall, FactsThen, PastCall, has_flag};
 use super::facts::{Facts, Probe};
 use super::fast_hash::NumberMap;
-use super::flight::{Flight, InFlight, Owes, writes_blocks};
+use super::flight::{Flight, InFlight, Owes, Owner, writes_blocks};
 use super::wrote::Wrote;
 use crate::trace::event::{Complete, Decide, DeviceEvent, Op, RequestId, Submit};
 
@@ -84,15 +84,19 @@ impl World {
     /// A request of the data disk was taken.
     pub fn submit(&mut self, id: RequestId, s: &Submit) {
         let tag = Tag::from_ioprio(s.ioprio);
-        let mut owner = None;
+        let mut owner = Owner::default();
         if let Some(numbers) = tag.and_then(|t| self.by_tag.get(&key(t))) {
             // Of two calls with the tag it is nobody's: both are not judged.
             if let [number] = numbers.as_slice() {
                 let room = self.kept < MAX_KEPT;
                 let call = self.calls.get_mut(number);
-                let place = call.and_then(|c| c.take(id, s, room));
-                self.kept += usize::from(place.is_some());
-                owner = place.map(|index| (*number, index));
+                if let Some(call) = call
+                    && let Some(index) = call.take(id, s, room)
+                {
+                    self.kept += 1;
+                    owner.call = Some((*number, index));
+                    owner.direct = call.direct;
+                }
             }
         } else if tag.is_none()
             && s.op == Op::Write

@@ -6,7 +6,7 @@ use std::ops::Range;
 use wtblk_shared::mark::{CallBegin, CallEnd};
 use wtblk_shared::tag::Tag;
 
-use super::extents::{FileMap, Fragment};
+use super::extents::{FileMap, Fragment, Fragments};
 use super::flight::bytes_of;
 use super::verdict::CallRef;
 use crate::trace::event::{Op, RequestId, Status, Submit};
@@ -15,6 +15,8 @@ use crate::trace::event::{Op, RequestId, Status, Submit};
 const MAX_REQUESTS: usize = 1 << 16;
 /// Parts in the file that they may have together.
 const MAX_FRAGMENTS: usize = 1 << 18;
+/// Requests that a call with any has room for at once.
+const USUAL_REQUESTS: usize = 16;
 const TOO_MANY_REQUESTS: &str = "too many requests of one call";
 /// Failed requests that are remembered of a call that ended.
 const MAX_FAILED: usize = 8;
@@ -41,7 +43,7 @@ pub enum Class {
     #[default]
     Unknown,
     /// A write with every sector inside the call's range.
-    Data(Vec<Fragment>),
+    Data(Fragments),
     /// A write with some sectors inside and some not: merged with a neighbour.
     Straddling,
     /// Any other request with the tag.
@@ -141,6 +143,8 @@ pub struct Call {
     pub obstacle: Option<&'static str>,
     /// Another marked call wrote to the same folios meanwhile.
     pub concurrent: bool,
+    /// It has the flag `direct`.
+    pub direct: bool,
     /// What was known at its begin.
     pub facts: FactsThen,
     /// Its place among all that began.
@@ -156,6 +160,7 @@ impl Call {
     pub fn new(begin: CallBegin, seq: u64) -> Call {
         Call {
             obstacle: (begin.bsize == 0).then_some("the file system's block size is not known"),
+            direct: has_flag(&begin, "direct"),
             begin,
             begin_seq: seq,
             requests: Vec::new(),
@@ -173,6 +178,9 @@ impl Call {
         if !room || self.requests.len() == MAX_REQUESTS {
             self.obstacle.get_or_insert(TOO_MANY_REQUESTS);
             return None;
+        }
+        if self.requests.is_empty() {
+            self.requests.reserve(USUAL_REQUESTS);
         }
         self.requests.push(CallRequest::new(id, s));
         Some(self.requests.len() - 1)

@@ -172,10 +172,12 @@ fn obstacle(
 /// What of `written` no request wrote, and what more than one did.
 fn sweep(call: &EndedCall, written: &Range<u64>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
     let fragments = call.data().flat_map(|r| r.fragments());
-    let mut parts: Vec<(u64, u64)> = fragments
-        .map(|f| (f.file.max(written.start), (f.file + f.len).min(written.end)))
-        .filter(|(start, end)| start < end)
-        .collect();
+    let mut parts: Vec<(u64, u64)> = Vec::with_capacity(call.requests.len());
+    parts.extend(
+        fragments
+            .map(|f| (f.file.max(written.start), (f.file + f.len).min(written.end)))
+            .filter(|(start, end)| start < end),
+    );
     parts.sort_unstable();
     let (mut missing, mut twice) = (Vec::new(), Vec::new());
     let mut at = written.start;

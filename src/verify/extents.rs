@@ -2,7 +2,7 @@
 //! Disk to file: where in a call's range a sector lies.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use wtblk_shared::mark::Extent;
 
@@ -15,6 +15,26 @@ pub struct Fragment {
     pub len: u64,
     /// The extent: fragments of different extents are no neighbours.
     pub extent: usize,
+}
+
+/// The parts of a request, by place on the disk: mostly one, which needs no memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fragments {
+    /// The only one.
+    One(Fragment),
+    /// None, or several.
+    Several(Vec<Fragment>),
+}
+
+impl Deref for Fragments {
+    type Target = [Fragment];
+
+    fn deref(&self) -> &[Fragment] {
+        match self {
+            Fragments::One(fragment) => std::slice::from_ref(fragment),
+            Fragments::Several(list) => list,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,11 +85,12 @@ impl FileMap {
     }
 
     /// The parts of `disk` (bytes) that lie in the range, by place on the disk.
-    pub fn locate(&self, disk: &Range<u64>) -> Vec<Fragment> {
+    pub fn locate(&self, disk: &Range<u64>) -> Fragments {
         let first = self
             .pieces
             .partition_point(|p| p.disk + p.len <= disk.start);
-        self.pieces
+        let mut parts = self
+            .pieces
             .iter()
             .enumerate()
             .skip(first)
@@ -82,8 +103,11 @@ impl FileMap {
                     len: end - start,
                     extent,
                 })
-            })
-            .collect()
+            });
+        match (parts.next(), parts.next()) {
+            (Some(only), None) => Fragments::One(only),
+            (one, two) => Fragments::Several(one.into_iter().chain(two).chain(parts).collect()),
+        }
     }
 
     /// Whether every byte of `range` has a place.

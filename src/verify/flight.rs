@@ -21,12 +21,23 @@ pub struct InFlight {
     pub held: bool,
     /// The call it may belong to, and its place among the call's requests.
     pub owner: Option<(u64, usize)>,
+    /// That call has the flag `direct`.
+    pub direct: bool,
     /// Digest of its data when it was taken; 0: there is none.
     pub digest: u64,
     /// When it was taken, by the trace's clock.
     pub taken_ns: u64,
     queue: u16,
     epoch: u32,
+}
+
+/// Whose a request may be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Owner {
+    /// See [`InFlight`].
+    pub call: Option<(u64, usize)>,
+    /// See [`InFlight`].
+    pub direct: bool,
 }
 
 /// What the device owes, seen from a range of the disk.
@@ -55,7 +66,7 @@ pub struct Flight {
 
 impl Flight {
     /// A request was taken.
-    pub fn submit(&mut self, id: RequestId, s: &Submit, owner: Option<(u64, usize)>, now_ns: u64) {
+    pub fn submit(&mut self, id: RequestId, s: &Submit, owner: Owner, now_ns: u64) {
         self.submits += 1;
         self.requests.insert(
             id,
@@ -63,7 +74,8 @@ impl Flight {
                 op: s.op,
                 disk: bytes_of(s),
                 held: false,
-                owner,
+                owner: owner.call,
+                direct: owner.direct,
                 digest: s.digest,
                 taken_ns: now_ns,
                 queue: s.queue,

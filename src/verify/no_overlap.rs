@@ -152,12 +152,12 @@ impl Promise for NoOverlap {
         }
         let tag = Tag::from_ioprio(s.ioprio);
         // Without a tag it is nobody's.
-        let owner = tag.and_then(|_| world.flight.get(id)?.owner).map(|o| o.0);
-        let kind = match owner.and_then(|call| world.open_call(call)) {
-            Some(call) if has_flag(&call.begin, "direct") => Kind::Direct,
-            Some(_) => Kind::Cached,
+        let request = tag.and_then(|_| world.flight.get(id));
+        let owner = request.and_then(|r| r.owner).map(|o| o.0);
+        let kind = match owner {
+            Some(_) if request.is_some_and(|r| r.direct) => Kind::Direct,
             None if tag.is_some() => Kind::Stray,
-            None => Kind::Cached,
+            _ => Kind::Cached,
         };
         let new = Writer {
             id,

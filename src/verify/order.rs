@@ -59,10 +59,8 @@ impl Promise for Order {
         if let Some(why) = call.data_unclear() {
             return skip(why);
         }
-        let data: Vec<_> = call
-            .data()
-            .filter_map(|r| Some((r.file_offset()?, r)))
-            .collect();
+        let mut data = Vec::with_capacity(call.requests.len());
+        data.extend(call.data().filter_map(|r| Some((r.file_offset()?, r))));
         let Some((_, first)) = data.first() else {
             return skip(call.why_no_data());
         };

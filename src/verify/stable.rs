@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `stable`: what the device reads is what it was given.
 
-use std::collections::HashMap;
-
 use serde_json::{Value, json};
 use wtblk_shared::mark::Mark;
 
@@ -62,7 +60,7 @@ pub(super) struct Stable {
     /// What was told of requests that are still in flight.
     told: NumberMap<Change>,
     /// By the number of a call.
-    seen: HashMap<u64, Vec<Seen>>,
+    seen: NumberMap<Vec<Seen>>,
     /// Of all calls.
     kept: usize,
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `writeback-cleared`: no page waits for a device that owes nothing.
 
-use std::collections::HashMap;
-
 use serde_json::json;
 use wtblk_shared::mark::{Mark, PageReport};
 
 use super::attribution::World;
 use super::call::PastCall;
 use super::contract::Contract;
+use super::fast_hash::NumberMap;
 use super::flight::Owes;
 use super::promise::{About, Promise, list_few, request_json};
 use super::verdict::{Evidence, Finding, Ledger};
@@ -87,7 +86,7 @@ struct Watched {
 #[derive(Debug, Default)]
 pub(super) struct WritebackCleared {
     /// By call; only ended calls that were reported on and are still remembered.
-    calls: HashMap<u64, Watch>,
+    calls: NumberMap<Watch>,
 }
 
 impl Promise for WritebackCleared {
@@ -115,6 +114,8 @@ impl Promise for WritebackCleared {
                 watch.more = true;
                 return;
             }
+            // Mostly it stays the only one.
+            ranges.reserve_exact(1);
             ranges.push(Watched {
                 off: report.off,
                 len: report.len,

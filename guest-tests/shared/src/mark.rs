@@ -20,7 +20,7 @@ use std::fmt;
 use crate::disk::MARK_MAX;
 
 pub use file::{Change, FileContents, FileMark, FilePages};
-use text::{Keys, Writer, decode, shorten, words};
+use text::{Keys, Writer, shorten, words};
 
 /// The first word of every mark: name and schema version.
 pub const MAGIC: &str = "wtblk/1";
@@ -398,11 +398,11 @@ impl Mark {
     pub fn from_line(line: &str) -> Result<Mark, MarkError> {
         let mut words = words(line);
         match words.next() {
-            Some((_, MAGIC)) => {}
-            Some((at, other)) => {
+            Some(word) if word.text == MAGIC => {}
+            Some(other) => {
                 return Err(MarkError {
-                    at,
-                    what: format!("schema '{}', expected '{MAGIC}'", shorten(other)),
+                    at: other.at,
+                    what: format!("schema '{}', expected '{MAGIC}'", shorten(other.text)),
                 });
             }
             None => {
@@ -412,43 +412,17 @@ impl Mark {
                 });
             }
         }
-        let Some((verb_at, verb)) = words.next() else {
+        let Some(word) = words.next() else {
             return Err(MarkError {
                 at: line.len(),
                 what: "no verb".into(),
             });
         };
-        let mut keys = Keys {
-            verb,
-            end: line.len(),
-            map: BTreeMap::new(),
-        };
-        for (at, word) in words {
-            let Some((key, value)) = word.split_once('=') else {
-                return Err(MarkError {
-                    at,
-                    what: format!("'{}', expected key=value", shorten(word)),
-                });
-            };
-            let value = decode(value).ok_or_else(|| MarkError {
-                at,
-                what: format!("bad percent-encoding in '{key}'"),
-            })?;
-            if keys.map.insert(key, (at, value)).is_some() {
-                return Err(MarkError {
-                    at,
-                    what: format!("'{}' is said twice", shorten(key)),
-                });
-            }
-        }
+        let (verb_at, verb) = (word.at, word.text);
+        let keys = Keys::read(verb, line.len(), words)?;
         Ok(match verb {
             "boot" => Mark::Boot,
-            "env" => Mark::Env(
-                keys.map
-                    .into_iter()
-                    .map(|(k, (_, v))| (k.to_owned(), v.into_owned()))
-                    .collect(),
-            ),
+            "env" => Mark::Env(keys.into_all().collect()),
             "fs" => Mark::Fs {
                 dev: keys.num("dev")?,
                 kind: keys.text("kind")?,
@@ -471,7 +445,7 @@ impl Mark {
                 off: keys.num("off")?,
                 len: keys.num("len")?,
                 flags: keys
-                    .text("flags")?
+                    .str("flags")?
                     .split(',')
                     .filter(|f| !f.is_empty())
                     .map(str::to_owned)

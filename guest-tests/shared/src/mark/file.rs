@@ -283,11 +283,11 @@ impl FileMark {
 
 /// Digests in hex, with commas between.
 fn digests(keys: &Keys) -> Result<Vec<u64>, MarkError> {
-    let (at, text) = keys.get("digests")?;
+    let (at, text) = keys.str_at("digests")?;
     let parts = text.split(',').filter(|part| !part.is_empty());
     let digests: Result<_, _> = parts.map(|part| u64::from_str_radix(part, 16)).collect();
     digests.map_err(|_| MarkError {
-        at: *at,
+        at,
         what: "a digest is no hexadecimal number".into(),
     })
 }

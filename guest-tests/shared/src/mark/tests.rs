@@ -184,3 +184,26 @@ fn a_mark_too_long_is_refused() {
         None
     );
 }
+
+#[test]
+fn a_line_of_very_many_keys_is_read_as_one_of_few() {
+    let line = |keys: usize, last: &str| {
+        let keys: String = (0..keys).map(|n| format!("  k{n}={n}%20")).collect();
+        format!("{MAGIC} env{keys} {last}")
+    };
+    for keys in [0, 1, 31, 32, 33, 2000] {
+        let Ok(Mark::Env(facts)) = Mark::from_line(&line(keys, "")) else {
+            panic!("{keys} keys");
+        };
+        assert_eq!(facts.len(), keys);
+        let last = facts.get(&format!("k{}", keys.saturating_sub(1)));
+        let right = keys.checked_sub(1).map(|n| format!("{n} "));
+        assert_eq!(last, right.as_ref());
+        if keys > 0 {
+            let twice = line(keys, "k0=1 none");
+            let error = Mark::from_line(&twice).unwrap_err();
+            assert!(error.what.contains("twice"), "{error}");
+            assert_eq!(error.at, twice.len() - "k0=1 none".len());
+        }
+    }
+}

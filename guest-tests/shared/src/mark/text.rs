@@ -2,7 +2,8 @@
 //! Words, keys and values of a mark's line.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 
 use super::{Extent, MAGIC, MarkError};
@@ -49,38 +50,122 @@ impl Writer {
     }
 }
 
+/// Keys that are looked through for one that is said twice; of more there is a set.
+const FEW: usize = 32;
+
 /// Of the line: only what is percent-encoded is copied.
 pub(super) struct Keys<'l> {
-    pub(super) verb: &'l str,
-    pub(super) end: usize,
-    pub(super) map: BTreeMap<&'l str, (usize, Cow<'l, str>)>,
+    verb: &'l str,
+    end: usize,
+    list: Vec<Key<'l>>,
+    /// All of them, where they are many.
+    seen: BTreeSet<&'l str>,
+    /// Where the next one is looked for first: they are asked for in the order of the line.
+    next: Cell<usize>,
+}
+
+/// A key, the place of its word in the line, and its value.
+pub(super) struct Key<'l> {
+    key: &'l str,
+    at: usize,
+    value: Cow<'l, str>,
 }
 
 impl<'l> Keys<'l> {
-    pub(super) fn get(&self, key: &str) -> Result<&(usize, Cow<'l, str>), MarkError> {
-        self.map.get(key).ok_or_else(|| MarkError {
+    /// The keys of these words.
+    pub(super) fn read(verb: &'l str, end: usize, words: Words<'l>) -> Result<Keys<'l>, MarkError> {
+        let mut keys = Keys {
+            verb,
+            end,
+            list: Vec::with_capacity(FEW / 2),
+            seen: BTreeSet::new(),
+            next: Cell::new(0),
+        };
+        for word in words {
+            let at = word.at;
+            let Some((key, value)) = word.key_value() else {
+                return Err(MarkError {
+                    at,
+                    what: format!("'{}', expected key=value", shorten(word.text)),
+                });
+            };
+            let value = match word.escaped {
+                false => Cow::Borrowed(value),
+                true => Cow::Owned(decode(value).ok_or_else(|| MarkError {
+                    at,
+                    what: format!("bad percent-encoding in '{key}'"),
+                })?),
+            };
+            if !keys.is_new(key) {
+                return Err(MarkError {
+                    at,
+                    what: format!("'{}' is said twice", shorten(key)),
+                });
+            }
+            keys.list.push(Key { key, at, value });
+        }
+        Ok(keys)
+    }
+
+    fn is_new(&mut self, key: &'l str) -> bool {
+        if self.list.len() < FEW {
+            return self.list.iter().all(|k| k.key != key);
+        }
+        if self.seen.is_empty() {
+            self.seen.extend(self.list.iter().map(|k| k.key));
+        }
+        self.seen.insert(key)
+    }
+
+    /// All keys with their values.
+    pub(super) fn into_all(self) -> impl Iterator<Item = (String, String)> {
+        let all = self.list.into_iter();
+        all.map(|k| (k.key.to_owned(), k.value.into_owned()))
+    }
+
+    fn find(&self, key: &str) -> Option<&Key<'l>> {
+        let next = self.next.get();
+        let at = match self.list.get(next) {
+            Some(k) if k.key == key => next,
+            _ => self.list.iter().position(|k| k.key == key)?,
+        };
+        self.next.set(at + 1);
+        self.list.get(at)
+    }
+
+    fn get(&self, key: &str) -> Result<&Key<'l>, MarkError> {
+        self.find(key).ok_or_else(|| MarkError {
             at: self.end,
             what: format!("'{}' needs {key}=", self.verb),
         })
     }
 
+    pub(super) fn str(&self, key: &str) -> Result<&str, MarkError> {
+        self.str_at(key).map(|(_, value)| value)
+    }
+
+    /// A value, and where its word begins.
+    pub(super) fn str_at(&self, key: &str) -> Result<(usize, &str), MarkError> {
+        self.get(key).map(|k| (k.at, &*k.value))
+    }
+
     pub(super) fn text(&self, key: &str) -> Result<String, MarkError> {
-        Ok(self.get(key)?.1.clone().into_owned())
+        self.str(key).map(str::to_owned)
     }
 
     pub(super) fn opt_text(&self, key: &str) -> Option<String> {
-        self.map.get(key).map(|(_, v)| v.clone().into_owned())
+        self.find(key).map(|k| k.value.clone().into_owned())
     }
 
     pub(super) fn num<T: std::str::FromStr>(&self, key: &str) -> Result<T, MarkError> {
-        let (at, value) = self.get(key)?;
+        let Key { at, value, .. } = self.get(key)?;
         value.parse().map_err(|_| bad_number(*at, key, value))
     }
 
     pub(super) fn opt<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>, MarkError> {
-        match self.map.get(key) {
+        match self.find(key) {
             None => Ok(None),
-            Some((at, value)) => value
+            Some(Key { at, value, .. }) => value
                 .parse()
                 .map(Some)
                 .map_err(|_| bad_number(*at, key, value)),
@@ -88,7 +173,7 @@ impl<'l> Keys<'l> {
     }
 
     pub(super) fn pattern(&self) -> Result<Option<(u32, u32)>, MarkError> {
-        let Some((at, value)) = self.map.get("pattern") else {
+        let Some(Key { at, value, .. }) = self.find("pattern") else {
             return Ok(None);
         };
         let parsed = value
@@ -101,7 +186,7 @@ impl<'l> Keys<'l> {
     }
 
     pub(super) fn extents(&self) -> Result<Option<Vec<Extent>>, MarkError> {
-        let Some((at, value)) = self.map.get("ext") else {
+        let Some(Key { at, value, .. }) = self.find("ext") else {
             return Ok(None);
         };
         let mut list = Vec::new();
@@ -148,17 +233,61 @@ pub(super) fn shorten(s: &str) -> String {
     }
 }
 
-pub(super) fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
-    let base = line.as_ptr() as usize;
-    line.split(' ')
-        .filter(|w| !w.is_empty())
-        .map(move |w| (w.as_ptr() as usize - base, w))
+/// A word of a line.
+pub(super) struct Word<'l> {
+    /// Its place.
+    pub(super) at: usize,
+    pub(super) text: &'l str,
+    /// The place of its first `=` in it.
+    equals: Option<usize>,
+    /// There is a `%` behind that.
+    escaped: bool,
 }
 
-pub(super) fn decode(value: &str) -> Option<Cow<'_, str>> {
-    if !value.contains('%') {
-        return Some(Cow::Borrowed(value));
+impl<'l> Word<'l> {
+    fn key_value(&self) -> Option<(&'l str, &'l str)> {
+        let equals = self.equals?;
+        Some((self.text.get(..equals)?, self.text.get(equals + 1..)?))
     }
+}
+
+/// The words of a line, between spaces.
+pub(super) struct Words<'l> {
+    line: &'l str,
+    at: usize,
+}
+
+pub(super) fn words(line: &str) -> Words<'_> {
+    Words { line, at: 0 }
+}
+
+impl<'l> Iterator for Words<'l> {
+    type Item = Word<'l>;
+
+    fn next(&mut self) -> Option<Word<'l>> {
+        let bytes = self.line.as_bytes();
+        let begin = self.at + bytes.get(self.at..)?.iter().position(|b| *b != b' ')?;
+        let (mut equals, mut escaped) = (None, false);
+        let mut end = begin;
+        while let Some(b) = bytes.get(end).filter(|b| **b != b' ') {
+            match b {
+                b'=' if equals.is_none() => equals = Some(end - begin),
+                b'%' if equals.is_some() => escaped = true,
+                _ => {}
+            }
+            end += 1;
+        }
+        self.at = end;
+        Some(Word {
+            at: begin,
+            text: self.line.get(begin..end)?,
+            equals,
+            escaped,
+        })
+    }
+}
+
+fn decode(value: &str) -> Option<String> {
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.bytes();
     while let Some(b) = bytes.next() {
@@ -170,5 +299,5 @@ pub(super) fn decode(value: &str) -> Option<Cow<'_, str>> {
             out.push(b);
         }
     }
-    String::from_utf8(out).ok().map(Cow::Owned)
+    String::from_utf8(out).ok()
 }
