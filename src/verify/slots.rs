@@ -41,11 +41,11 @@ impl<V> Slots<V> {
 
     /// Puts a value in; one of the same number gives way.
     pub fn insert(&mut self, number: u64, value: V) {
-        if self.beside.remove(&number).is_some() {
-            self.len -= 1;
-        }
         if self.len * 2 >= self.places.len() {
             self.grow();
+        }
+        if !self.beside.is_empty() && self.beside.remove(&number).is_some() {
+            self.len -= 1;
         }
         let at = self.at(number);
         let Some(place) = self.places.get_mut(at) else {
