@@ -31,8 +31,12 @@ pub struct Spec {
 pub enum Kind {
     /// qemu-storage-daemon with this `--blockdev`; whether its iothread polls, as it does by default.
     Peer(String, bool),
-    /// `wtblk serve` with these arguments.
-    Ours { args: Vec<String>, level: Level },
+    /// `wtblk serve` with these arguments, of this program.
+    Ours {
+        program: PathBuf,
+        args: Vec<String>,
+        level: Level,
+    },
 }
 
 /// How much of it records and judges.
@@ -93,8 +97,12 @@ impl Backend {
                     ));
                 self.spawn(command)
             }
-            Kind::Ours { args, level } => {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_wtblk"));
+            Kind::Ours {
+                program,
+                args,
+                level,
+            } => {
+                let mut command = Command::new(program);
                 command.arg("serve").args(&args);
                 command.arg("--socket").arg(self.socket());
                 command.args(["--queues", &self.spec.queues.to_string()]);

@@ -105,6 +105,7 @@ pub fn measure(dir: &Path) -> Result<Limits> {
     let spec = Spec {
         name: "bare".into(),
         kind: Kind::Ours {
+            program: env!("CARGO_BIN_EXE_wtblk").into(),
             args: vec!["--memory".into(), "1M".into()],
             level: Level::Off,
         },

@@ -51,6 +51,9 @@ struct Args {
     /// Only back ends whose name contains one of these (comma separated)
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
+    /// Another build of wtblk, measured in the same run as this one
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
     /// Follow and judge a trace: what the level `verify` starts
     #[arg(long, value_name = "TRACE", hide = true)]
     follow: Option<PathBuf>,
@@ -100,7 +103,8 @@ fn main() -> Result<()> {
     if cells.is_empty() {
         bail!("no cell has such a name; the cells are: {}", names());
     }
-    let around = around(fast.path(), slow.path(), &cells)?;
+    let mut around = around(fast.path(), slow.path(), &cells)?;
+    around.against = args.against.clone();
     let begun = Instant::now();
     let mut report = Report::new(&around, slow.path(), times.rounds, times.stretch);
     report.limits = limits::measure(fast.path())?;
@@ -161,6 +165,7 @@ fn around(fast: &Path, slow: &Path, cells: &[Cell]) -> Result<Around> {
         tmpfs,
         disk,
         peer: peer.is_ok(),
+        against: None,
         empty,
     })
 }
@@ -196,7 +201,8 @@ fn measure(
                 }
                 running.push(contestant);
             }
-            Err((error, backend)) => {
+            Err(failed) => {
+                let (error, backend) = *failed;
                 return Err(error.context(format!("{}: {}", spec.name, backend.said().trim())));
             }
         }
@@ -237,7 +243,7 @@ impl Contestant {
     fn new(
         backend: Backend,
         cell: &Cell,
-    ) -> std::result::Result<Contestant, (anyhow::Error, Backend)> {
+    ) -> std::result::Result<Contestant, Box<(anyhow::Error, Backend)>> {
         let queues = backend.spec.queues;
         let depth = cell.job.depth.div_ceil(queues);
         let client = Client::connect(&backend.socket(), queues, depth, cell.job.bytes);
@@ -254,7 +260,7 @@ impl Contestant {
                 figures: Vec::new(),
                 memory: backend::Memory::default(),
             }),
-            (Err(error), _) | (_, Err(error)) => Err((error, backend)),
+            (Err(error), _) | (_, Err(error)) => Err(Box::new((error, backend))),
         }
     }
 

@@ -36,6 +36,9 @@ pub const FOUR: &str = "verify, 4 queues";
 /// The same with a scenario that has no rule.
 pub const EMPTY: &str = "verify, empty scenario";
 
+/// What the names of the back ends of another build begin with.
+pub const OTHER: &str = "other build: ";
+
 /// What is there to be measured with.
 pub struct Around {
     /// `serve`'s options, as its help lists them.
@@ -47,6 +50,8 @@ pub struct Around {
     pub tmpfs_direct: bool,
     pub disk_direct: bool,
     pub peer: bool,
+    /// Another build of wtblk to compare with.
+    pub against: Option<PathBuf>,
     pub empty: PathBuf,
 }
 
@@ -126,11 +131,22 @@ pub fn specs(cell: &Cell, around: &Around) -> Vec<Spec> {
     let small = cell.job.bytes == 4096;
     let mut ours = |name: &str, level: Level, queues: usize, more: &[&str]| {
         if let Some(args) = args(cell.store, level, around, more) {
-            specs.push(Spec {
-                name: name.to_owned(),
-                kind: Kind::Ours { args, level },
-                queues,
-            });
+            let mut build = |name: String, program: PathBuf| {
+                let args = args.clone();
+                specs.push(Spec {
+                    name,
+                    kind: Kind::Ours {
+                        program,
+                        args,
+                        level,
+                    },
+                    queues,
+                });
+            };
+            build(name.to_owned(), env!("CARGO_BIN_EXE_wtblk").into());
+            if let Some(other) = &around.against {
+                build(format!("{OTHER}{name}"), other.clone());
+            }
         }
     };
     ours(DEFAULT, Level::Verify, 1, &[]);

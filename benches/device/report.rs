@@ -250,6 +250,21 @@ impl Report {
                 }
             }
         }
+        for row in &self.rows {
+            for s in &row.backends {
+                let name = &s.measured.name;
+                let Some(other) = row.of(&format!("{}{name}", plan::OTHER)) else {
+                    continue;
+                };
+                aims.push(Aim {
+                    what: format!("{}: {name} against the other build", row.cell),
+                    aim: 1.0,
+                    at_most: false,
+                    same: false,
+                    reached: ratio(&s.measured.figures, &other.measured.figures, speed),
+                });
+            }
+        }
         let ours = |row: &Row| row.of(plan::DEFAULT).map(|s| s.measured.clone());
         let ours: Vec<Measured> = self.rows.iter().filter_map(ours).collect();
         let idle: Vec<f64> = ours.iter().filter_map(|m| m.idle).collect();

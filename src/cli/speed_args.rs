@@ -9,7 +9,7 @@ use crate::store::Aio;
 /// See the module.
 #[derive(Args, Debug)]
 pub struct SpeedArgs {
-    /// Look at the rings for 50 us before sleeping, or sleep at once
+    /// Look at the rings for 50 us before sleeping, or only for 2 us after something was done
     #[arg(long, value_name = "HOW", value_enum, default_value_t = PollArg::Auto)]
     poll: PollArg,
     /// How the image is read and written: io_uring where the host allows it, or threads

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use smallvec::smallvec;
 use virtio_bindings::virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 use vm_memory::{Bytes, GuestAddress};
 use wtblk_shared::disk::SECTOR;
@@ -14,7 +15,7 @@ use super::config::MAX_ZONE_SECTORS;
 use super::memory::{GuestMap, Segment};
 use super::request::Zone;
 use crate::fault::request::DataFault;
-use crate::store::{Buffers, Op};
+use crate::store::{Buffers, Op, Ops};
 use crate::trace::event::{self as trace, Status};
 
 /// A read or write that a store is asked for.
@@ -30,10 +31,10 @@ pub(super) struct Transfer<'a> {
 impl Transfer<'_> {
     /// The operations it takes, none where nothing is to be done. `None`: it cannot be had (not
     /// on the disk, or part of a sector), and fails.
-    pub fn ops(&self, capacity: u64) -> Option<Vec<Op>> {
+    pub fn ops(&self, capacity: u64) -> Option<Ops> {
         let own = self.place(self.sector, capacity)?;
         if self.write && self.fault == Some(&DataFault::Dropped) {
-            return Some(Vec::new());
+            return Some(Ops::new());
         }
         let offset = match self.fault {
             Some(DataFault::Misdirected(sector)) => self.place(*sector, capacity)?,
@@ -41,11 +42,11 @@ impl Transfer<'_> {
         };
         let buffers = self.map.buffers(self.data)?;
         Some(match self.fault {
-            Some(DataFault::Stale) if !self.write => vec![Op::ReadOld { offset, buffers }],
-            _ if !self.write => vec![Op::Read { offset, buffers }],
+            Some(DataFault::Stale) if !self.write => smallvec![Op::ReadOld { offset, buffers }],
+            _ if !self.write => smallvec![Op::Read { offset, buffers }],
             Some(DataFault::Torn(parts)) => self.torn(offset, &buffers, parts),
             Some(DataFault::Corrupt(bits)) => self.corrupt(offset, &buffers, bits)?,
-            _ => vec![Op::Write { offset, buffers }],
+            _ => smallvec![Op::Write { offset, buffers }],
         })
     }
 
@@ -56,7 +57,7 @@ impl Transfer<'_> {
         (whole && end <= capacity).then_some(offset)
     }
 
-    fn torn(&self, offset: u64, buffers: &Buffers, parts: &[(u32, u32)]) -> Vec<Op> {
+    fn torn(&self, offset: u64, buffers: &Buffers, parts: &[(u32, u32)]) -> Ops {
         let part = |&(first, count): &(u32, u32)| {
             let from = u64::from(first) * SECTOR;
             let buffers = buffers.part(from, u64::from(count) * SECTOR);
@@ -67,14 +68,14 @@ impl Transfer<'_> {
     }
 
     /// Sectors with flipped bits go by way of our own memory, the others as they are.
-    fn corrupt(&self, offset: u64, buffers: &Buffers, bits: &[(u32, u8)]) -> Option<Vec<Op>> {
+    fn corrupt(&self, offset: u64, buffers: &Buffers, bits: &[(u32, u8)]) -> Option<Ops> {
         let mut sectors: BTreeMap<u64, Vec<(usize, u8)>> = BTreeMap::new();
         for &(at, mask) in bits.iter().filter(|b| b.0 < self.bytes) {
             let at = u64::from(at);
             let flip = ((at % SECTOR) as usize, mask);
             sectors.entry(at / SECTOR).or_default().push(flip);
         }
-        let mut ops = Vec::new();
+        let mut ops = Ops::new();
         let mut done = 0;
         let mut plain = |from: u64, to: u64| {
             if from < to {
@@ -83,7 +84,7 @@ impl Transfer<'_> {
                 ops.push(Op::Write { offset, buffers });
             }
         };
-        let mut flipped = Vec::new();
+        let mut flipped = Ops::new();
         for (sector, flips) in sectors {
             let from = sector * SECTOR;
             plain(done, from);
@@ -115,7 +116,7 @@ pub(super) struct Zeroing<'a> {
 
 impl Zeroing<'_> {
     /// The operations it takes, or what is wrong with it (virtio 1.3, 5.2.6.2).
-    pub fn ops(&self, capacity: u64) -> Result<Vec<Op>, Status> {
+    pub fn ops(&self, capacity: u64) -> Result<Ops, Status> {
         // A flag nobody knows, or `unmap` in a discard.
         let known = match self.op {
             trace::Op::WriteZeroes => VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
@@ -127,7 +128,7 @@ impl Zeroing<'_> {
         if self.zones.is_empty() {
             return Err(Status::IOERR);
         }
-        let mut ops = Vec::new();
+        let mut ops = Ops::new();
         for zone in self.zones {
             let end = zone.sector.checked_add(u64::from(zone.sectors));
             if zone.sectors > MAX_ZONE_SECTORS || end.is_none_or(|end| end > capacity / SECTOR) {

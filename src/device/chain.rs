@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::memory::{GuestMap, Segment};
+use super::memory::{GuestMap, Segment, Segments};
 use super::shared::Shared;
 
 /// Bytes of a descriptor.
@@ -20,8 +20,8 @@ const INDIRECT_MAX: u32 = 1024;
 /// A well-formed chain. Readable parts come before writable ones.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Chain {
-    pub readable: Vec<Segment>,
-    pub writable: Vec<Segment>,
+    pub readable: Segments,
+    pub writable: Segments,
 }
 
 /// A chain that breaks the rules.
@@ -250,7 +250,7 @@ pub(super) mod tests {
         ]);
         let chain = chain.unwrap();
         assert_eq!(
-            chain.readable,
+            chain.readable.as_slice(),
             [Segment {
                 addr: 0x2000,
                 len: 16

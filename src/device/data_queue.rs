@@ -16,7 +16,7 @@ use wtblk_shared::tag::Tag;
 use super::digest::Sample;
 use super::groups::Key;
 use super::hub::Hub;
-use super::memory::{GuestMap, Segment};
+use super::memory::{GuestMap, Segments};
 use super::outage::Outage;
 use super::request::{Parsed, Zone};
 use super::slab::{Keyed, Slab};
@@ -68,7 +68,7 @@ enum Waits {
 /// A request between its submission and its completion.
 struct Pending {
     request: Request,
-    data: Vec<Segment>,
+    data: Segments,
     zones: Vec<Zone>,
     map: Arc<GuestMap>,
     rule: Option<(u16, String)>,
@@ -129,6 +129,10 @@ pub(super) struct DataQueue {
     stopping: Option<bool>,
     /// Of the last request taken.
     epoch: u32,
+    /// When the requests that are being taken or published were seen, or published.
+    now_ns: u64,
+    /// To look at data in.
+    scratch: Vec<u8>,
     over: Vec<Done>,
     reaped: Vec<Completion>,
 }
@@ -150,6 +154,8 @@ impl DataQueue {
             clocks: BTreeSet::new(),
             stopping: None,
             epoch: 0,
+            now_ns: 0,
+            scratch: Vec::new(),
             over: Vec::new(),
             reaped: Vec::new(),
         }
@@ -270,6 +276,10 @@ impl DataQueue {
 }
 
 impl QueueDevice for DataQueue {
+    fn begin(&mut self) {
+        self.now_ns = self.hub.trace.stamp();
+    }
+
     fn take(&mut self, token: u64, taken: Taken) {
         self.stopping = None;
         let (parsed, malformed) = match taken.parsed {
@@ -278,7 +288,7 @@ impl QueueDevice for DataQueue {
         };
         // Marked calls are calls on the disk under test.
         let sample = match self.disk.number {
-            DATA_DISK => self.hub.digests.sample(&parsed, &taken.map),
+            DATA_DISK => (self.hub.digests).sample(&parsed, &taken.map, &mut self.scratch),
             _ => None,
         };
         self.epoch = taken.epoch;
@@ -293,7 +303,7 @@ impl QueueDevice for DataQueue {
             avail_pos: taken.position,
             digest: sample.as_ref().map_or(0, |s| s.look.digest),
         });
-        let record = || self.hub.trace.record(&submit);
+        let record = || self.hub.trace.record_at(self.now_ns, &submit);
         let (id, covers) = match (&self.disk.cache, parsed.op) {
             (Some(cache), Op::Flush) => cache.at(record),
             _ => (record(), 0),
@@ -468,6 +478,10 @@ impl QueueDevice for DataQueue {
         })
     }
 
+    fn published_all(&mut self) {
+        self.now_ns = self.hub.trace.stamp();
+    }
+
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool) {
         self.hub.add_in_flight(self.worker(), -1);
         let pending = self.pending.remove(done.token);
@@ -481,7 +495,8 @@ impl QueueDevice for DataQueue {
             abandoned,
             digest: if abandoned { 0 } else { pending.digest },
         };
-        self.hub.trace.commit(number, &Body::Complete(complete));
+        let complete = Body::Complete(complete);
+        self.hub.trace.commit_at(number, self.now_ns, &complete);
         if let Some(key) = pending.group()
             && let Some(go) = self.hub.groups.over(key, (self.worker(), done.token))
         {
@@ -512,7 +527,7 @@ fn nothing() -> Parsed {
         bytes: 0,
         zones: Vec::new(),
         ioprio: 0,
-        data: Vec::new(),
+        data: Segments::new(),
         status: 0,
     }
 }

@@ -20,8 +20,8 @@ pub(super) struct Marked {
     /// By age.
     calls: BTreeMap<u64, Open>,
     by_number: HashMap<u64, u64>,
-    /// How many calls have the tag.
-    tags: HashMap<Tag, usize>,
+    /// How many calls have the tag, by its number: asked for each request.
+    tags: Vec<u32>,
     pieces: usize,
     next: u64,
 }
@@ -51,9 +51,14 @@ impl Marked {
         self.calls.len()
     }
 
+    fn tagged(&self, tag: Tag) -> u32 {
+        let count = self.tags.get(usize::from(tag.number()));
+        count.copied().unwrap_or(0)
+    }
+
     /// Whether an open call may have sent a request with this tag and place.
     pub fn holds(&self, tag: Option<Tag>, sectors: &Range<u64>) -> bool {
-        if tag.is_some_and(|tag| self.tags.contains_key(&tag)) {
+        if tag.is_some_and(|tag| self.tagged(tag) > 0) {
             return true;
         }
         !sectors.is_empty()
@@ -78,7 +83,11 @@ impl Marked {
         self.pieces += sectors.len();
         let tag = begin.tag.and_then(Tag::new);
         if let Some(tag) = tag {
-            *self.tags.entry(tag).or_default() += 1;
+            let at = usize::from(tag.number());
+            if at >= self.tags.len() {
+                self.tags.resize(at + 1, 0);
+            }
+            self.tags[at] += 1;
         }
         self.next += 1;
         self.by_number.insert(begin.call, self.next);
@@ -100,12 +109,9 @@ impl Marked {
         };
         self.pieces -= call.sectors.len();
         if let Some(tag) = call.tag
-            && let Some(count) = self.tags.get_mut(&tag)
+            && let Some(count) = self.tags.get_mut(usize::from(tag.number()))
         {
             *count -= 1;
-            if *count == 0 {
-                self.tags.remove(&tag);
-            }
         }
     }
 }
@@ -196,7 +202,7 @@ mod tests {
             m.mark(&begin(n, Some((n % 3000) as u16), 0, 8192));
         }
         assert_eq!(m.open(), MAX_CALLS);
-        assert_eq!(m.tags.values().sum::<usize>(), MAX_CALLS);
+        assert_eq!(m.tags.iter().sum::<u32>() as usize, MAX_CALLS);
         assert!(m.pieces <= MAX_PIECES && m.by_number.len() == MAX_CALLS);
     }
 }

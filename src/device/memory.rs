@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, MmapRegion,
@@ -38,6 +39,9 @@ pub(super) struct Segment {
     pub addr: u64,
     pub len: u32,
 }
+
+/// A list of them: that of a request with little data needs no memory of its own.
+pub(super) type Segments = SmallVec<[Segment; 4]>;
 
 /// See the module.
 #[derive(Clone)]
@@ -131,7 +135,7 @@ impl GuestMap {
 
     /// Buffers over the segments, which keep this map alive. `None` where one is not memory.
     pub fn buffers(self: &Arc<GuestMap>, segments: &[Segment]) -> Option<Buffers> {
-        let mut ranges = Vec::with_capacity(segments.len());
+        let mut ranges: SmallVec<[(*mut u8, usize); 4]> = SmallVec::new();
         for segment in segments {
             let at = GuestAddress(segment.addr);
             for slice in GuestMemoryBackend::get_slices(&self.memory, at, segment.len as usize) {

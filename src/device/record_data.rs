@@ -138,7 +138,10 @@ impl Recorded<'_> {
     pub fn digests(&self, sectors: &[u64]) {
         for (n, piece) in sectors.chunks(PIECE / 8).enumerate() {
             let at = self.sector + (n * PIECE / 8) as u64;
-            let bytes = piece.iter().flat_map(|d| d.to_le_bytes()).collect();
+            let mut bytes = Vec::with_capacity(piece.len() * 8);
+            for digest in piece {
+                bytes.extend_from_slice(&digest.to_le_bytes());
+            }
             self.event(DataKind::Digests, at, bytes);
         }
     }

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::carry::gather;
 use super::chain::{Chain, Malformed};
-use super::memory::{GuestMap, Segment};
+use super::memory::{GuestMap, Segment, Segments};
 use crate::trace::event::Op;
 use wtblk_shared::disk::SECTOR;
 
@@ -40,7 +40,7 @@ pub(super) struct Parsed {
     /// Type 32 bits, then this field: Linux puts the I/O priority there.
     pub ioprio: u16,
     /// Where the data is: readable for a write, writable for a read.
-    pub data: Vec<Segment>,
+    pub data: Segments,
     /// Where the status byte goes.
     pub status: u64,
 }
@@ -132,7 +132,7 @@ fn span(zones: &[Zone]) -> (u64, u32) {
     (first, (sectors.min(most) * SECTOR) as u32)
 }
 
-fn pop_last_byte(segments: &mut Vec<Segment>) -> Option<u64> {
+fn pop_last_byte(segments: &mut Segments) -> Option<u64> {
     let last = segments.last_mut()?;
     last.len -= 1;
     let at = last.addr + u64::from(last.len);
@@ -143,7 +143,7 @@ fn pop_last_byte(segments: &mut Vec<Segment>) -> Option<u64> {
 }
 
 /// Takes the header off the front; it may be cut anywhere.
-fn take_header(map: &GuestMap, segments: &mut Vec<Segment>) -> Option<[u8; HEADER_LEN]> {
+fn take_header(map: &GuestMap, segments: &mut Segments) -> Option<[u8; HEADER_LEN]> {
     let mut header = [0; HEADER_LEN];
     let mut have = 0;
     let mut used_up = 0;
@@ -166,6 +166,8 @@ fn take_header(map: &GuestMap, segments: &mut Vec<Segment>) -> Option<[u8; HEADE
 #[cfg(test)]
 mod tests {
     use super::super::chain::tests::map;
+    use smallvec::smallvec;
+
     use super::*;
 
     fn seg(addr: u64, len: u32) -> Segment {
@@ -203,14 +205,15 @@ mod tests {
                 vec![seg(0x2010, 512)],
             ),
         ] {
-            let writable = vec![seg(0x5000, 1)];
+            let readable = Segments::from_vec(readable);
+            let writable = smallvec![seg(0x5000, 1)];
             let parsed = parse(&map, Chain { readable, writable }).unwrap();
             assert_eq!(
                 (parsed.op, parsed.sector, parsed.bytes),
                 (Op::Write, 77, 512)
             );
             assert_eq!((parsed.ioprio, parsed.status), (0x4011, 0x5000));
-            assert_eq!(parsed.data, data);
+            assert_eq!(parsed.data.as_slice(), data);
         }
     }
 
@@ -218,11 +221,11 @@ mod tests {
     fn a_read_and_its_status_share_a_descriptor() {
         let map = map();
         header(&map, 0, 0, 3);
-        let readable = vec![seg(0x2000, 16)];
-        let writable = vec![seg(0x3000, 100), seg(0x4000, 413)];
+        let readable = smallvec![seg(0x2000, 16)];
+        let writable = smallvec![seg(0x3000, 100), seg(0x4000, 413)];
         let parsed = parse(&map, Chain { readable, writable }).unwrap();
         assert_eq!(parsed.bytes, 512);
-        assert_eq!(parsed.data, [seg(0x3000, 100), seg(0x4000, 412)]);
+        assert_eq!(parsed.data.as_slice(), [seg(0x3000, 100), seg(0x4000, 412)]);
         assert_eq!(parsed.status, 0x4000 + 412);
     }
 
@@ -237,8 +240,8 @@ mod tests {
         put(0x3000, 1000, 8, 0);
         put(0x3010, 100, 16, 1);
         let zones = |len: u32| {
-            let readable = vec![seg(0x2000, 16), seg(0x3000, 5), seg(0x3005, len - 5)];
-            let writable = vec![seg(0x5000, 1)];
+            let readable = smallvec![seg(0x2000, 16), seg(0x3000, 5), seg(0x3005, len - 5)];
+            let writable = smallvec![seg(0x5000, 1)];
             parse(&map, Chain { readable, writable }).unwrap()
         };
         let two = zones(32);
@@ -264,13 +267,13 @@ mod tests {
     fn header_or_status_missing() {
         let map = map();
         let short = Chain {
-            readable: vec![seg(0x2000, 15)],
-            writable: vec![seg(0x5000, 2)],
+            readable: smallvec![seg(0x2000, 15)],
+            writable: smallvec![seg(0x5000, 2)],
         };
         assert_eq!(parse(&map, short).unwrap_err().status, Some(0x5001));
         let mute = Chain {
-            readable: vec![seg(0x2000, 16)],
-            writable: vec![],
+            readable: smallvec![seg(0x2000, 16)],
+            writable: smallvec![],
         };
         assert_eq!(parse(&map, mute).unwrap_err().status, None);
     }

@@ -208,23 +208,28 @@ impl Ring {
         self.parts.avail.u16(2, Ordering::Acquire)
     }
 
-    /// Takes the next entry: its position and the head of its chain.
-    pub fn take(&mut self) -> Result<Option<(u16, u16)>, RingError> {
+    /// How many entries there are to take, as the avail index shows it; looked at only when what
+    /// it showed before is used up.
+    pub fn shown(&mut self) -> Result<u16, RingError> {
         let position = self.next_avail;
         if self.seen_avail == position {
             // Acquire: what the guest wrote before the index is seen after it.
             self.seen_avail = self.avail_idx();
-            if self.seen_avail == position {
-                return Ok(None);
-            }
         }
-        if self.seen_avail.wrapping_sub(position) > self.size {
+        let count = self.seen_avail.wrapping_sub(position);
+        if count > self.size {
             self.seen_avail = position;
             return Err(RingError(format!(
                 "the avail index is ahead of {position} by more than the {} of the queue",
                 self.size
             )));
         }
+        Ok(count)
+    }
+
+    /// Takes the next entry of those shown: its position and the head of its chain.
+    pub fn take(&mut self) -> Result<(u16, u16), RingError> {
+        let position = self.next_avail;
         let entry = 4 + 2 * usize::from(position % self.size);
         let head = self.parts.avail.u16(entry, Ordering::Relaxed);
         if head >= self.size {
@@ -234,7 +239,7 @@ impl Ring {
             )));
         }
         self.next_avail = position.wrapping_add(1);
-        Ok(Some((position, head)))
+        Ok((position, head))
     }
 
     /// Whether there is something to take.
@@ -331,6 +336,13 @@ mod tests {
         Ring::new(Arc::new(map), PLACE, 8, 0, event_idx).unwrap()
     }
 
+    fn next(ring: &mut Ring) -> Result<Option<(u16, u16)>, RingError> {
+        match ring.shown()? {
+            0 => Ok(None),
+            _ => ring.take().map(Some),
+        }
+    }
+
     fn put(ring: &Ring, addr: u64, value: u16) {
         let stored = ring
             .map()
@@ -346,20 +358,20 @@ mod tests {
     #[test]
     fn entries_come_in_order_and_jumps_are_errors() {
         let mut ring = ring(true);
-        assert_eq!(ring.take(), Ok(None));
+        assert_eq!(next(&mut ring), Ok(None));
         put(&ring, 0x1004, 5);
         put(&ring, 0x1006, 3);
         put(&ring, 0x1002, 2);
-        assert_eq!(ring.take(), Ok(Some((0, 5))));
-        assert_eq!(ring.take(), Ok(Some((1, 3))));
-        assert_eq!(ring.take(), Ok(None));
+        assert_eq!(next(&mut ring), Ok(Some((0, 5))));
+        assert_eq!(next(&mut ring), Ok(Some((1, 3))));
+        assert_eq!(next(&mut ring), Ok(None));
         put(&ring, 0x1002, 11);
-        assert!(ring.take().unwrap_err().0.contains("ahead of 2"));
+        assert!(next(&mut ring).unwrap_err().0.contains("ahead of 2"));
         put(&ring, 0x1002, 1);
-        assert!(ring.take().is_err(), "backwards");
+        assert!(next(&mut ring).is_err(), "backwards");
         put(&ring, 0x1002, 3);
         put(&ring, 0x1008, 8);
-        assert!(ring.take().unwrap_err().0.contains("descriptor 8"));
+        assert!(next(&mut ring).unwrap_err().0.contains("descriptor 8"));
         assert_eq!(ring.next_avail(), 2);
     }
 
@@ -373,9 +385,9 @@ mod tests {
         put(&ring, 0x1002, 4);
         for n in 0..8u16 {
             let position = 0xfffcu16.wrapping_add(n);
-            assert_eq!(ring.take(), Ok(Some((position, position % 8))));
+            assert_eq!(next(&mut ring), Ok(Some((position, position % 8))));
         }
-        assert_eq!(ring.take(), Ok(None));
+        assert_eq!(next(&mut ring), Ok(None));
     }
 
     #[test]
@@ -465,7 +477,7 @@ mod tests {
         ring.remap(&moved).unwrap();
         assert_eq!(ring.table_at(), 0x100000);
         put(&ring, 0x101002, 1);
-        assert_eq!(ring.take(), Ok(Some((0, 0))));
+        assert_eq!(next(&mut ring), Ok(Some((0, 0))));
         assert!(ring.remap(&GuestMap::empty()).is_err());
         // The table and the avail ring would be aligned there, the used ring not.
         let skewed = with(&GuestMap::empty(), 0x300000, 0, 0x1000);

@@ -239,7 +239,7 @@ impl Made {
             store,
             idle,
         } = self;
-        let threads = disk.run(idle, settings.poll.spin(), |queue| {
+        let threads = disk.run(idle, settings.poll.look(), |queue| {
             let store = store.queue()?;
             Ok(DataQueue::new(
                 disk.hub.clone(),

@@ -45,16 +45,16 @@ pub enum Poll {
     /// For 50 us: a request that comes in that time is taken at once, without a kick.
     #[default]
     Auto,
-    /// Never.
+    /// For 2 us after it has done something, less than going to sleep and being woken up takes.
     Off,
 }
 
 impl Poll {
     /// How long.
-    pub(super) fn spin(self) -> Duration {
+    pub(super) fn look(self) -> Duration {
         match self {
             Poll::Auto => Duration::from_micros(50),
-            Poll::Off => Duration::ZERO,
+            Poll::Off => Duration::from_micros(2),
         }
     }
 }

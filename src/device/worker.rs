@@ -24,7 +24,7 @@ use crate::trace::event::{DeviceKind, Status};
 
 /// Most requests that are taken before what is over is given back: a driver that waits for the
 /// first of many goes on while the others are done.
-const BATCH: usize = 8;
+const BATCH: u16 = 8;
 
 /// A request that was taken from the ring.
 pub(super) struct Taken {
@@ -62,6 +62,8 @@ pub(super) struct Flight {
 
 /// What stands behind a queue.
 pub(super) trait QueueDevice: Send {
+    /// Requests follow that were all there by now.
+    fn begin(&mut self) {}
     /// A request was taken; it ends in [`QueueDevice::poll`], which follows before anything
     /// is waited for.
     fn take(&mut self, token: u64, taken: Taken);
@@ -91,6 +93,8 @@ pub(super) trait QueueDevice: Send {
     fn stop(&mut self) -> u64;
     /// A completion is about to be published: its event's number.
     fn publishing(&mut self, done: &Done) -> Option<u64>;
+    /// Those whose numbers were taken have been published.
+    fn published_all(&mut self) {}
     /// It was published.
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool);
 }
@@ -135,8 +139,16 @@ pub(super) struct Worker<D> {
     done: Vec<Done>,
     /// What is being published.
     told: Vec<Told>,
-    /// How long the ring is looked at before the worker sleeps; zero: not at all.
-    spin: Duration,
+    look: Look,
+}
+
+/// How an idle worker looks at its ring before it sleeps.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    /// How long; zero: not at all.
+    pub time: Duration,
+    /// There are fewer CPUs than workers that look: the others are let run between two looks.
+    pub shares_cpu: bool,
 }
 
 /// A completion between its number and its event.
@@ -153,7 +165,7 @@ impl<D: QueueDevice> Worker<D> {
         orders: Receiver<Command>,
         wake: Arc<Wake>,
         device: D,
-        spin: Duration,
+        look: Look,
     ) -> Worker<D> {
         Worker {
             disk,
@@ -166,7 +178,7 @@ impl<D: QueueDevice> Worker<D> {
             slots: Slab::default(),
             done: Vec::new(),
             told: Vec::new(),
-            spin,
+            look,
         }
     }
 
@@ -189,7 +201,10 @@ impl<D: QueueDevice> Worker<D> {
                 continue;
             }
             if self.spins(&mut idle) {
-                std::hint::spin_loop();
+                match self.look.shares_cpu {
+                    true => std::thread::yield_now(),
+                    false => std::hint::spin_loop(),
+                }
                 continue;
             }
             idle = None;
@@ -199,14 +214,14 @@ impl<D: QueueDevice> Worker<D> {
 
     /// Whether there is still hope that something comes soon.
     fn spins(&self, idle: &mut Option<Instant>) -> bool {
-        if self.spin.is_zero()
+        if self.look.time.is_zero()
             || !self.active.as_ref().is_some_and(Active::serving)
             || self.device.waits_for_others()
         {
             return false;
         }
         let now = Instant::now();
-        now.saturating_duration_since(*idle.get_or_insert(now)) < self.spin
+        now.saturating_duration_since(*idle.get_or_insert(now)) < self.look.time
     }
 
     /// Waits for a kick, an order, or something of the device.
@@ -399,7 +414,7 @@ impl<D: QueueDevice> Worker<D> {
         }
     }
 
-    fn try_take_some(&mut self) -> Result<usize, RingError> {
+    fn try_take_some(&mut self) -> Result<u16, RingError> {
         let Some(active) = self.active.as_mut() else {
             return Ok(0);
         };
@@ -407,10 +422,17 @@ impl<D: QueueDevice> Worker<D> {
             return Ok(0);
         }
         let mut count = 0;
-        while count < BATCH
-            && let Some((position, head)) = active.ring.take()?
-        {
-            count += 1;
+        let mut shown = 0;
+        while count < BATCH {
+            if shown == 0 {
+                shown = active.ring.shown()?;
+                if shown == 0 {
+                    break;
+                }
+                self.device.begin();
+            }
+            let (position, head) = active.ring.take()?;
+            (count, shown) = (count + 1, shown - 1);
             let in_flight = &mut active.taken[usize::from(head)];
             if std::mem::replace(in_flight, true) {
                 return Err(RingError(format!(
@@ -489,6 +511,7 @@ impl<D: QueueDevice> Worker<D> {
         if let Some(active) = active {
             avail_after = active.ring.publish();
         }
+        self.device.published_all();
         for Told {
             done,
             number,

@@ -9,10 +9,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 /// A list of memory ranges and what keeps them mapped. A clone is of the list, not of the bytes.
 #[derive(Clone)]
 pub struct Buffers {
-    iovecs: Vec<libc::iovec>,
+    /// Mostly one: without memory of its own for the list.
+    iovecs: SmallVec<[libc::iovec; 1]>,
     len: u64,
     /// Dropped last of all: the map that the ranges belong to.
     _keep: Arc<dyn Any + Send + Sync>,
@@ -31,15 +34,18 @@ impl Buffers {
     /// # Safety
     /// Each range must stay mapped, readable and writable, for as long as `keep` lives, and
     /// no Rust reference to it may exist meanwhile.
-    pub unsafe fn new(ranges: Vec<(*mut u8, usize)>, keep: Arc<dyn Any + Send + Sync>) -> Buffers {
-        let len = ranges.iter().map(|&(_, n)| n as u64).sum();
-        let iovecs = ranges
+    pub unsafe fn new(
+        ranges: impl IntoIterator<Item = (*mut u8, usize)>,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Buffers {
+        let iovecs: SmallVec<[libc::iovec; 1]> = ranges
             .into_iter()
             .map(|(base, n)| libc::iovec {
                 iov_base: base.cast(),
                 iov_len: n,
             })
             .collect();
+        let len = iovecs.iter().map(|r| r.iov_len as u64).sum();
         Buffers {
             iovecs,
             len,
@@ -54,13 +60,13 @@ impl Buffers {
         let range = (bytes.as_mut_ptr(), bytes.len());
         // SAFETY: the heap memory of the vector stays where it is until the Arc drops it, and
         // inside the Arc, as an `Any` that nobody asks for, nobody can make a reference to it.
-        unsafe { Buffers::new(vec![range], Arc::new(bytes)) }
+        unsafe { Buffers::new([range], Arc::new(bytes)) }
     }
 
     /// The part of `len` bytes from byte `from` on (as much of it as there is).
     pub fn part(&self, from: u64, len: u64) -> Buffers {
         let (mut skip, mut left) = (from, len);
-        let mut iovecs = Vec::new();
+        let mut iovecs = SmallVec::new();
         for range in &self.iovecs {
             let have = range.iov_len as u64;
             let cut = skip.min(have);

@@ -79,6 +79,9 @@ pub enum Op {
     FlushFirst(u64),
 }
 
+/// What a request takes: mostly one operation, which needs no memory for a list.
+pub type Ops = smallvec::SmallVec<[Op; 1]>;
+
 /// What became of an operation.
 #[derive(Debug)]
 pub struct Completion {

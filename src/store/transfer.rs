@@ -57,13 +57,24 @@ fn transfer_all(
         let at =
             libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
         let list = &rest[first..first + count];
-        // SAFETY: `list` is valid for `count` entries (at most IOV_MAX, so it fits c_int); the
-        // ranges stay mapped while `buffers` lives (its contract), and the kernel checks them.
-        let n = unsafe {
-            match way {
-                Way::In => libc::preadv(file.as_raw_fd(), list.as_ptr(), count as libc::c_int, at),
-                Way::Out => {
-                    libc::pwritev(file.as_raw_fd(), list.as_ptr(), count as libc::c_int, at)
+        let fd = file.as_raw_fd();
+        let n = if let [one] = list {
+            // The kernel need not fetch a list then.
+            // SAFETY: the range stays mapped while `buffers` lives (its contract), and the kernel
+            // checks it.
+            unsafe {
+                match way {
+                    Way::In => libc::pread(fd, one.iov_base, one.iov_len, at),
+                    Way::Out => libc::pwrite(fd, one.iov_base, one.iov_len, at),
+                }
+            }
+        } else {
+            // SAFETY: `list` is valid for `count` entries (at most IOV_MAX, so it fits c_int); the
+            // ranges as above.
+            unsafe {
+                match way {
+                    Way::In => libc::preadv(fd, list.as_ptr(), count as libc::c_int, at),
+                    Way::Out => libc::pwritev(fd, list.as_ptr(), count as libc::c_int, at),
                 }
             }
         };

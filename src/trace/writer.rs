@@ -127,6 +127,13 @@ impl TraceWriter {
         files.commit(seq, self.now_ns(), body);
     }
 
+    /// The same with a time of [`TraceWriter::now_ns`] that several events share: reading the
+    /// clock costs as much as writing a record.
+    pub fn commit_at(&self, seq: u64, time_ns: u64, body: &Body) {
+        let Some(files) = &self.files else { return };
+        files.commit(seq, time_ns, body);
+    }
+
     /// Takes a number and writes the event with it.
     pub fn record(&self, body: &Body) -> u64 {
         let seq = self.reserve();
@@ -134,13 +141,18 @@ impl TraceWriter {
         seq
     }
 
-    /// The same for an event of another trace, with its time there.
+    /// The same with a time that is known: see [`TraceWriter::commit_at`], or of another trace.
     pub fn record_at(&self, time_ns: u64, body: &Body) -> u64 {
         let seq = self.reserve();
         if let Some(files) = &self.files {
             files.commit(seq, time_ns, body);
         }
         seq
+    }
+
+    /// The same for events that are timed only where they are kept: 0 where none is.
+    pub fn stamp(&self) -> u64 {
+        self.files.as_ref().map_or(0, |_| self.now_ns())
     }
 
     /// Monotonic time since the trace began.

@@ -56,8 +56,9 @@ impl DataQueue {
             }
         }
         let sample = pending.sample.as_ref();
-        let Some((digest, change)) = sample.and_then(|s| s.again(&pending.data, &pending.map))
-        else {
+        let scratch = &mut self.scratch;
+        let again = sample.and_then(|s| s.again(&pending.data, &pending.map, scratch));
+        let Some((digest, change)) = again else {
             return;
         };
         if let Some(change) = change {

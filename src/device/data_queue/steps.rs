@@ -5,6 +5,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use smallvec::smallvec;
+
 use super::super::carry::{Transfer, Zeroing, flip, scatter};
 use super::{DataQueue, Pending, Waits, id};
 use crate::fault::request::{DataFault, DeviceFault};
@@ -173,18 +175,18 @@ impl DataQueue {
                 transfer.ops(self.disk.capacity)
             }
             Op::Flush => Some(match (fault, &self.disk.cache) {
-                (Some(DataFault::Dropped), _) => Vec::new(),
-                (_, None) => vec![store::Op::Flush],
+                (Some(DataFault::Dropped), _) => store::Ops::new(),
+                (_, None) => smallvec![store::Op::Flush],
                 (Some(DataFault::LateFlush(n)), _) => {
                     let covers = pending.covers.saturating_sub(u64::from(*n));
-                    vec![store::Op::FlushFirst(covers)]
+                    smallvec![store::Op::FlushFirst(covers)]
                 }
-                _ => vec![store::Op::FlushFirst(pending.covers)],
+                _ => smallvec![store::Op::FlushFirst(pending.covers)],
             }),
             Op::GetId => {
                 let written = scatter(&pending.map, &pending.data, &id(&self.disk.serial));
                 pending.written = written.unwrap_or(0);
-                written.map(|_| Vec::new())
+                written.map(|_| store::Ops::new())
             }
             Op::Discard | Op::WriteZeroes if self.disk.discard => {
                 let zeroing = Zeroing {
@@ -213,7 +215,7 @@ impl DataQueue {
         self.submit(token, ops)
     }
 
-    fn submit(&mut self, token: u64, ops: Vec<store::Op>) -> Waits {
+    fn submit(&mut self, token: u64, ops: store::Ops) -> Waits {
         let Some(pending) = self.pending.get_mut(token) else {
             return Waits::Nothing;
         };
@@ -276,7 +278,7 @@ impl DataQueue {
                     // Its own flush covers it.
                     cache.complete(&std::mem::take(&mut pending.receipts), || 0);
                 }
-                return self.submit(token, vec![store::Op::Flush]);
+                return self.submit(token, smallvec![store::Op::Flush]);
             }
             Op::Read => {
                 pending.written = pending.request.bytes;
