@@ -10,6 +10,8 @@ pub mod cli;
 pub mod control;
 pub mod device;
 pub mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod harness;
 pub mod input;
 pub mod report;

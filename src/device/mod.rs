@@ -15,6 +15,8 @@ mod control;
 mod data_queue;
 mod digest;
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzzing;
 mod groups;
 mod hub;
 mod mark_queue;
@@ -35,6 +37,8 @@ mod transport;
 mod wake;
 mod worker;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use fuzzing::fuzz_ring;
 pub use serve::serve;
 pub use settings::{
     Backing, DataOf, DigestOf, MoreDisk, Plans, Poll, Recording, ServeConfig, Settings,

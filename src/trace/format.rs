@@ -73,7 +73,7 @@ pub(super) fn mix(sum: u64, word: u64) -> u64 {
 }
 
 /// Checksum of a text: length, then its words, the last one zero padded.
-pub(super) fn text_sum(text: &[u8]) -> u64 {
+pub(crate) fn text_sum(text: &[u8]) -> u64 {
     text_words(text).fold(mix(0, text.len() as u64), mix)
 }
 
@@ -88,7 +88,7 @@ pub(super) fn text_words(text: &[u8]) -> impl Iterator<Item = u64> {
 
 /// The commit word (word 0) of a record: kind in the low byte, never 0; the
 /// checksum over number, kind and the other words in the upper half.
-pub(super) fn commit_word(seq: u64, kind: u8, rest: &[u64]) -> u64 {
+pub(crate) fn commit_word(seq: u64, kind: u8, rest: &[u64]) -> u64 {
     let sum = rest
         .iter()
         .fold(mix(seq, u64::from(kind)), |s, &w| mix(s, w));

@@ -21,5 +21,7 @@ mod words;
 mod writer;
 
 pub use error::TraceError;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use format::{commit_word as fuzz_commit_word, text_sum as fuzz_text_sum};
 pub use reader::TraceReader;
 pub use writer::TraceWriter;
