@@ -15,9 +15,12 @@ use crate::trace::{TraceReader, TraceWriter, fuzz_commit_word, fuzz_text_sum};
 const MAX: u64 = 64;
 const HEADER: usize = 64 * 1024;
 
+/// A folder, and both headers of a good, empty trace.
+type Good = (TempDir, Vec<u8>, Vec<u8>);
+
 thread_local! {
-    /// A folder and the headers of a good, empty trace, made once.
-    static SEED: RefCell<Option<(TempDir, Vec<u8>, Vec<u8>)>> = const { RefCell::new(None) };
+    /// Made once.
+    static SEED: RefCell<Option<Good>> = const { RefCell::new(None) };
 }
 
 /// See the module.
@@ -65,7 +68,7 @@ fn data_of(path: &std::path::Path) -> PathBuf {
     name.into()
 }
 
-fn good() -> (TempDir, Vec<u8>, Vec<u8>) {
+fn good() -> Good {
     let dir = tempfile::tempdir().expect("a folder of the fuzzer's own");
     let path = dir.path().join("good");
     TraceWriter::create(&path)
