@@ -41,15 +41,26 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "fails-while-held",
             "stop-after-error",
             "errseq",
+            "async-aio",
+            "async-uring",
         ]
         .contains(&test),
         "stop-after-error" => !["error-mid-call", "stop-after-error"].contains(&test),
-        "durable" => test != "dsync",
+        "durable" => !["dsync", "async-aio", "async-uring"].contains(&test),
+        // Somebody has to take blocks away, or to freeze.
+        "serialised" => !["blocks-in-flight", "freeze-in-flight"].contains(&test),
         // The one test without an fsync.
         "errseq" => test == "multi-extent",
         "size" => false,
-        // A store through a mapping runs beside its call; of the failed call only a part of a folio is told.
-        "written-once" => ["store-in-flight", "fails-while-held", "unsupported"].contains(&test),
+        // Somebody else runs beside each call; of the failed call only a part of a folio is told.
+        "written-once" => [
+            "store-in-flight",
+            "fails-while-held",
+            "concurrent-calls",
+            "stable-in-flight",
+            "unsupported",
+        ]
+        .contains(&test),
         // Its calls are refused before they reach the disk.
         _ => test == "unsupported",
     }

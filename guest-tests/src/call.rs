@@ -84,7 +84,12 @@ impl Call<'_> {
     pub fn marked(&self, work: impl FnOnce(&Begun) -> i64) -> Result<Done, Fail> {
         let begun = self.begin()?;
         let result = work(&begun);
-        self.end(&begun, result)?;
+        self.over(&begun, result)
+    }
+
+    /// Ends a call that has begun.
+    pub fn over(&self, begun: &Begun, result: i64) -> Result<Done, Fail> {
+        self.end(begun, result)?;
         self.world.untag_thread();
         if result == self.len as i64 && self.flags & self.world.params.flag != 0 {
             self.tell_edges()?;
@@ -95,7 +100,8 @@ impl Call<'_> {
         })
     }
 
-    fn begin(&self) -> Result<Begun, Fail> {
+    /// Sends the begin mark, with a fresh tag that the calling thread has from now on.
+    pub fn begin(&self) -> Result<Begun, Fail> {
         let world = self.world;
         let tag = world.tag_thread()?;
         let call = world.next_call();

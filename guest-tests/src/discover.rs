@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use wtblk_shared::mark::Mark;
 use wtblk_shared::tag::Tag;
 
+use crate::beside::Gate;
 use crate::call::{Call, OpenFile};
 use crate::disks::Disk;
+use crate::flying::Engine;
 use crate::sys::{self, Pages, aio, errno_name, uffd};
 use crate::test::{Fail, OrFail};
 use crate::world::{MOUNT, World};
@@ -113,7 +115,15 @@ pub fn of_file_system(world: &mut World) -> Result<(), Fail> {
     facts.insert("flag_answer", answer);
     drop(scratch);
     facts.insert("tag_probe", probe_tag(world, &path)?);
-    facts.insert("aio", probe_plug_order(world, &path)?);
+    let aio = probe_plug_order(world, &path)?;
+    if world.tags && facts["flag"] == "works" {
+        let mut engines = vec![(aio == "yes").then_some(Engine::Aio)];
+        engines.push((facts["io_uring"] == "yes").then_some(Engine::Uring));
+        for engine in engines.into_iter().flatten() {
+            probe_async_tag(world, &path, engine)?;
+        }
+    }
+    facts.insert("aio", aio);
     // The arrival order is the device's to see; it has the marks to judge by.
     facts.insert("plug_order", "unknown".into());
     let facts = facts.into_iter().map(|(k, v)| (k.to_owned(), v));
@@ -148,6 +158,24 @@ fn probe_tag(world: &World, path: &Path) -> Result<String, Fail> {
     }
     .run(1)?;
     Ok(outcome(done.result, world.bsize as i64))
+}
+
+/// One asynchronous call with the flag and its tag in the request only: the device sees
+/// whether the kernel gave it to the bio.
+fn probe_async_tag(world: &World, path: &Path, engine: Engine) -> Result<(), Fail> {
+    let file = OpenFile::open(world, path, false)?;
+    let call = Call {
+        world,
+        test: "probes",
+        file: &file,
+        off: 0,
+        len: world.bsize,
+        flags: world.params.flag,
+        words: &["async", "probe-tag"],
+        pattern: (world.next_file(), 1),
+    };
+    // What came of it is told by its end mark.
+    call.submit(engine, &Gate::default())?.finish().map(drop)
 }
 
 /// A batch of O_DIRECT writes in one io_submit, ascending, under one plug: the

@@ -2,6 +2,7 @@
 //! `wtblk-guest`: PID 1 of the test guest. `docs/guest-tests.md` says what it
 //! does, what it takes and what it gives.
 
+mod beside;
 mod boot;
 mod call;
 mod cases;
@@ -12,6 +13,7 @@ mod disks;
 mod faulty;
 mod fiemap;
 mod finish;
+mod flying;
 mod marks;
 mod open_file;
 mod pages;

@@ -79,7 +79,7 @@ impl OpenFile {
     }
 
     /// Asks for errors; the mark names how.
-    fn ask(
+    pub fn ask(
         &self,
         world: &World,
         kind: &str,
@@ -112,8 +112,37 @@ impl OpenFile {
             kind: kind.to_owned(),
         })))?;
         let done = work(&self.file);
-        world.post(&Mark::File(FileMark::ChangeEnd { change }))?;
+        let result = None;
+        world.post(&Mark::File(FileMark::ChangeEnd { change, result }))?;
         Ok(done)
+    }
+
+    /// The same, and tells how it came out: 0 or minus the errno.
+    pub fn change_told(
+        &self,
+        world: &World,
+        kind: &str,
+        off: u64,
+        len: u64,
+        work: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<i64, Fail> {
+        let change = world.next_change();
+        let begin = Change {
+            change,
+            dev: self.dev,
+            ino: self.ino,
+            off,
+            len,
+            kind: kind.to_owned(),
+        };
+        world.post(&Mark::File(FileMark::ChangeBegin(begin)))?;
+        let result = sys::result_of(work(&self.file));
+        let told = Some(result);
+        world.post(&Mark::File(FileMark::ChangeEnd {
+            change,
+            result: told,
+        }))?;
+        Ok(result)
     }
 
     /// Allocates blocks (fallocate(2)); with `mode` 0 the file grows.

@@ -10,7 +10,7 @@ use wtblk_shared::mark::Extent;
 use wtblk_shared::pattern;
 
 use crate::call::{Call, Done, OpenFile};
-use crate::sys::{Pages, result_text};
+use crate::sys::{self, Pages, result_text};
 use crate::test::{Fail, OrFail, Test};
 use crate::{fiemap, pages};
 
@@ -148,6 +148,12 @@ impl Subject {
             pattern: (self.number, self.version),
         }
         .run(parts)?;
+        self.check_call(t, &done, off, len)?;
+        Ok(done)
+    }
+
+    /// What must be after a call that wrote this, in every way that needs no remount.
+    pub fn check_call(&self, t: &Test, done: &Done, off: u64, len: u64) -> Result<(), Fail> {
         let what = format!("call {} (offset {off}, length {len})", done.call);
         if done.result != len as i64 {
             // What the file holds now is not known: no use to go on.
@@ -159,8 +165,20 @@ impl Subject {
         self.check_size(t, &what)?;
         self.check_clean(t, &what, done.call, off, len)?;
         self.check_on_disk(t, &what, off, len)?;
-        self.check_range(t, &what, off, len)?;
-        Ok(done)
+        self.check_range(t, &what, off, len)
+    }
+
+    /// Takes the pages out of the page cache, so that later calls meet no older, larger folios.
+    pub fn evict(&self, t: &Test) -> Result<(), Fail> {
+        let file = &self.open().file;
+        sys::evict(file).or_fail(|| "fadvise".into())?;
+        if t.world.fact("cachestat") == "yes" {
+            let left = pages::state(file, 0, self.expect.len() as u64)?.cached;
+            if left > 0 {
+                return Err(Fail::Error(format!("{left} pages stay in the page cache")));
+            }
+        }
+        Ok(())
     }
 
     fn check_size(&self, t: &Test, what: &str) -> Result<(), Fail> {

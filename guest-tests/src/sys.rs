@@ -9,6 +9,7 @@ pub mod aio;
 pub mod mapping;
 mod pages;
 pub mod uffd;
+pub mod uring;
 
 use std::ffi::CString;
 use std::fs::File;
@@ -24,6 +25,9 @@ const SYS_CACHESTAT: libc::c_long = 451;
 const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 /// FICLONERANGE, `_IOW(0x94, 13, struct file_clone_range)`.
 const FICLONERANGE: libc::c_ulong = 0x4020_940d;
+/// FIFREEZE and FITHAW, `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
+const FIFREEZE: libc::c_ulong = 0xc004_5877;
+const FITHAW: libc::c_ulong = 0xc004_5878;
 /// LOOP_CTL_GET_FREE and LOOP_SET_FD of `include/uapi/linux/loop.h`.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 const LOOP_SET_FD: libc::c_ulong = 0x4c00;
@@ -259,6 +263,33 @@ pub fn clone_range(to: &File, from: &File, src: u64, len: u64, dst: u64) -> io::
         libc::ioctl(to.as_raw_fd(), FICLONERANGE, arg.as_ptr())
     }))
     .map(drop)
+}
+
+/// FIFREEZE of the file system that the file is on.
+pub fn freeze(file: &File) -> io::Result<()> {
+    // SAFETY: the argument is not used (`ioctl_fsfreeze`).
+    check(i64::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), FIFREEZE, 0)
+    }))
+    .map(drop)
+}
+
+/// FITHAW of the file system that the file is on.
+pub fn thaw(file: &File) -> io::Result<()> {
+    // SAFETY: the argument is not used (`ioctl_fsthaw`).
+    check(i64::from(unsafe {
+        libc::ioctl(file.as_raw_fd(), FITHAW, 0)
+    }))
+    .map(drop)
+}
+
+/// Takes the file's clean pages out of the page cache.
+pub fn evict(file: &File) -> io::Result<()> {
+    // SAFETY: plain numbers; length 0 is up to the end.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Binds a free loop device to the file and gives the device's path.

@@ -571,12 +571,13 @@ impl World {
     fn learn(&mut self, call: &EndedCall) {
         if call.is("probe-tag") {
             let tagged = call.data().next().is_some();
-            self.facts.tag_arrives = match (tagged, call.untagged_data) {
+            let shown = match (tagged, call.untagged_data) {
                 _ if call.obstacle.is_some() => Probe::Inconclusive,
                 (_, true) => Probe::Bad,
                 (true, false) => Probe::Good,
                 (false, false) => Probe::Inconclusive,
             };
+            self.facts.tagged(call.is("async"), shown);
         }
         if call.is("probe-plug-order") {
             let offsets: Vec<_> = call.data().filter_map(|r| r.file_offset()).collect();

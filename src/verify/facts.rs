@@ -52,6 +52,8 @@ pub struct Facts {
     plug_order: Probe,
     /// Whether a request arrived with its tag.
     pub tag_arrives: Probe,
+    /// Whether one of an asynchronous writethrough call did, by each way that was tried.
+    async_tag_arrives: Probe,
 }
 
 impl Facts {
@@ -132,6 +134,15 @@ impl Facts {
         self.plug_order = shown;
     }
 
+    /// What a probe of the tag showed. By several asynchronous ways: all must be good.
+    pub fn tagged(&mut self, asynchronous: bool, shown: Probe) {
+        if !asynchronous {
+            self.tag_arrives = shown;
+        } else if self.async_tag_arrives != Probe::Bad {
+            self.async_tag_arrives = shown;
+        }
+    }
+
     /// Changes so far of what the order depends on: two equal answers mean that
     /// it was the same all the time in between.
     pub fn changes(&self) -> u64 {
@@ -170,9 +181,18 @@ impl Facts {
         if self.tag_arrives != Probe::Good && !good(says("tags")) {
             return Some(self.missing("whether tags arrive is not known"));
         }
-        // io-wq shows whatever tag the submitter has at that moment.
-        (asynchronous && !good(says("tags_async")))
-            .then_some("tags of asynchronous calls are not known to be exact")
+        if !asynchronous {
+            return None;
+        }
+        // io-wq shows whatever tag the submitter has at that moment, unless the request's priority is used.
+        match self.async_tag_arrives {
+            Probe::Bad => Some(
+                "tags of asynchronous calls are inexact: the probe's request came without its tag",
+            ),
+            Probe::Good => None,
+            _ if good(says("tags_async")) => None,
+            _ => Some("tags of asynchronous calls are not known to be exact"),
+        }
     }
 
     /// Whether the device has a write-back cache that the guest knows of; why that is not known.

@@ -43,6 +43,7 @@ pub mod promise;
 pub mod render;
 mod sectors;
 pub mod selftest;
+pub mod serialised;
 pub mod size;
 mod slots;
 mod spoil;

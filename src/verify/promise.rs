@@ -118,6 +118,7 @@ registry! {
     writeback_cleared,
     written_once,
     progress,
+    serialised,
 }
 
 /// The promise of this name, in words.

@@ -115,7 +115,7 @@ impl Promise for Size {
                     file.ceiling = u64::MAX;
                 }
             }
-            Mark::File(FileMark::ChangeEnd { change }) => self.end_change(*change),
+            Mark::File(FileMark::ChangeEnd { change, .. }) => self.end_change(*change),
             Mark::File(FileMark::Stat {
                 dev,
                 ino,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `sync-return`: a synchronous call comes back when its data is out.
+//! `sync-return`: a call is over when its data is out: a synchronous one returns then, an
+//! asynchronous one has its completion event then.
 
 use serde_json::json;
 
@@ -12,13 +13,15 @@ use super::verdict::{Evidence, Ledger};
 /// The promise in words.
 pub static ABOUT: About = About {
     name: "sync-return",
-    promised: "A synchronous call returns after the last of its data requests was completed.",
+    promised: "A call is over after the last of its data requests was completed: it returns then, or \
+               its completion event comes.",
     judged_on: "the end mark against the completions of the call's data requests: a completion is \
                 numbered before the guest can see it, so the comparison is exact",
     broken_when: "a data request of the call is in flight when its end mark arrives",
-    not_checked_when: "the call is asynchronous; the backend stopped while it ran; extents unknown",
+    not_checked_when: "the backend stopped while it ran; extents unknown",
     comes_from: "RWF_WRITETHROUGH of a synchronous kiocb waits for its I/O, as O_DIRECT does \
-        (fs/iomap/direct-io.c); a first version of the series returned early",
+        (fs/iomap/direct-io.c), and an asynchronous one is completed when it is over; a first version \
+        of the series returned early",
     broken_by: "a submission without the wait, a wait for the first bio only, a reference count that \
         drops too soon; the defect early-return",
 };
@@ -43,9 +46,6 @@ impl Promise for SyncReturn {
 
     fn call_ended(&mut self, call: &EndedCall, _world: &World, ledger: &mut Ledger) {
         let mut skip = |why: &str| ledger.not_checked(call.test(), &ABOUT, why);
-        if call.is("async") {
-            return skip("an asynchronous call: its end is its completion");
-        }
         if call.data().next().is_none() {
             return skip(call.why_no_data());
         }
@@ -54,7 +54,7 @@ impl Promise for SyncReturn {
         }
         let early: Vec<_> = call.data().filter(|r| r.done.is_none()).collect();
         let happened = format!(
-            "the call returned {} (event {}) while {} of its {} data requests were in flight: {}",
+            "the call ended with {} (event {}) while {} of its {} data requests were in flight: {}",
             call.end.result,
             call.end_seq,
             early.len(),

@@ -52,7 +52,7 @@ impl Writers {
                 let range = if whole { 0..u64::MAX } else { c.off..end };
                 self.begin(seq, Who::Change(c.change), (c.dev, c.ino), range, None);
             }
-            Mark::File(FileMark::ChangeEnd { change }) => self.end(seq, Who::Change(*change)),
+            Mark::File(FileMark::ChangeEnd { change, .. }) => self.end(seq, Who::Change(*change)),
             _ => {}
         }
     }

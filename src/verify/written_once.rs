@@ -184,7 +184,7 @@ impl Promise for WrittenOnce {
             Mark::Begin(b) => self.begin(seq, b, ledger),
             Mark::Report(r) => self.report(seq, r, world),
             Mark::File(FileMark::ChangeBegin(c)) => self.change(seq, c, ledger),
-            Mark::File(FileMark::ChangeEnd { change }) => {
+            Mark::File(FileMark::ChangeEnd { change, .. }) => {
                 if let Some(key) = self.of_change.remove(change)
                     && let Some(file) = self.files.get_mut(&key)
                 {

@@ -1,18 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The test cases: one file each, one line of registration here.
 
+mod async_calls;
 mod beyond_eof;
+mod blocks_in_flight;
 mod churn;
+mod concurrent_calls;
 mod dsync;
 mod error_mid_call;
 mod errseq;
 mod fails_while_held;
+mod freeze_in_flight;
 mod held_writes;
 mod multi_extent;
 mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
+mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
 mod unsupported;
@@ -44,6 +49,12 @@ pub const ALL: &[Case] = &[
     Case { name: "stop-after-error", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run },
     Case { name: "dsync", needs: &[Need::Flag], run: dsync::run },
     Case { name: "errseq", needs: &[Need::Flag], run: errseq::run },
+    Case { name: "async-aio", needs: &[Need::Flag, Need::Aio], run: async_calls::aio },
+    Case { name: "async-uring", needs: &[Need::Flag, Need::Uring], run: async_calls::uring },
+    Case { name: "concurrent-calls", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: concurrent_calls::run },
+    Case { name: "stable-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_in_flight::run },
+    Case { name: "blocks-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: blocks_in_flight::run },
+    Case { name: "freeze-in-flight", needs: &[Need::Flag, Need::Aio], run: freeze_in_flight::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -69,6 +80,12 @@ pub enum Need {
     Cachestat,
     /// `userfaultfd(2)`, faults in the kernel included.
     Userfaultfd,
+    /// `io_submit(2)`.
+    Aio,
+    /// `io_uring_setup(2)`.
+    Uring,
+    /// Blocks of the file system that are no larger than a page: rules name places in pages.
+    SmallBlocks,
     /// With the defect `misaligned`: a logical block smaller than the file
     /// system's, else it rounds to the same and is no defect.
     SmallSectorsForMisaligned,
@@ -94,6 +111,14 @@ impl Need {
             }
             Need::Cachestat => fact("cachestat", "cachestat(2)"),
             Need::Userfaultfd => fact("userfaultfd", "userfaultfd(2)"),
+            Need::Aio => fact("aio", "io_submit(2)"),
+            Need::Uring => fact("io_uring", "io_uring"),
+            Need::SmallBlocks => (world.bsize > 4096).then(|| {
+                format!(
+                    "the file system's blocks ({}) are larger than a page",
+                    world.bsize
+                )
+            }),
             Need::SmallSectorsForMisaligned => {
                 let asked = world.params.defect.as_deref() == Some("misaligned");
                 (asked && world.lbs >= world.bsize).then(|| {

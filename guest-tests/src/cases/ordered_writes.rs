@@ -41,7 +41,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         for (part, off) in pages.bytes_mut().chunks_mut(EACH).zip(&offsets) {
             pattern::fill(number, round + 1, *off, part);
         }
-        let mut writes = aio::Writes::submit(&file.file, pages, EACH, &offsets, None)
+        let mut writes = aio::Writes::submit(&file.file, pages, EACH, &offsets, None, 0)
             .or_fail(|| format!("io_submit of round {round}"))?;
         t.check(writes.left() == GROUP, || {
             format!("round {round}: {} of {GROUP} were taken", writes.left())

@@ -83,17 +83,23 @@ pub fn start(t: &Test, s: &Subject) -> (Receiver<i32>, Receiver<Result<Done, Fai
 
 /// Waits until the device holds the write.
 pub fn until_held(t: &Test) -> Result<(), Fail> {
+    until_so_many_held(t, 1)
+}
+
+/// Waits until the device holds so many.
+pub fn until_so_many_held(t: &Test, count: u64) -> Result<(), Fail> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
-        t.world.post(&Mark::Control(Control::WaitHeld(1)))?;
+        t.world.post(&Mark::Control(Control::WaitHeld(count)))?;
         let state = t.world.marks.state().unwrap_or_default();
-        if state.get("held").is_some_and(|n| n != "0") {
+        let held = state.get("held").and_then(|n| n.parse().ok());
+        if held >= Some(count) {
             return Ok(());
         }
     }
-    Err(Fail::Error(
-        "the device holds nothing: the case needs its scenario".into(),
-    ))
+    Err(Fail::Error(format!(
+        "the device does not hold {count}: the case needs its scenario"
+    )))
 }
 
 /// What the caller does while its write is held.

@@ -52,13 +52,14 @@ pub struct Writes {
 }
 
 impl Writes {
-    /// Submits one write of `data` per offset, all in one call.
+    /// Submits one write of `data` per offset, all in one call, with `RWF_*` flags.
     pub fn submit(
         file: &File,
         data: super::Pages,
         each: usize,
         offsets: &[u64],
         ioprio: Option<u16>,
+        rw_flags: u32,
     ) -> io::Result<Writes> {
         assert!(each * offsets.len() <= data.len());
         let mut ctx: libc::c_ulong = 0;
@@ -70,6 +71,8 @@ impl Writes {
             .map(|(i, &offset)| Iocb {
                 data: i as u64,
                 opcode: CMD_PWRITE,
+                // A word of bits, too.
+                rw_flags: rw_flags as i32,
                 // The priority is a 16-bit pattern; the field's sign means nothing.
                 reqprio: ioprio.unwrap_or(0) as i16,
                 fd: file.as_raw_fd() as u32,
@@ -152,7 +155,7 @@ pub fn write_batch(
     limit: Duration,
 ) -> io::Result<Vec<i64>> {
     let end = Instant::now() + limit;
-    let mut writes = Writes::submit(file, data, each, offsets, ioprio)?;
+    let mut writes = Writes::submit(file, data, each, offsets, ioprio, 0)?;
     let mut results = vec![-i64::from(libc::EAGAIN); offsets.len()];
     while writes.left() > 0 {
         let left = end.saturating_duration_since(Instant::now());

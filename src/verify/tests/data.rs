@@ -91,7 +91,10 @@ impl Stream {
     }
 
     fn changed(&mut self, change: u64) {
-        self.mark(Mark::File(FileMark::ChangeEnd { change }));
+        self.mark(Mark::File(FileMark::ChangeEnd {
+            change,
+            result: None,
+        }));
     }
 }
 

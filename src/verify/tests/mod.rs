@@ -16,6 +16,7 @@ mod oracle_calls;
 mod order;
 mod overlap;
 mod returns;
+mod serialised;
 mod size;
 mod stable;
 mod stop;

@@ -212,12 +212,12 @@ proptest! {
                 0 => {
                     change(&mut s, n, off, len, "write");
                     size = size.max(off + len);
-                    s.file(FileMark::ChangeEnd { change: n });
+                    s.file(FileMark::ChangeEnd { change: n, result: None });
                 }
                 1 => {
                     change(&mut s, n, 0, dice.below(size + 1), "truncate");
                     size = size.min(dice.below(size + 1));
-                    s.file(FileMark::ChangeEnd { change: n });
+                    s.file(FileMark::ChangeEnd { change: n, result: None });
                 }
                 _ => {
                     let fails = dice.one_in(5);

@@ -388,7 +388,10 @@ impl Kernel {
                     len: B,
                     kind: if self.dice.one_in(2) { "write" } else { "mmap" }.into(),
                 }));
-                self.s.file(FileMark::ChangeEnd { change });
+                self.s.file(FileMark::ChangeEnd {
+                    change,
+                    result: None,
+                });
             }
         }
     }

@@ -51,7 +51,10 @@ fn change(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
 
 fn changed(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
     change(s, n, off, len, kind);
-    s.file(FileMark::ChangeEnd { change: n });
+    s.file(FileMark::ChangeEnd {
+        change: n,
+        result: None,
+    });
 }
 
 fn run(s: &mut Stream, c: &CallBegin) {
@@ -258,7 +261,10 @@ fn calls_that_fail_or_meet_others() {
         let w = s.write(1, DISK + 8 * B, 4 * B);
         s.ok(w);
         if over {
-            s.file(FileMark::ChangeEnd { change: 1 });
+            s.file(FileMark::ChangeEnd {
+                change: 1,
+                result: None,
+            });
         }
         s.end(&c, 4 * B as i64);
         stray(&mut s, 8 * B, B);

@@ -51,6 +51,8 @@ pub enum FileMark {
     ChangeEnd {
         /// The number.
         change: u64,
+        /// 0, or minus the errno; `None` where it is not told.
+        result: Option<i64>,
     },
     /// i_size as fstat(2) gives it.
     Stat {
@@ -75,6 +77,21 @@ pub enum FileMark {
         off: u64,
         /// The sector of the disk that the bytes say.
         sector: u64,
+    },
+    /// Before FIFREEZE.
+    Freezing {
+        /// `st_dev` of the file system's files.
+        dev: u64,
+    },
+    /// The file system is frozen: FIFREEZE has returned 0.
+    Frozen {
+        /// `st_dev` of its files.
+        dev: u64,
+    },
+    /// Before FITHAW.
+    Thawing {
+        /// `st_dev` of its files.
+        dev: u64,
     },
     /// State of the file's pages (cachestat). Looked at after the file's mark before it was taken.
     Pages(FilePages),
@@ -131,7 +148,7 @@ pub struct FileContents {
 }
 
 /// The verbs of these marks.
-pub(super) const VERBS: [&str; 11] = [
+pub(super) const VERBS: [&str; 14] = [
     "opening",
     "open",
     "close",
@@ -143,6 +160,9 @@ pub(super) const VERBS: [&str; 11] = [
     "pages",
     "contents",
     "stale",
+    "frozen",
+    "thawing",
+    "freezing",
 ];
 
 impl FileMark {
@@ -159,6 +179,9 @@ impl FileMark {
             FileMark::Pages(_) => 8,
             FileMark::Contents(_) => 9,
             FileMark::Stale { .. } => 10,
+            FileMark::Frozen { .. } => 11,
+            FileMark::Thawing { .. } => 12,
+            FileMark::Freezing { .. } => 13,
         }]
     }
 
@@ -182,8 +205,14 @@ impl FileMark {
                     .num("ino", c.ino);
                 w.num("off", c.off).num("len", c.len).text("kind", &c.kind);
             }
-            FileMark::ChangeEnd { change } => {
+            FileMark::ChangeEnd { change, result } => {
                 w.num("change", change);
+                if let Some(result) = result {
+                    w.num("result", result);
+                }
+            }
+            FileMark::Freezing { dev } | FileMark::Frozen { dev } | FileMark::Thawing { dev } => {
+                w.num("dev", dev);
             }
             FileMark::Stat {
                 dev,
@@ -249,6 +278,16 @@ impl FileMark {
             }),
             "change-end" => FileMark::ChangeEnd {
                 change: keys.num("change")?,
+                result: keys.opt("result")?,
+            },
+            "frozen" => FileMark::Frozen {
+                dev: keys.num("dev")?,
+            },
+            "thawing" => FileMark::Thawing {
+                dev: keys.num("dev")?,
+            },
+            "freezing" => FileMark::Freezing {
+                dev: keys.num("dev")?,
             },
             "stat" => FileMark::Stat {
                 dev: keys.num("dev")?,
@@ -334,7 +373,10 @@ mod tests {
                 result: -5,
             },
             FileMark::ChangeBegin(change),
-            FileMark::ChangeEnd { change: 3 },
+            FileMark::ChangeEnd {
+                change: 3,
+                result: None,
+            },
             FileMark::Stat {
                 dev: 8,
                 ino: 9,
@@ -354,6 +396,9 @@ mod tests {
                 off: 4096,
                 sector: 77,
             },
+            FileMark::Frozen { dev: 8 },
+            FileMark::Thawing { dev: 8 },
+            FileMark::Freezing { dev: 8 },
         ];
         assert_eq!(samples.len(), VERBS.len());
         for (sample, verb) in samples.into_iter().zip(VERBS) {
@@ -365,5 +410,22 @@ mod tests {
             let short = line.rsplit_once(' ').unwrap().0;
             assert!(Mark::from_line(short).is_err(), "{short}");
         }
+    }
+
+    #[test]
+    fn the_result_of_a_change_need_not_be_told() {
+        for (line, told) in [
+            ("wtblk/1 change-end change=3", None),
+            ("wtblk/1 change-end change=3 result=0", Some(0)),
+            ("wtblk/1 change-end change=3 result=-28", Some(-28)),
+        ] {
+            let mark = Mark::File(FileMark::ChangeEnd {
+                change: 3,
+                result: told,
+            });
+            assert_eq!(Mark::from_line(line).as_ref(), Ok(&mark));
+            assert_eq!(mark.to_line(), line);
+        }
+        assert!(Mark::from_line("wtblk/1 change-end change=3 result=well").is_err());
     }
 }

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is done to a file while the device holds the write of an asynchronous call on it: who
+//! waits until the call is over, and who goes on.
+//!
+//! Whoever takes blocks away has to wait, wherever they are, as for direct I/O; fsync and a
+//! write of the same page wait for the page; nobody else does, as the call has given the
+//! inode lock back.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use wtblk_shared::mark::{Control, Mark};
+
+use super::returns_after_io::until_held;
+use crate::beside::Beside;
+use crate::call::OpenFile;
+use crate::flying::{Caller, Engine};
+use crate::pages;
+use crate::subject::{Subject, check_after_remount};
+use crate::sys::{self, result_text};
+use crate::test::{Fail, Test};
+use crate::world::World;
+
+/// The rule of `guest-tests/scenarios/blocks-in-flight.toml`.
+const RULE: &str = "hold-blocks";
+/// Length of the call, at the begin of the file. Its folio is of this size: the file was evicted.
+const LEN: u64 = 4096;
+/// Length of each file.
+const FILE: u64 = 16 * LEN;
+/// FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of `include/uapi/linux/falloc.h`.
+const KEEP_SIZE: i32 = 1;
+const PUNCH_HOLE: i32 = 2;
+
+/// Something to do to the file.
+struct Deed {
+    name: &'static str,
+    /// How a mark calls it; `None`: it changes nothing.
+    change: Option<(&'static str, u64, u64)>,
+    /// Whether it has to wait for the call; `None`: the flag does not say.
+    waits: Option<bool>,
+    work: fn(&File) -> io::Result<()>,
+    /// What the file holds afterwards.
+    after: fn(&mut Vec<u8>),
+}
+
+const DEEDS: &[Deed] = &[
+    Deed {
+        name: "truncate-all",
+        change: Some(("truncate", 0, 0)),
+        waits: Some(true),
+        work: |f| f.set_len(0),
+        after: |bytes| bytes.clear(),
+    },
+    Deed {
+        name: "truncate-behind",
+        change: Some(("truncate", 8 * LEN, 0)),
+        waits: Some(true),
+        work: |f| f.set_len(8 * LEN),
+        after: |bytes| bytes.truncate(8 * LEN as usize),
+    },
+    Deed {
+        name: "truncate-up",
+        change: Some(("extend", FILE, LEN)),
+        waits: Some(true),
+        work: |f| f.set_len(FILE + LEN),
+        after: |bytes| bytes.resize((FILE + LEN) as usize, 0),
+    },
+    Deed {
+        name: "punch",
+        change: Some(("punch", 0, LEN)),
+        waits: Some(true),
+        work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 0, LEN),
+        after: |bytes| bytes[..LEN as usize].fill(0),
+    },
+    Deed {
+        name: "punch-elsewhere",
+        change: Some(("punch", 4 * LEN, LEN)),
+        waits: Some(true),
+        work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 4 * LEN, LEN),
+        after: |bytes| bytes[4 * LEN as usize..5 * LEN as usize].fill(0),
+    },
+    Deed {
+        name: "write-same",
+        change: Some(("write", 10, 1)),
+        waits: Some(true),
+        work: |f| f.write_all_at(&[0x77], 10),
+        after: |bytes| bytes[10] = 0x77,
+    },
+    Deed {
+        name: "write-elsewhere",
+        change: Some(("write", 4 * LEN, 1)),
+        waits: Some(false),
+        work: |f| f.write_all_at(&[0x77], 4 * LEN),
+        after: |bytes| bytes[4 * LEN as usize] = 0x77,
+    },
+    Deed {
+        name: "read-same",
+        change: None,
+        // Open in the RFC: the page holds the new data already.
+        waits: None,
+        work: |f| f.read_exact_at(&mut [0; 16], 10),
+        after: |_| {},
+    },
+    Deed {
+        name: "read-elsewhere",
+        change: None,
+        waits: Some(false),
+        work: |f| f.read_exact_at(&mut [0; 16], 4 * LEN),
+        after: |_| {},
+    },
+    Deed {
+        name: "sync",
+        change: None,
+        waits: Some(true),
+        work: |_| {
+            sys::sync();
+            Ok(())
+        },
+        after: |_| {},
+    },
+];
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let mut files = Vec::new();
+    for deed in DEEDS {
+        let one = |world: &'static World, file: Arc<OpenFile>| {
+            Beside::start(world, deed.name, move |gate| {
+                let work = |f: &File| gate.inside(|| (deed.work)(f));
+                match deed.change {
+                    Some((kind, off, len)) => file.change_told(world, kind, off, len, work),
+                    None => Ok(sys::result_of(work(&file.file))),
+                }
+            })
+        };
+        files.push(in_flight(t, deed.name, deed.waits, one, deed.after)?);
+    }
+    let fsync = |world: &'static World, file: Arc<OpenFile>| {
+        Beside::start(world, "fsync", move |gate| {
+            file.ask(world, "fsync", |f| gate.inside(|| f.sync_all()))
+        })
+    };
+    files.push(in_flight(t, "fsync", Some(true), fsync, |_| {})?);
+    check_after_remount(t, &mut files)
+}
+
+/// Does it while the call's write is held.
+fn in_flight(
+    t: &Test,
+    name: &str,
+    has_to_wait: Option<bool>,
+    start: impl FnOnce(&'static World, Arc<OpenFile>) -> Beside<i64>,
+    after: fn(&mut Vec<u8>),
+) -> Result<Subject, Fail> {
+    let mut s = Subject::written(t, name, FILE)?;
+    s.evict(t)?;
+    t.world
+        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
+    s.put(0, LEN);
+    let caller = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
+    let deed = until_held(t).and_then(|()| {
+        let deed = start(t.world, Arc::clone(s.open()));
+        // Who may go on is given all the time; who must not, is looked at until it stands still.
+        let waited = match has_to_wait {
+            Some(false) if deed.goes_on() => None,
+            _ => deed.waits(t)?,
+        };
+        Ok((deed, waited))
+    });
+    // Whatever was seen: neither must wait for ever.
+    t.world
+        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    let done = caller.thread.finish();
+    let (deed, waited) = deed?;
+    let done = done?;
+    let result = deed.finish()?;
+    t.check(result == 0, || {
+        format!("{name} returned {}", result_text(result))
+    });
+    t.check(done.result == LEN as i64, || {
+        format!(
+            "call {} beside {name} returned {}",
+            done.call,
+            result_text(done.result)
+        )
+    });
+    match (&waited, has_to_wait) {
+        (None, Some(true)) => t.fail(format!(
+            "{name} went on while the write of call {} was in flight",
+            done.call
+        )),
+        (Some(place), Some(false)) => t.fail(format!(
+            "{name} waited in {place} for call {}, which has given the inode lock back",
+            done.call
+        )),
+        _ => {}
+    }
+    t.note(match &waited {
+        Some(place) => format!("{name} waited in {place}"),
+        None => format!("{name} went on"),
+    });
+    let file = &s.open().file;
+    pages::report_twice(t.world, done.call, "after-call", file, 0, LEN)?;
+    after(&mut s.expect);
+    s.check_whole(t, name)?;
+    Ok(s)
+}

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Freezing the file system while the device holds the write of an asynchronous call: the freeze
+//! has to wait for the end of the call, as what is in flight would change what was frozen. And
+//! a call that is submitted while it is frozen waits for the thaw.
+
+use std::sync::Arc;
+
+use wtblk_shared::mark::{Control, FileMark, Mark};
+
+use super::returns_after_io::until_held;
+use crate::beside::Beside;
+use crate::flying::{Caller, Engine};
+use crate::subject::{Subject, check_after_remount};
+use crate::sys::{self, result_text};
+use crate::test::{Fail, OrFail, Test};
+
+/// The rule of `guest-tests/scenarios/freeze-in-flight.toml`.
+const RULE: &str = "hold-freeze";
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let b = t.world.bsize;
+    let mut s = Subject::written(t, "file", 16 * b)?;
+    s.evict(t)?;
+    t.world
+        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
+    s.put(0, b);
+    let caller = Caller::start(t, &s, Engine::Aio, 0, b, 0);
+    let frozen = until_held(t).and_then(|()| {
+        let freeze = freeze(t, &s);
+        let waited = freeze.waits(t)?;
+        // Where it went on, the device has to hear of it before the release.
+        let frozen = match waited {
+            None => Some(freeze.finish()?),
+            Some(_) => None,
+        };
+        Ok((freeze, waited, frozen))
+    });
+    // Whatever was seen: the caller must not wait for ever.
+    t.world
+        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    let (freeze, waited, frozen) = frozen?;
+    let done = match frozen {
+        None => {
+            let done = caller.thread.finish()?;
+            let frozen = freeze.finish()?;
+            t.check(frozen == 0, || {
+                format!("FIFREEZE returned {}", result_text(frozen))
+            });
+            if frozen == 0 {
+                while_frozen(t, &mut s)?;
+            }
+            done
+        }
+        Some(_) => {
+            thaw(t, &s)?;
+            caller.thread.finish()?
+        }
+    };
+    match waited {
+        Some(place) => t.note(format!("the freeze waited in {place}")),
+        None => t.fail(format!(
+            "the file system was frozen while the write of call {} was in flight",
+            done.call
+        )),
+    }
+    t.check(done.result == b as i64, || {
+        format!("call {} returned {}", done.call, result_text(done.result))
+    });
+    s.check_call(t, &done, 0, b)?;
+    s.check_whole(t, "after the thaw")?;
+    check_after_remount(t, &mut [s])
+}
+
+/// The thread that freezes.
+fn freeze(t: &Test, s: &Subject) -> Beside<i64> {
+    let (world, file) = (t.world, Arc::clone(s.open()));
+    Beside::start(world, "the freeze", move |gate| {
+        world.post(&Mark::File(FileMark::Freezing { dev: file.dev }))?;
+        let result = sys::result_of(gate.inside(|| sys::freeze(&file.file)));
+        if result == 0 {
+            world.post(&Mark::File(FileMark::Frozen { dev: file.dev }))?;
+        }
+        drop(file);
+        Ok(result)
+    })
+}
+
+fn thaw(t: &Test, s: &Subject) -> Result<(), Fail> {
+    let file = s.open();
+    t.world
+        .post(&Mark::File(FileMark::Thawing { dev: file.dev }))?;
+    sys::thaw(&file.file).or_fail(|| "FITHAW".into())
+}
+
+/// A call that is submitted now waits for the thaw.
+fn while_frozen(t: &Test, s: &mut Subject) -> Result<(), Fail> {
+    let b = t.world.bsize;
+    s.put(4 * b, b);
+    let late = Caller::start(t, s, Engine::Aio, 4 * b, b, 0);
+    let submitted = late.submitted(t);
+    thaw(t, s)?;
+    match submitted? {
+        Err(place) => t.note(format!("a call meanwhile waited in {place}")),
+        Ok(call) => t.fail(format!(
+            "call {call} was submitted while the file system was frozen"
+        )),
+    }
+    let done = late.thread.finish()?;
+    s.check_call(t, &done, 4 * b, b)
+}
