@@ -488,8 +488,11 @@ impl World {
     pub fn device(&mut self, event: &DeviceEvent) -> bool {
         self.facts.device(event);
         self.busy_ns = self.now_ns;
+        let busy = self.flight.any();
         let stopped = self.flight.device(event);
         if stopped {
+            // What was in flight may have failed in the guest; nobody tells.
+            self.failures_unseen |= busy;
             self.obstruct(STOPPED);
         }
         stopped

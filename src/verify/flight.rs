@@ -172,6 +172,11 @@ impl Flight {
         self.submits
     }
 
+    /// Whether any request is in flight, as far as is known.
+    pub fn any(&self) -> bool {
+        self.blind || !self.requests.is_empty()
+    }
+
     /// What stands against "nothing is held, hung or in flight".
     pub fn not_idle(&self) -> Option<&'static str> {
         self.not_serving().or_else(|| {

@@ -3,7 +3,7 @@
 
 use super::super::contract::Contract;
 use super::builder::*;
-use crate::trace::event::{Op, Status};
+use crate::trace::event::{DeviceKind, Op, Status};
 
 #[test]
 fn the_last_completion_just_before_the_end_is_in_time() {
@@ -258,4 +258,49 @@ fn anothers_failure_is_no_cause() {
     s.end(&a, -5);
     let f = s.broken("error-report", &[]);
     assert_eq!(f.call.unwrap().call, 2);
+}
+
+/// A call that returns EIO after the backend was stopped, perhaps with a write under way.
+fn after_a_stop(in_flight: bool, flag: &str) -> Stream {
+    let mut s = Stream::booted();
+    s.env(&[("files", "marked")]);
+    let first = call(1, 0, B);
+    s.begin(&first);
+    let w = s.write(1, DISK, B);
+    if !in_flight {
+        s.ok(w);
+        s.end(&first, B as i64);
+    }
+    s.device(DeviceKind::QueueStop, 0, 0, "");
+    if in_flight {
+        s.abandon(w);
+        s.end(&first, -5);
+    }
+    s.epoch += 1;
+    s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+    let mut second = call(2, 0, B);
+    second.flags.push(flag.into());
+    s.begin(&second);
+    let w = s.write(2, DISK, B);
+    s.ok(w);
+    s.end(&second, -5);
+    s
+}
+
+#[test]
+fn what_a_stop_gave_up_may_be_the_error_of_a_later_call() {
+    for flag in ["dsync", "none"] {
+        after_a_stop(true, flag)
+            .silent()
+            .not_checked("error-report", "EIO, but a request of no call failed");
+        after_a_stop(false, flag).broken("error-report", &["errseq"]);
+    }
+    // Nor can a hang be told from a file system that tries again for ever.
+    let mut s = after_a_stop(true, "none");
+    s.probe(7, 2);
+    s.wait_ms(9000);
+    s.probe_state(7, 9001, 'D', 3);
+    s.probe_state(7, 9002, 'D', 3);
+    s.silent()
+        .not_checked("progress", "a request of no call failed");
 }

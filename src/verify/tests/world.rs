@@ -3,10 +3,14 @@
 //! layouts, run side by side, their requests split, merged and completed in
 //! any order, with side requests, strangers and errors that are reported.
 
-use wtblk_shared::mark::{CallBegin, Change, Extent, FileMark, FilePages, Mark};
+use twox_hash::XxHash3_64;
+use wtblk_shared::mark::{
+    CallBegin, CallEnd, Change, Extent, FileContents, FileMark, FilePages, Mark,
+};
+use wtblk_shared::pattern;
 
 use super::builder::*;
-use crate::trace::event::{DeviceKind, Op, RequestId, Status};
+use crate::trace::event::{Body, DataEvent, DataKind, DeviceKind, Op, RequestId, Status};
 
 /// Blocks of every file.
 pub const BLOCKS: u64 = 48;
@@ -39,21 +43,37 @@ pub struct Wanted {
 struct Running {
     begin: CallBegin,
     after: Vec<Extent>,
-    /// What is still to be sent: (op, place, bytes, what).
-    todo: Vec<(Op, u64, u64, Part)>,
+    /// What is still to be sent, the last first.
+    todo: Vec<Todo>,
     open: Vec<(RequestId, bool)>,
     /// A data or read request failed.
     failed: bool,
+    /// One more bio was collected when it did.
+    spare: bool,
     written: u64,
 }
 
 impl Running {
     /// The loop stops after an error; but a bio that was begun is sent to its end.
     fn give_up(&mut self) {
-        if self.failed && self.todo.last().is_some_and(|t| t.3 != Part::Rest) {
+        if self.failed && self.todo.last().is_some_and(|t| t.part != Part::Rest) {
+            if std::mem::take(&mut self.spare) {
+                return;
+            }
             self.todo.clear();
         }
     }
+}
+
+/// A request that is still to be sent.
+#[derive(Clone, Copy, Debug)]
+struct Todo {
+    op: Op,
+    at: u64,
+    bytes: u64,
+    part: Part,
+    /// Where its data lies in the file.
+    file: Option<u64>,
 }
 
 /// What a request is.
@@ -74,6 +94,10 @@ pub struct Kernel {
     pub dice: Dice,
     wanted: Wanted,
     files: Vec<Layout>,
+    /// By file: what the page cache holds; empty where no call names a pattern.
+    bytes: Vec<Vec<u8>>,
+    /// By file: i_size.
+    sizes: Vec<u64>,
     /// By file: whether its one open file is to be told of an error.
     errors: Vec<bool>,
     /// Numbers of changes and questions.
@@ -93,6 +117,8 @@ impl Kernel {
         let mut k = Kernel {
             s: Stream::files_marked(),
             files: Vec::new(),
+            bytes: Vec::new(),
+            sizes: Vec::new(),
             errors: Vec::new(),
             numbers: 0,
             free: 0,
@@ -113,6 +139,19 @@ impl Kernel {
             let file = k.lay_out();
             k.files.push(file);
             k.errors.push(false);
+            let short = wanted.wild && k.dice.one_in(2);
+            let size = BLOCKS * B - if short { k.dice.below(40 * B) } else { 0 };
+            k.sizes.push(size);
+            let told = k.dice.one_in(2);
+            k.bytes
+                .push(vec![0; if told { (BLOCKS * B) as usize } else { 0 }]);
+            let (open, dev) = (100 + k.files.len() as u64 - 1, 8);
+            k.s.file(FileMark::Opening { open });
+            k.s.file(FileMark::Open {
+                open,
+                dev,
+                ino: open - 100,
+            });
         }
         k
     }
@@ -203,13 +242,27 @@ impl Kernel {
         let longest = (BLOCKS * B - off).min(1 + self.dice.below(12) * B);
         let len = 1 + self.dice.below(longest);
         self.call += 1;
-        let begin = CallBegin {
+        let mut begin = CallBegin {
             ino: number,
             open: 100 + number,
             extents: Some(before),
-            isize: BLOCKS * B,
+            isize: self.sizes[number as usize],
             ..call(self.call, off, len)
         };
+        if self.dice.one_in(4) {
+            begin.flags.push("dsync".into());
+        }
+        let bytes = &mut self.bytes[number as usize];
+        if !bytes.is_empty() {
+            let (name, version) = (number as u32 + 1, self.call as u32);
+            begin.pattern = Some((name, version));
+            pattern::fill(
+                name,
+                version,
+                off,
+                &mut bytes[off as usize..(off + len) as usize],
+            );
+        }
         // Holes get blocks; sometimes a block is copied to a new place.
         let copies = self.wanted.wild && self.dice.one_in(4);
         for i in off / B..(off + len).div_ceil(B) {
@@ -228,35 +281,52 @@ impl Kernel {
             todo,
             open: Vec::new(),
             failed: false,
+            spare: false,
         });
     }
 
     /// The requests of a call, the last first.
-    fn plan(&mut self, begin: &CallBegin, file: usize) -> Vec<(Op, u64, u64, Part)> {
+    fn plan(&mut self, begin: &CallBegin, file: usize) -> Vec<Todo> {
         let mut list = Vec::new();
         let first = begin.off / B;
         let last = (begin.off + begin.len).div_ceil(B);
         let place = |k: &Kernel, i: u64| k.files[file][i as usize].unwrap_or(0) * B;
+        let side = |op, at, bytes| Todo {
+            op,
+            at,
+            bytes,
+            part: Part::Side,
+            file: None,
+        };
         if self.dice.one_in(3) {
-            list.push((Op::Read, place(self, first), B, Part::Side));
+            list.push(side(Op::Read, place(self, first), B));
         }
         if first > 1
             && self.dice.one_in(4)
             && let Some(b) = self.files[file][first as usize - 2]
         {
             // Zeroing before the range, perhaps not even of a whole block.
-            list.push((Op::Write, b * B, 512 * (1 + self.dice.below(8)), Part::Side));
+            list.push(side(Op::Write, b * B, 512 * (1 + self.dice.below(8))));
         }
         // Bios in file order, neighbours on the disk merged, then split anywhere.
-        let mut bios: Vec<(u64, u64)> = Vec::new();
+        let mut bios: Vec<(u64, u64, u64)> = Vec::new();
         for i in first..last {
             let at = place(self, i);
             match bios.last_mut() {
-                Some((start, len)) if *start + *len == at && !self.dice.one_in(5) => *len += B,
-                _ => bios.push((at, B)),
+                Some((start, len, _)) if *start + *len == at && !self.dice.one_in(5) => *len += B,
+                _ => bios.push((at, B, i * B)),
             }
         }
-        for (at, len) in bios {
+        if self.wanted.wild
+            && self.dice.one_in(16)
+            && first > 0
+            && let Some((at, len, file_at)) = bios.first_mut()
+            && self.files[file][first as usize - 1] == Some(*at / B - 1)
+        {
+            // The block before the range is zeroed, and merged with the first of the call.
+            (*at, *len, *file_at) = (*at - B, *len + B, *file_at - B);
+        }
+        for (at, len, file_at) in bios {
             let mut done = 0;
             while done < len {
                 let rest = (len - done) / 512;
@@ -265,22 +335,18 @@ impl Kernel {
                 } else {
                     1 + self.dice.below(rest)
                 };
-                list.push((
-                    Op::Write,
-                    at + done,
-                    take * 512,
-                    if done == 0 { Part::First } else { Part::Rest },
-                ));
+                list.push(Todo {
+                    op: Op::Write,
+                    at: at + done,
+                    bytes: take * 512,
+                    part: if done == 0 { Part::First } else { Part::Rest },
+                    file: Some(file_at + done),
+                });
                 done += take * 512;
             }
         }
         if self.dice.one_in(3) {
-            list.push((
-                Op::Write,
-                LOG + 512 * self.dice.below(1000),
-                512 * 3,
-                Part::Side,
-            ));
+            list.push(side(Op::Write, LOG + 512 * self.dice.below(1000), 512 * 3));
         }
         list.reverse();
         list
@@ -295,16 +361,37 @@ impl Kernel {
         let r = &mut self.running[i];
         r.give_up();
         // A block whose write is in flight waits for that (PG_writeback).
-        if let Some((Op::Write, at, bytes, _)) = r.todo.last()
-            && self.s.is_flying(*at, *bytes)
+        if let Some(t) = r.todo.last()
+            && t.op == Op::Write
+            && self.s.is_flying(t.at, t.bytes)
         {
             return;
         }
-        if let Some((op, at, bytes, part)) = r.todo.pop() {
+        if let Some(Todo {
+            op,
+            at,
+            bytes,
+            part,
+            file,
+        }) = r.todo.pop()
+        {
             let id = self
                 .s
                 .submit(op, ioprio(r.begin.tag.unwrap_or(0)), at, bytes);
             r.open.push((id, part != Part::Side));
+            let cache = &self.bytes[r.begin.ino as usize];
+            if let Some(file) = file
+                && !cache.is_empty()
+            {
+                let sent = &cache[file as usize..(file + bytes) as usize];
+                let digests = sectors(sent).into_iter().flat_map(u64::to_le_bytes);
+                self.s.push(Body::Data(DataEvent {
+                    request: id,
+                    kind: DataKind::Digests,
+                    sector: at / 512,
+                    bytes: digests.collect(),
+                }));
+            }
             if self.dice.one_in(20) {
                 self.s.hold(id);
             }
@@ -323,7 +410,17 @@ impl Kernel {
         self.s
             .complete(id, if bad { Status::IOERR } else { Status::OK });
         if bad {
-            self.running[i].failed = true;
+            let r = &mut self.running[i];
+            if !r.failed {
+                // The vector that was collected may still go, unless a bio is half sent.
+                let between = r.todo.last().is_some_and(|t| t.part == Part::First);
+                r.spare = between && self.dice.one_in(2);
+            }
+            r.failed = true;
+            if self.dice.one_in(2) {
+                let call = r.begin.call;
+                self.s.mark(Mark::ErrorSeen { call });
+            }
         }
     }
 
@@ -336,6 +433,11 @@ impl Kernel {
             return;
         }
         let r = self.running.swap_remove(i);
+        let dsync = !r.failed && r.begin.flags.iter().any(|f| f == "dsync");
+        if dsync {
+            let flush = self.s.submit(Op::Flush, 0, 0, 0);
+            self.s.ok(flush);
+        }
         // A log write may still be under way.
         self.strangers.extend(r.open.iter().map(|(id, _)| *id));
         let result = match r.failed {
@@ -343,8 +445,52 @@ impl Kernel {
             true if r.written > 1 && self.dice.one_in(2) => self.dice.below(r.written) as i64,
             true => -5,
         };
-        self.errors[r.begin.ino as usize] |= r.failed;
-        self.s.end_with(&r.begin, result, Some(r.after));
+        let number = r.begin.ino as usize;
+        // The fsync phase of DSYNC asks for the mapping's error, if there is one.
+        let asked = dsync && std::mem::take(&mut self.errors[number]);
+        let result = if asked && self.dice.one_in(2) {
+            -5
+        } else {
+            result
+        };
+        self.errors[number] |= r.failed;
+        // The size moves when the data is copied, or when it is known to be written.
+        let moves = if r.failed && self.dice.one_in(2) {
+            result.max(0) as u64
+        } else {
+            r.begin.len
+        };
+        if moves > 0 {
+            self.sizes[number] = self.sizes[number].max(r.begin.off + moves);
+        }
+        self.s.mark(Mark::End(CallEnd {
+            call: r.begin.call,
+            result,
+            isize: self.sizes[number],
+            extents: Some(r.after),
+        }));
+        self.read_back(&r.begin);
+    }
+
+    /// A reader tells what the first and the last block of a call hold now.
+    fn read_back(&mut self, begin: &CallBegin) {
+        let cache = &self.bytes[begin.ino as usize];
+        if cache.is_empty() || self.dice.one_in(4) {
+            return;
+        }
+        let last = (begin.off + begin.len - 1) / B * B;
+        let mut blocks = vec![begin.off / B * B, last];
+        blocks.dedup();
+        for off in blocks {
+            let digests = sectors(&cache[off as usize..(off + B) as usize]);
+            let (dev, ino) = (8, begin.ino);
+            self.s.file(FileMark::Contents(FileContents {
+                dev,
+                ino,
+                off,
+                digests,
+            }));
+        }
     }
 
     /// Somebody without a tag: background writeback, metadata, a flush.
@@ -420,7 +566,7 @@ impl Kernel {
         let told = std::mem::take(&mut self.errors[ino as usize]);
         let result = if told { -5 } else { 0 };
         self.s.file(FileMark::SyncEnd { sync, result });
-        let isize = BLOCKS * B;
+        let isize = self.sizes[ino as usize];
         let at = "between".to_owned();
         let dev = 8;
         self.s.file(FileMark::Stat {
@@ -493,6 +639,11 @@ impl Kernel {
         }
         self.s.probe_end(self.probe);
     }
+}
+
+/// A digest for each sector.
+fn sectors(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks(512).map(XxHash3_64::oneshot).collect()
 }
 
 /// A stream in which every promise is kept.
