@@ -458,6 +458,33 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_copies_is_used_again_and_nothing_of_the_old_is_seen() {
+        let map = map();
+        let digests = Digests::new(DigestOf::Marked, 1 << 20);
+        begun(&digests);
+        let mut scratch = vec![7; 3];
+        // Longer, shorter, and longer again, each where the one before left its memory.
+        for (n, len) in [2048, 512, 4096, 1024].into_iter().enumerate() {
+            let bytes: Vec<u8> = (0..len).map(|i| (i / 3 + n as u32) as u8).collect();
+            map.write_slice(&bytes, GuestAddress(0x3000)).unwrap();
+            let cut = write(smallvec![seg(0x3000, 7), seg(0x3007, len - 7)]);
+            let sample = digests.sample(&cut, &map, &mut scratch).unwrap();
+            assert_eq!(sample.look.bytes, bytes);
+            let whole = XxHash3_64::oneshot(&bytes);
+            let again = sample.again(&cut.data, &map, &mut scratch).unwrap();
+            assert_eq!(again, (whole, None));
+            let last = GuestAddress(0x3000 + u64::from(len) - 1);
+            map.write_obj(!bytes[len as usize - 1], last).unwrap();
+            let (digest, change) = sample.again(&cut.data, &map, &mut scratch).unwrap();
+            assert_ne!(digest, whole);
+            assert_eq!(change.unwrap().ranges, [(len - 1, 1)]);
+            assert!(digests.room.shared.spares().is_empty(), "it is in use");
+            drop(sample);
+            assert_eq!(digests.room.shared.spares().len(), 1);
+        }
+    }
+
+    #[test]
     fn a_change_is_seen_to_the_byte_or_to_the_sector() {
         let map = map();
         let request = write(smallvec![seg(0x3000, 1024)]);
