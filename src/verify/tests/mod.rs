@@ -18,6 +18,7 @@ mod overlap;
 mod returns;
 mod serialised;
 mod size;
+mod spoilt;
 mod stable;
 mod stop;
 mod world;
