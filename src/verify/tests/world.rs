@@ -105,6 +105,8 @@ pub struct Kernel {
     free: u64,
     running: Vec<Running>,
     strangers: Vec<RequestId>,
+    /// Somebody waits until the file system can be frozen.
+    freezing: bool,
     call: u64,
     probe: u64,
     queues: u64,
@@ -124,6 +126,7 @@ impl Kernel {
             free: 0,
             running: Vec::new(),
             strangers: Vec::new(),
+            freezing: false,
             call: 0,
             probe: 0,
             queues,
@@ -225,6 +228,7 @@ impl Kernel {
             17 => self.report(),
             18 if self.dice.one_in(2) => self.probe(),
             18 => self.ask(),
+            19 if self.dice.one_in(2) => self.freeze(),
             _ => self.calm_strangers(),
         }
     }
@@ -575,6 +579,21 @@ impl Kernel {
             isize,
             at,
         });
+    }
+
+    /// Somebody wants to freeze the file system, which waits until no data of a call is in flight; then
+    /// it is thawed at once.
+    fn freeze(&mut self) {
+        let dev = 8;
+        if !std::mem::replace(&mut self.freezing, true) {
+            self.s.file(FileMark::Freezing { dev });
+        }
+        let busy = |r: &Running| r.open.iter().any(|(_, data)| *data);
+        if !self.running.iter().any(busy) {
+            self.s.file(FileMark::Frozen { dev });
+            self.s.file(FileMark::Thawing { dev });
+            self.freezing = false;
+        }
     }
 
     fn calm_strangers(&mut self) {
