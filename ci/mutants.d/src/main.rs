@@ -327,7 +327,7 @@ fn build(tree: &Path, target: &Path, limit: u64, quick: bool) -> Result<Vec<Step
             .with_context(|| format!("no test program {name}"))
     };
     let words = |words: &[&str]| -> Vec<String> { words.iter().map(|w| (*w).to_owned()).collect() };
-    let one = ["--test-threads=1"];
+    let one = ["--test-threads=1", "--nocapture"];
     let skip: Vec<&str> = SLOW.iter().flat_map(|s| ["--skip", s]).collect();
     // What kills most comes first and costs least.
     let mut steps = vec![

@@ -4,6 +4,7 @@
 mod aftermath;
 mod align_cover;
 mod attacks;
+mod boots;
 mod builder;
 mod data;
 mod disturbances;
