@@ -9,6 +9,7 @@ mod builder;
 mod data;
 mod disturbances;
 mod durable;
+mod edges;
 mod errors;
 mod legal;
 mod mutants;
