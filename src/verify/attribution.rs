@@ -109,9 +109,9 @@ impl World {
         self.remember_write(id, s.op, &super::flight::bytes_of(s));
     }
 
-    /// A request was completed. It, and the call that ended earlier and whose
-    /// last data request this was.
-    pub fn complete(&mut self, seq: u64, c: &Complete) -> (Option<InFlight>, Option<EndedCall>) {
+    /// A request was completed. It, and the number of the call that ended earlier and whose
+    /// last data request this was: nobody need wait for that any more.
+    pub fn complete(&mut self, seq: u64, c: &Complete) -> (Option<InFlight>, Option<u64>) {
         let Some(request) = self.flight.complete(c.request) else {
             // After a gap it may be a request whose beginning is missing.
             let failed = !c.status.is_ok() && !c.abandoned;
@@ -122,7 +122,7 @@ impl World {
         (Some(request), ended)
     }
 
-    fn completed(&mut self, seq: u64, c: &Complete, request: &InFlight) -> Option<EndedCall> {
+    fn completed(&mut self, seq: u64, c: &Complete, request: &InFlight) -> Option<u64> {
         let failed = !c.status.is_ok() && !c.abandoned;
         self.failures += u64::from(failed);
         self.busy_ns = self.now_ns;
@@ -164,7 +164,7 @@ impl World {
             }
         }
         let settled = call.data().all(|r| r.done.is_some());
-        settled.then(|| self.stop_waiting(number)).flatten()
+        settled.then_some(number)
     }
 
     /// Waits no more for the requests of a call that has ended.

@@ -138,7 +138,8 @@ impl Verifier {
             }
             Body::Decide(d) => self.world.decided(d),
             Body::Complete(c) => {
-                let (request, call) = self.world.complete(event.seq, c);
+                let (request, over) = self.world.complete(event.seq, c);
+                let call = over.and_then(|number| self.world.stop_waiting(number));
                 if let Some(request) = &request {
                     self.completed(event.seq, c, request);
                 }
