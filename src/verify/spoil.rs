@@ -5,6 +5,8 @@
 
 #![expect(clippy::ptr_arg, reason = "one type for all rows of the table")]
 
+use std::collections::HashSet;
+
 use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark, ProbeState};
 
@@ -237,6 +239,27 @@ impl Site {
         self.held.iter().any(|p| p == promise)
     }
 
+    /// Whether no other call on its file ran at any time between its marks.
+    fn alone(&self, events: &[Event]) -> bool {
+        let file = (self.begin_mark.dev, self.begin_mark.ino);
+        let mut open = HashSet::new();
+        for (at, event) in events.iter().enumerate().take(self.end) {
+            match mark(event) {
+                Some(Mark::Boot) => open.clear(),
+                Some(Mark::Begin(b)) if at != self.begin && (b.dev, b.ino) == file => {
+                    open.insert(b.call);
+                    if at > self.begin {
+                        return false;
+                    }
+                }
+                Some(Mark::End(e)) => drop(open.remove(&e.call)),
+                _ if at == self.begin && !open.is_empty() => return false,
+                _ => {}
+            }
+        }
+        true
+    }
+
     pub(super) fn one(&self, dice: &mut Dice) -> usize {
         let i = dice.below(self.data.len() as u64) as usize;
         self.data.get(i).copied().unwrap_or(self.begin)
@@ -337,8 +360,9 @@ fn sent_twice(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -> bool {
         s.digest = 0;
     }
     events.splice(site.end..site.end, [first, last]);
-    // At the old end of the file a block may be sent twice.
-    site.sure("cover") && site.begin_mark.isize >= site.begin_mark.off
+    // At the old end of the file a block may be sent twice, and beside another call on the file.
+    let fits = site.begin_mark.isize >= site.begin_mark.off && site.alone(events);
+    fits && site.sure("cover")
 }
 
 fn swapped(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -> bool {
