@@ -29,6 +29,8 @@ pub struct Cell {
 pub const DEFAULT: &str = "verify";
 /// The same without polling.
 pub const SLEEPS: &str = "verify, poll off";
+/// The same with a last look of 2 us.
+pub const BRIEF: &str = "verify, poll brief";
 /// What the name of a peer that does not poll ends with.
 pub const PEER_SLEEPS: &str = ", no polling";
 /// The same with four queues.
@@ -166,6 +168,7 @@ pub fn specs(cell: &Cell, around: &Around) -> Vec<Spec> {
     }
     if !deep {
         ours(SLEEPS, Level::Verify, 1, &["--poll", "off"]);
+        ours(BRIEF, Level::Verify, 1, &["--poll", "brief"]);
     }
     specs
 }

@@ -12,15 +12,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::sys;
-use crate::task::{Sample, Task};
+use crate::task::{self, Sample, Task};
 use crate::test::{Fail, Test};
 use crate::world::World;
 
 /// Limit of each wait.
 pub const LIMIT: Duration = Duration::from_secs(5);
-
-/// Looks in a row that must be alike.
-const LOOKS: u32 = 16;
 
 /// Says when the thread is inside of what may wait, and when it is over: its marks wait for the
 /// device, too, and are not meant.
@@ -58,14 +55,14 @@ impl Gate {
         while begun.elapsed() < LIMIT {
             // A mark round trip between the looks: standing still is not being preempted.
             t.world.note(format!("looking at {what}"));
-            let idle = idle(t.world);
+            let idle = t.world.device_is_idle();
             let now = self.task().map(Task::sample);
             if self.is_over() {
                 return Ok(None);
             }
-            let still = idle && now.as_ref().is_some_and(stands_still);
+            let still = idle && now.as_ref().is_some_and(Sample::stands_still);
             alike = if still && now == last { alike + 1 } else { 0 };
-            if let Some(sample) = now.as_ref().filter(|_| alike == LOOKS) {
+            if let Some(sample) = now.as_ref().filter(|_| alike == task::LOOKS) {
                 return Ok(Some(sample.wchan.clone()));
             }
             last = now;
@@ -77,20 +74,6 @@ impl Gate {
             state.as_deref().unwrap_or("it did not begin")
         )))
     }
-}
-
-/// Whether the device has nothing but what it holds: who waits for I/O then, waits for that.
-fn idle(world: &World) -> bool {
-    let state = world.marks.state().unwrap_or_default();
-    let number = |key: &str| state.get(key).and_then(|n| n.parse::<u64>().ok());
-    matches!((number("inflight"), number("held")), (Some(all), Some(held)) if all == held)
-}
-
-/// In D at a known place, and not for a grace period of RCU, which ends by itself.
-fn stands_still(sample: &Sample) -> bool {
-    let place = &sample.wchan;
-    let passing = ["rcu_gp", "synchronize_rcu"];
-    sample.state == 'D' && !place.is_empty() && !passing.iter().any(|p| place.contains(p))
 }
 
 /// The thread.

@@ -2,8 +2,8 @@
 //! Probes: operations that must not hang, each in a thread of its own that says
 //! when it begins and ends, while a supervisor looks at those that do not end.
 //!
-//! A thread *waits* when it is in D twice, a mark round trip apart, and did not
-//! run in between; so two samples are sent of every probe beyond its limit.
+//! A thread *stands still* when it is in D at one place, a mark round trip apart and many
+//! times in a row, did not run in between, and the device has nothing but what it holds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use wtblk_shared::mark::{Mark, ProbeBegin, ProbeState};
 
 use crate::sys;
-use crate::task::{Sample, Task};
+use crate::task::{LOOKS, Sample, Task};
 use crate::test::Fail;
 use crate::world::World;
 
 /// Limits that a probe which does not stand still is given.
-const ROUNDS: u32 = 4;
+pub const ROUNDS: u32 = 4;
 
 /// A probe under way.
 pub struct Probe {
@@ -100,16 +100,23 @@ impl Probe {
                     )));
                 }
             }
-            let first = self.look(world)?;
-            let second = self.look(world)?;
-            // It may have come back just now: then it did not wait for ever.
-            if let Ok(result) = self.result.try_recv() {
-                return Ok(Came::Back(result?));
+            let mut last = self.look(world)?;
+            let mut still = true;
+            for _ in 0..LOOKS {
+                let idle = world.device_is_idle();
+                let now = self.look(world)?;
+                // It may have come back just now: then it did not wait for ever.
+                if let Ok(result) = self.result.try_recv() {
+                    return Ok(Came::Back(result?));
+                }
+                still = idle && now.stands_still() && now == last;
+                last = now;
+                if !still {
+                    break;
+                }
             }
-            let still =
-                first.state == 'D' && second.state == 'D' && first.switches == second.switches;
             if still || round == ROUNDS {
-                return Ok(Came::Not(second, still));
+                return Ok(Came::Not(last, still));
             }
             round += 1;
         }

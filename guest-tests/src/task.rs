@@ -48,6 +48,20 @@ impl Task {
     }
 }
 
+/// Looks in a row that must be alike before a thread stands still: one mark round trip
+/// does not tell it from one that a loaded machine gave no time.
+pub const LOOKS: u32 = 16;
+
+impl Sample {
+    /// In D at a known place, and not for a grace period of RCU, which ends by itself.
+    pub fn stands_still(&self) -> bool {
+        let passing = ["rcu_gp", "synchronize_rcu"];
+        self.state == 'D'
+            && !self.wchan.is_empty()
+            && !passing.iter().any(|p| self.wchan.contains(p))
+    }
+}
+
 /// Does something that may hang, in a thread of its own. The error says how
 /// long it was waited for and where the thread is.
 pub fn limited<T: Send + 'static>(

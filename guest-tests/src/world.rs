@@ -15,6 +15,7 @@ use wtblk_shared::tag::Tag;
 use crate::cmdline::Params;
 use crate::disks::Disk;
 use crate::marks::Marks;
+use crate::probe::ROUNDS;
 use crate::sys;
 use crate::task::limited;
 use crate::test::Fail;
@@ -156,15 +157,22 @@ impl World {
         .map_err(Fail::Hung)
     }
 
+    /// Whether the device has nothing but what it holds: who waits for I/O then, waits for that.
+    pub fn device_is_idle(&self) -> bool {
+        let state = self.marks.state().unwrap_or_default();
+        let number = |key: &str| state.get(key).and_then(|n| n.parse::<u64>().ok());
+        matches!((number("inflight"), number("held")), (Some(all), Some(held)) if all == held)
+    }
+
     /// Mounts the data disk.
     pub fn mount(&self) -> Result<(), Fail> {
         sys::mount(&self.data.path, MOUNT, "xfs")
             .map_err(|e| Fail::Error(format!("mount of {} as xfs: {e}", self.data.path)))
     }
 
-    /// Unmounts it, within a limit.
+    /// Unmounts it, within a limit: a longer one than a probe's, as nobody looks whether it stands still.
     pub fn umount(&'static self) -> Result<(), Fail> {
-        self.limited("umount", self.params.probe, || sys::umount(MOUNT))?
+        self.limited("umount", self.params.probe * ROUNDS, || sys::umount(MOUNT))?
             .map_err(|e| Fail::Error(format!("umount: {e}")))
     }
 

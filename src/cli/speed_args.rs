@@ -9,7 +9,7 @@ use crate::store::Aio;
 /// See the module.
 #[derive(Args, Debug)]
 pub struct SpeedArgs {
-    /// Look at the rings for 50 us before sleeping, or only for 2 us after something was done
+    /// Look at the rings for 50 us before sleeping, only for 2 us after something was done, or not at all
     #[arg(long, value_name = "HOW", value_enum, default_value_t = PollArg::Auto)]
     poll: PollArg,
     /// How the image is read and written: io_uring where the host allows it, or threads
@@ -23,6 +23,7 @@ pub struct SpeedArgs {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum PollArg {
     Auto,
+    Brief,
     Off,
 }
 
@@ -48,6 +49,7 @@ impl SpeedArgs {
     pub fn poll(&self) -> Poll {
         match self.poll {
             PollArg::Auto => Poll::Auto,
+            PollArg::Brief => Poll::Brief,
             PollArg::Off => Poll::Off,
         }
     }

@@ -46,6 +46,8 @@ pub enum Poll {
     #[default]
     Auto,
     /// For 2 us after it has done something, less than going to sleep and being woken up takes.
+    Brief,
+    /// Not at all: it sleeps until its kick fd wakes it.
     Off,
 }
 
@@ -54,7 +56,8 @@ impl Poll {
     pub(super) fn look(self) -> Duration {
         match self {
             Poll::Auto => Duration::from_micros(50),
-            Poll::Off => Duration::from_micros(2),
+            Poll::Brief => Duration::from_micros(2),
+            Poll::Off => Duration::ZERO,
         }
     }
 }
