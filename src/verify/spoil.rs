@@ -8,11 +8,13 @@
 use std::collections::HashSet;
 
 use wtblk_shared::disk::SECTOR;
-use wtblk_shared::mark::{CallBegin, CallEnd, Mark, ProbeState};
+use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark, ProbeState};
 
 use super::call::{Call, Class};
 use super::selftest::FAILED;
-use super::spoil_errors::{goes_on, of_test, other_bytes, told_from_nowhere, told_twice};
+use super::spoil_errors::{
+    goes_on, of_test, other_bytes, passed_by, told_from_nowhere, told_twice,
+};
 use super::verdict::{Verdict, Verdicts};
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, Op, Submit};
 
@@ -157,6 +159,11 @@ pub static AIMED: &[Aimed] = &[
         name: "a probe hangs",
         spoil: hangs,
     },
+    Aimed {
+        promise: "serialised",
+        name: "a truncate passes data in flight",
+        spoil: passed_by,
+    },
 ];
 
 /// The calls that can be spoilt: judged, successful, with data requests.
@@ -294,7 +301,7 @@ fn submit_mut(events: &mut [Event], at: usize) -> Option<&mut Submit> {
 }
 
 /// Where the completion of the request taken at `at` is.
-fn completion(events: &[Event], at: usize) -> Option<usize> {
+pub(super) fn completion(events: &[Event], at: usize) -> Option<usize> {
     let id = events.get(at)?.seq;
     let is = |e: &Event| matches!(&e.body, Body::Complete(c) if c.request == id);
     events.get(at..)?.iter().position(is).map(|n| at + n)
@@ -503,9 +510,20 @@ fn not_flushed(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
 }
 
 fn too_long(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
-    let old = site.end_mark.isize.max(site.begin_mark.isize);
+    // Beyond whatever somebody else may have made of the file.
+    let told = events.iter().filter_map(|e| match mark(e)? {
+        Mark::Begin(b) => Some(b.isize.max(b.off.saturating_add(b.len))),
+        Mark::End(e) => Some(e.isize),
+        Mark::File(FileMark::ChangeBegin(c)) => Some(c.off.saturating_add(c.len)),
+        Mark::File(FileMark::Stat { isize, .. }) => Some(isize),
+        _ => None,
+    });
+    let most = told.max().unwrap_or(0);
+    let Some(isize) = most.checked_add(site.begin_mark.bsize) else {
+        return false;
+    };
     let end = CallEnd {
-        isize: old + site.begin_mark.bsize,
+        isize,
         ..site.end_mark.clone()
     };
     let Some(event) = events.get_mut(site.end) else {

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Damage for the selftest in traces of tests with failures, and to the contents: see `spoil`.
+//! Damage for the selftest in traces of tests with failures, to the contents, and by others: see `spoil`.
 
 #![expect(clippy::ptr_arg, reason = "one type for all rows of the table")]
 
 use std::ops::Range;
 
 use wtblk_shared::disk::SECTOR;
-use wtblk_shared::mark::{Extent, FileMark, Mark};
+use wtblk_shared::mark::{Change, Extent, FileMark, Mark};
 use wtblk_shared::tag::Tag;
 
-use super::spoil::{Dice, Site, mark, new_event, set_mark};
-use crate::trace::event::{Body, Complete, DATA_DISK, DataKind, Event, Op, Status, Submit};
+use super::minimize::renumber;
+use super::spoil::{Dice, Site, completion, mark, new_event, set_mark};
+use crate::trace::event::{
+    Body, Complete, DATA_DISK, DataKind, Event, MarkEvent, Op, Status, Submit,
+};
 
 /// The events of the site's test.
 pub(super) fn of_test(events: &[Event], site: &Site) -> Range<usize> {
@@ -153,4 +156,44 @@ pub(super) fn other_bytes(events: &mut Vec<Event>, site: &Site, dice: &mut Dice)
     };
     *byte ^= 1;
     site.sure("data")
+}
+
+/// A truncate of the file begins and succeeds while a data request is in flight.
+pub(super) fn passed_by(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -> bool {
+    let at = site.one(dice);
+    if completion(events, at).is_none() {
+        return false;
+    }
+    // A number that no guest counts to.
+    let change = u64::MAX;
+    let (dev, ino) = (site.begin_mark.dev, site.begin_mark.ino);
+    let kind = "truncate".to_owned();
+    let begin = FileMark::ChangeBegin(Change {
+        change,
+        dev,
+        ino,
+        off: 0,
+        len: 0,
+        kind,
+    });
+    let end = FileMark::ChangeEnd {
+        change,
+        result: Some(0),
+    };
+    for (n, mark) in [begin, end].into_iter().enumerate() {
+        let line = Mark::File(mark).to_line();
+        let event = new_event(
+            events,
+            at,
+            Body::Mark(MarkEvent {
+                line,
+                ordered: true,
+            }),
+        );
+        events.insert(at + 1 + n, event);
+    }
+    // What comes before what is asked by number.
+    *events = renumber(events);
+    // What else is not decided where the guest does not tell who changes its files.
+    site.sure("size")
 }
