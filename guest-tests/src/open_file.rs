@@ -102,19 +102,7 @@ impl OpenFile {
         len: u64,
         work: impl FnOnce(&File) -> T,
     ) -> Result<T, Fail> {
-        let change = world.next_change();
-        world.post(&Mark::File(FileMark::ChangeBegin(Change {
-            change,
-            dev: self.dev,
-            ino: self.ino,
-            off,
-            len,
-            kind: kind.to_owned(),
-        })))?;
-        let done = work(&self.file);
-        let result = None;
-        world.post(&Mark::File(FileMark::ChangeEnd { change, result }))?;
-        Ok(done)
+        self.marked(world, kind, off, len, work, |_| None)
     }
 
     /// The same, and tells how it came out: 0 or minus the errno.
@@ -126,6 +114,19 @@ impl OpenFile {
         len: u64,
         work: impl FnOnce(&File) -> io::Result<()>,
     ) -> Result<i64, Fail> {
+        let work = |file: &File| sys::result_of(work(file));
+        self.marked(world, kind, off, len, work, |result| Some(*result))
+    }
+
+    fn marked<T>(
+        &self,
+        world: &World,
+        kind: &str,
+        off: u64,
+        len: u64,
+        work: impl FnOnce(&File) -> T,
+        result: impl FnOnce(&T) -> Option<i64>,
+    ) -> Result<T, Fail> {
         let change = world.next_change();
         let begin = Change {
             change,
@@ -136,13 +137,10 @@ impl OpenFile {
             kind: kind.to_owned(),
         };
         world.post(&Mark::File(FileMark::ChangeBegin(begin)))?;
-        let result = sys::result_of(work(&self.file));
-        let told = Some(result);
-        world.post(&Mark::File(FileMark::ChangeEnd {
-            change,
-            result: told,
-        }))?;
-        Ok(result)
+        let done = work(&self.file);
+        let result = result(&done);
+        world.post(&Mark::File(FileMark::ChangeEnd { change, result }))?;
+        Ok(done)
     }
 
     /// Allocates blocks (fallocate(2)); with `mode` 0 the file grows.

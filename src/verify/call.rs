@@ -350,13 +350,9 @@ impl EndedCall {
     /// Begin and end and the given requests, for a finding.
     pub fn proof<'a>(&self, requests: impl Iterator<Item = &'a CallRequest>) -> Vec<u64> {
         let ids = requests.flat_map(|r| [Some(r.id), r.done.map(|d| d.seq)]);
-        let mut events: Vec<u64> = ids
-            .flatten()
+        ids.flatten()
             .chain([self.begin_seq, self.end_seq])
-            .collect();
-        events.sort_unstable();
-        events.dedup();
-        events
+            .collect()
     }
 
     /// What is kept of the call for reports and probes that come later.

@@ -429,8 +429,6 @@ fn edge_finding(w: &Waiting, bad: &[(u64, Edge)], seq: u64) -> super::verdict::F
     );
     let mut events: Vec<u64> = bad.iter().map(|(_, e)| e.request).collect();
     events.extend([w.begin_seq, seq]);
-    events.sort_unstable();
-    events.dedup();
     let evidence = [
         Evidence::Tag,
         Evidence::Extents,

@@ -206,7 +206,6 @@ impl Durable {
         );
         let mut events = call.proof(call.data());
         events.extend(flush);
-        events.sort_unstable();
         let finding = ABOUT.finding(
             call.test(),
             Some(call.reference()),

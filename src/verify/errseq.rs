@@ -138,8 +138,6 @@ pub(super) fn finding(
     );
     let mut events = vec![begin, end];
     events.extend(units.iter().flat_map(|u| [u.from, u.to, u.over]));
-    events.sort_unstable();
-    events.dedup();
     let call = units.last().map(|u| u.call.clone());
     about.finding(
         test,

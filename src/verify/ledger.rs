@@ -126,8 +126,6 @@ fn rule(unit: &Unit, ledger: &mut Ledger) {
     );
     let mut events = vec![unit.from, unit.to, unit.over, at[0], at[1]];
     events.extend(unit.failed.iter().map(|r| r.id));
-    events.sort_unstable();
-    events.dedup();
     let finding = ABOUT.finding(
         &unit.test,
         Some(unit.call.clone()),

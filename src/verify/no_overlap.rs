@@ -294,8 +294,6 @@ impl Promise for NoOverlap {
             .flat_map(|(_, both)| both.iter().flatten().copied());
         let mut events = call.proof(own);
         events.extend(bad.iter().flat_map(|(pair, _)| [pair.first, pair.second]));
-        events.sort_unstable();
-        events.dedup();
         let finding = ABOUT.finding(
             call.test(),
             Some(call.reference()),

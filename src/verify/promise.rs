@@ -40,9 +40,12 @@ impl About {
         call: Option<CallRef>,
         happened: String,
         evidence: &[Evidence],
-        events: Vec<u64>,
+        mut events: Vec<u64>,
         details: impl IntoIterator<Item = (&'static str, Value)>,
     ) -> Finding {
+        // In their order, each once.
+        events.sort_unstable();
+        events.dedup();
         Finding {
             promise: self.name.to_owned(),
             test: test.to_owned(),

@@ -251,8 +251,6 @@ impl Promise for Serialised {
         let mut events = call.proof(std::iter::once(request));
         events.extend([taking.begin, done]);
         events.extend(taking.undone);
-        events.sort_unstable();
-        events.dedup();
         let finding = ABOUT.finding(
             call.test(),
             Some(call.reference()),

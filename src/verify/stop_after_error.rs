@@ -103,7 +103,6 @@ impl Promise for StopAfterError {
         );
         let mut events = call.proof(failed.iter().chain(&late).copied());
         events.push(seen);
-        events.sort_unstable();
         let finding = ABOUT.finding(
             call.test(),
             Some(call.reference()),

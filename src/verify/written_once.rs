@@ -654,8 +654,6 @@ fn finding(watch: &Watch) -> Finding {
         .flat_map(|a| [a.request, a.since])
         .collect();
     events.push(watch.end_seq);
-    events.sort_unstable();
-    events.dedup();
     let requests = watch.again.iter().map(|a| {
         json!({"request": a.request, "file_offset": a.file, "bytes": a.bytes, "clean_since": a.since})
     });
