@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use super::aligned::Aligned;
+use super::mapped::Mapped;
 use super::memory::MemoryQueue;
 use super::threads::Threads;
 use super::uring::{Target, UringQueue};
@@ -51,7 +52,7 @@ pub struct ImageOptions {
 enum Means {
     Uring(Arc<Target>),
     /// It lies in memory: a copy never waits.
-    AtOnce(Arc<File>),
+    AtOnce(Arc<Mapped>),
     Threads(Threads),
 }
 
@@ -89,6 +90,7 @@ impl FileStore {
         match &self.means {
             Means::Uring(target) if target.direct.is_some() => "io_uring, O_DIRECT",
             Means::Uring(_) => "io_uring, buffered",
+            Means::AtOnce(disk) if disk.is_mapped() => "in memory, mapped",
             Means::AtOnce(_) => "in memory, at once",
             Means::Threads(_) => "threads, buffered",
         }
@@ -105,7 +107,8 @@ fn means(file: File, capacity: u64, block: u64, options: &ImageOptions) -> Resul
         Aio::Auto => {
             let kind = fstatfs(&file)?.filesystem_type();
             if kind == TMPFS_MAGIC || kind == RAMFS_MAGIC {
-                return Ok(Means::AtOnce(Arc::new(file)));
+                let mapped = Mapped::new(file, capacity, options.read_only);
+                return Ok(Means::AtOnce(Arc::new(mapped)));
             }
             if let Err(error) = UringQueue::possible() {
                 tracing::info!("no io_uring here ({error}): the image is served by threads");
@@ -192,7 +195,7 @@ impl Store for FileStore {
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
         Ok(match &self.means {
             Means::Uring(target) => Box::new(UringQueue::new(target.clone())?),
-            Means::AtOnce(file) => Box::new(MemoryQueue::of_file(file.clone(), self.capacity)?),
+            Means::AtOnce(disk) => Box::new(MemoryQueue::of_image(disk.clone())?),
             Means::Threads(threads) => threads.queue()?,
         })
     }

@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A disk in memory: a memfd, so that it is sparse, and read and written by
-//! system calls, so that a machine without memory left is an error of one
-//! request and no SIGBUS.
+//! A disk in memory: a memfd, so that it is sparse. What a page of it holds is
+//! copied from and to the mapping; new pages come by system calls, so that a
+//! machine without memory left is an error of one request and no SIGBUS.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::done::AtOnce;
-use super::transfer::{Way, transfer, zero};
+use super::mapped::Mapped;
+use super::transfer::Way;
 use super::{Completion, Op, Store, StoreQueue};
 
 /// See the module.
 pub struct MemoryStore {
-    file: Arc<File>,
+    disk: Arc<Mapped>,
     capacity: u64,
 }
 
@@ -26,7 +27,7 @@ impl MemoryStore {
         let file = File::from(memfd_create(c"wtblk-memory", MFdFlags::MFD_CLOEXEC)?);
         file.set_len(capacity)?;
         Ok(MemoryStore {
-            file: Arc::new(file),
+            disk: Arc::new(Mapped::new(file, capacity, false)),
             capacity,
         })
     }
@@ -39,8 +40,7 @@ impl Store for MemoryStore {
 
     fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
         Ok(Box::new(MemoryQueue {
-            file: self.file.clone(),
-            capacity: self.capacity,
+            disk: self.disk.clone(),
             keeps: false,
             done: AtOnce::new()?,
         }))
@@ -49,8 +49,7 @@ impl Store for MemoryStore {
 
 /// Does the work at submission (a copy never waits), tells it at the next reap.
 pub(super) struct MemoryQueue {
-    file: Arc<File>,
-    capacity: u64,
+    disk: Arc<Mapped>,
     /// It outlives us: room may be kept for later, and a flush means something.
     keeps: bool,
     done: AtOnce,
@@ -58,10 +57,9 @@ pub(super) struct MemoryQueue {
 
 impl MemoryQueue {
     /// For an image that lies in memory.
-    pub(super) fn of_file(file: Arc<File>, capacity: u64) -> io::Result<MemoryQueue> {
+    pub(super) fn of_image(disk: Arc<Mapped>) -> io::Result<MemoryQueue> {
         Ok(MemoryQueue {
-            file,
-            capacity,
+            disk,
             keeps: true,
             done: AtOnce::new()?,
         })
@@ -70,19 +68,19 @@ impl MemoryQueue {
 
 impl StoreQueue for MemoryQueue {
     fn submit(&mut self, token: u64, op: Op) {
-        let file = self.file.as_fd();
+        let disk = &self.disk;
         let result = match &op {
             Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
-                transfer(file, Way::In, *offset, buffers)
+                disk.transfer(Way::In, *offset, buffers)
             }
-            Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            Op::Discard { offset, len } => zero(file, self.capacity, *offset, *len, true),
+            Op::Write { offset, buffers } => disk.transfer(Way::Out, *offset, buffers),
+            Op::Discard { offset, len } => disk.zero(*offset, *len, true),
             // A disk of our own has no room to keep for later.
             Op::WriteZeroes { offset, len, unmap } => {
                 let unmap = *unmap || !self.keeps;
-                zero(file, self.capacity, *offset, *len, unmap)
+                disk.zero(*offset, *len, unmap)
             }
-            Op::Flush | Op::FlushFirst(_) if self.keeps => self.file.sync_data(),
+            Op::Flush | Op::FlushFirst(_) if self.keeps => disk.sync_data(),
             Op::Flush | Op::FlushFirst(_) => Ok(()),
         };
         drop(op);

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Images that lie in memory are mapped: what happens to the file under the
+//! mapping is an error of one request, and the device goes on.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use common::driver::*;
+use common::serve::{Serve, wtblk};
+use wtblk::trace::event::DeviceKind;
+
+/// A folder on a tmpfs.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+#[test]
+fn an_image_that_is_cut_short_fails_requests_and_nothing_else() {
+    let serve = Serve::start_in(in_memory(), "", &["--image", "img", "--size", "16MiB"]);
+    let mut d = Driver::connect(serve.data(), 1);
+    for sector in [0, 8, 20_000] {
+        assert_eq!(d.write(sector, &[7; 4096]), 0);
+    }
+    let image = OpenOptions::new().write(true).open(serve.path("img"));
+    image.unwrap().set_len(4096).unwrap();
+    assert_eq!(d.read(0, 4096), (0, vec![7; 4096]));
+    assert_eq!(d.read(8, 4096).0, 1);
+    assert_eq!(d.read(20_000, 512).0, 1);
+    // A write makes the file as long as it needs; what was cut off is gone.
+    assert_eq!(d.write(20_000, &[8; 512]), 0);
+    assert_eq!(d.read(20_000, 512), (0, vec![8; 512]));
+    assert_eq!(d.read(8, 4096), (0, vec![0; 4096]));
+    drop(d);
+    let trace = serve.end();
+    trace.assert_paired();
+    assert_eq!(trace.device(DeviceKind::StoreError).len(), 2);
+}
+
+#[test]
+fn reading_a_sparse_image_leaves_it_sparse() {
+    let serve = Serve::start_in(in_memory(), "", &["--image", "img", "--size", "16MiB"]);
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(800, &[1; 4096]), 0);
+    for sector in (0..32768).step_by(64) {
+        assert_eq!(d.read(sector, 32768).0, 0);
+    }
+    assert_eq!(std::fs::metadata(serve.path("img")).unwrap().blocks(), 8);
+    assert_eq!(d.zero(DISCARD, &[(800, 8, 0)]), 0);
+    assert_eq!(d.read(800, 4096), (0, vec![0; 4096]));
+    assert_eq!(std::fs::metadata(serve.path("img")).unwrap().blocks(), 0);
+    drop(d);
+    serve.end().assert_paired();
+}
+
+/// In a mount namespace of its own, on a tmpfs with room for a few pages.
+#[test]
+fn a_full_tmpfs_fails_writes_and_keeps_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("small")).unwrap();
+    let tried = Command::new("unshare")
+        .args(["-m", "true"])
+        .status()
+        .is_ok_and(|status| status.success());
+    if !tried {
+        eprintln!("SKIP: no mount namespaces here (not root, or no unshare)");
+        return;
+    }
+    let args = ["--image", "small/img", "--size", "16MiB"];
+    let serve = Serve::start_with(dir, "", &args, |command| {
+        let program = wtblk().get_program().to_owned();
+        *command = Command::new("unshare");
+        let script = "mount -t tmpfs -o size=64k none small && exec \"$@\"";
+        command.args(["-m", "sh", "-c", script, "sh"]).arg(program);
+    });
+    let mut d = Driver::connect(serve.data(), 1);
+    let mut stored = Vec::new();
+    for block in 0..32 {
+        let status = d.write(block * 80, &[block as u8 + 1; 4096]);
+        if status == 0 {
+            stored.push(block);
+        }
+    }
+    // Some went in, some found no room; who was told so by a status is right.
+    assert!((1..32).contains(&stored.len()), "{stored:?}");
+    for block in 0..32 {
+        let (status, bytes) = d.read(block * 80, 4096);
+        assert_eq!(status, 0);
+        let byte = match stored.contains(&block) {
+            true => block as u8 + 1,
+            false => 0,
+        };
+        assert!(bytes == [byte; 4096], "block {block}");
+    }
+    // Written again where there is a page: that needs no room.
+    assert_eq!(d.write(stored[0] * 80, &[99; 4096]), 0);
+    assert_eq!(d.read(stored[0] * 80, 4096), (0, vec![99; 4096]));
+    drop(d);
+    serve.end().assert_paired();
+}
