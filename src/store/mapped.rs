@@ -12,19 +12,19 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{AccessFlags, access};
 
 use super::transfer::{Way, transfer, zero};
 use super::{Buffers, guarded};
 
 /// Bytes for which there is a bit. Larger pages of the kernel are several of these.
 const PAGE: u64 = 4096;
-/// Bytes about which the file is asked at once, when the first of them is touched: 64 pages
+/// Bytes about which the kernel is asked at once, when the first of them is touched: 64 pages
 /// times 8 words.
 const CHUNK: u64 = 8 * 64 * PAGE;
 
@@ -42,7 +42,7 @@ struct View {
     writable: bool,
     /// By page, from bit 0 of the first word on.
     there: Vec<AtomicU64>,
-    /// By chunk: the file was asked.
+    /// By chunk: the kernel was asked.
     asked: Vec<AtomicU64>,
     asking: Mutex<()>,
 }
@@ -72,7 +72,7 @@ impl Mapped {
         };
         let range = offset..end;
         let may = way == Way::In || view.writable;
-        if may && view.is_there(&range, &self.file) && view.copy(way, offset, buffers) {
+        if may && view.is_there(&range) && view.copy(way, offset, buffers) {
             return Ok(());
         }
         transfer(self.file.as_fd(), way, offset, buffers)?;
@@ -105,6 +105,11 @@ impl View {
         if !guarded::possible() || page_size() != PAGE {
             return None;
         }
+        // mincore(2) tells the truth to those who may write the file; to others all is there.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if read_only && access(path.as_str(), AccessFlags::W_OK).is_err() {
+            return None;
+        }
         let mut options = MmapOptions::new();
         options.len(usize::try_from(capacity).ok()?);
         let map = match read_only {
@@ -127,21 +132,21 @@ impl View {
     }
 
     /// Whether every page of the range is there, as far as is known.
-    fn is_there(&self, range: &Range<u64>, file: &File) -> bool {
+    fn is_there(&self, range: &Range<u64>) -> bool {
         let chunks = range.start / CHUNK..range.end.div_ceil(CHUNK);
         for chunk in chunks {
             let (word, bit) = ((chunk / 64) as usize, 1 << (chunk % 64));
             let asked = |w: &AtomicU64| w.load(Ordering::Acquire) & bit != 0;
             if !self.asked.get(word).is_some_and(asked) {
-                self.ask(chunk, file);
+                self.ask(chunk);
             }
         }
         let all = |(word, mask): (&AtomicU64, u64)| word.load(Ordering::Acquire) & mask == mask;
         self.words(range).all(all)
     }
 
-    /// Asks the file what it has of a chunk, and has that mapped.
-    fn ask(&self, chunk: u64, file: &File) {
+    /// Asks the kernel what it has of a chunk, and has that mapped.
+    fn ask(&self, chunk: u64) {
         let _one = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let (word, bit) = ((chunk / 64) as usize, 1 << (chunk % 64));
         let Some(asked) = self.asked.get(word) else {
@@ -150,26 +155,26 @@ impl View {
         if asked.load(Ordering::Acquire) & bit != 0 {
             return;
         }
-        let end = ((chunk + 1) * CHUNK).min(self.map.len() as u64);
-        let mut at = chunk * CHUNK;
-        while at < end {
-            let start = match lseek(file, at as libc::off_t, Whence::SeekData) {
-                Ok(start) => start as u64,
-                // No data behind it (ENXIO), or nobody tells.
-                Err(_) => break,
-            };
-            let Ok(hole) = lseek(file, start as libc::off_t, Whence::SeekHole) else {
-                break;
-            };
-            // Only whole pages: of data that begins or ends within one the file system knows more
-            // than we do.
-            let from = start.next_multiple_of(PAGE);
-            let to = (hole as u64).min(end);
-            if from < to {
-                self.populate(from, to - from);
-                self.mark(&(from..to), true);
+        let start = chunk * CHUNK;
+        let len = CHUNK.min(self.map.len() as u64 - start);
+        // SEEK_HOLE would look all the way to the next hole, which may be at the end of the file.
+        let mut pages = [0u8; (CHUNK / PAGE) as usize];
+        let at = self.map.as_mut_ptr().wrapping_add(start as usize);
+        // SAFETY: within our mapping, and `pages` has a byte for each page of a chunk.
+        if unsafe { libc::mincore(at.cast(), len as usize, pages.as_mut_ptr()) } == 0 {
+            let mut from = 0;
+            for run in pages.chunk_by(|a, b| a & 1 == b & 1) {
+                let (first, last) = (
+                    start + from * PAGE,
+                    start + (from + run.len() as u64) * PAGE,
+                );
+                let end = last.min(start + len);
+                if run[0] & 1 == 1 && first < end {
+                    self.populate(first, end - first);
+                    self.mark(&(first..end), true);
+                }
+                from += run.len() as u64;
             }
-            at = (hole as u64).max(at + 1);
         }
         asked.fetch_or(bit, Ordering::Release);
     }
@@ -302,13 +307,13 @@ mod tests {
             (0..4096, false),
             (3 * CHUNK..3 * CHUNK + 512, true),
         ] {
-            assert_eq!(view.is_there(&range, &file), there, "{range:?}");
+            assert_eq!(view.is_there(&range), there, "{range:?}");
         }
         assert_eq!(read(&disk, CHUNK - 512, 1024).unwrap(), [5; 1024]);
         assert_eq!(read(&disk, 3 * CHUNK, 512).unwrap(), [6; 512]);
         // Written for the first time by a system call, from then on by a copy.
         write(&disk, 100, vec![3; 5000]).unwrap();
-        assert!(view.is_there(&(0..8192), &file));
+        assert!(view.is_there(&(0..8192)));
         write(&disk, 0, vec![4; 512]).unwrap();
         let mut want = [3; 600];
         want[..512].fill(4);
@@ -334,7 +339,7 @@ mod tests {
     fn one_that_may_only_be_read_is_never_written_to() {
         let file = file(8192);
         std::os::unix::fs::FileExt::write_all_at(&file, &[5; 8192], 0).unwrap();
-        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let disk = Mapped::new(File::open(path).unwrap(), 8192, true);
         assert_eq!(read(&disk, 0, 8192).unwrap(), [5; 8192]);
         let error = write(&disk, 0, vec![1; 512]).unwrap_err();
