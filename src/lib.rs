@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod harness;
 pub mod input;
 pub mod report;
+mod sigbus;
 pub mod store;
 pub mod trace;
 pub mod verify;

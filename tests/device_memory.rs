@@ -205,3 +205,52 @@ fn a_refused_message_ends_its_connection_alone() {
     let bad = gone.iter().filter(|e| e.2.starts_with("bad message"));
     assert_eq!(bad.count(), attempts.len(), "{gone:?}");
 }
+
+/// What a process does that shares memory and then takes it away: no SIGBUS. The ring stops,
+/// the process, the other disk and the next front end go on.
+#[test]
+fn memory_whose_file_shrinks_stops_the_ring_and_not_the_process() {
+    // Both ways to touch it: the header is read by the device, the data of a marked or digested
+    // write, too.
+    for header_is_gone in [true, false] {
+        let serve = Serve::start("", &["--digest", "all"]);
+        let mut d = Driver::connect(serve.data(), 1);
+        let mut mark = Driver::connect(serve.mark(), 1);
+        let file = memfd(1 << 20);
+        let region = info(FAR, 1 << 20, 0x1234_0000, &file);
+        d.frontend.add_mem_region(&region).unwrap();
+        let slot = d.slot(0, 0);
+        let (header, data, status) = (slot, slot + 0x1000, slot + 0x20);
+        d.header(header, OUT, 0, 5);
+        d.poke(data, &[3; 512]);
+        d.poke(status, &[0xee]);
+        // With all of it there, it is memory like any other.
+        let parts = |header, data| [(header, 16, 0), (data, 512, 0), (status, 1, WRITE)];
+        let head = d.chain(0, &parts(header, FAR));
+        d.kick(0);
+        d.wait(0, head);
+        assert_eq!(d.status(status), 0);
+        file.set_len(4096).unwrap();
+        let far = FAR + (1 << 19);
+        d.chain(
+            0,
+            &match header_is_gone {
+                true => parts(far, data),
+                false => parts(header, far),
+            },
+        );
+        d.kick(0);
+        let broken = common::until("the event of the ring", || {
+            serve.trace().device(DeviceKind::BadRing).pop()
+        });
+        assert!(broken.2.contains("was made shorter"), "{}", broken.2);
+        // The mark disk, in the same process, has memory of its own.
+        assert_eq!(mark.read(0, 512), (0, vec![0; 512]));
+        drop(d);
+        let mut next = Driver::connect(serve.data(), 1);
+        assert_eq!(next.write(5, &[4; 512]), 0);
+        assert_eq!(next.read(5, 512), (0, vec![4; 512]));
+        drop((next, mark));
+        serve.end().assert_paired();
+    }
+}

@@ -15,6 +15,7 @@ use vm_memory::{
 };
 
 use super::shared::Shared;
+use crate::sigbus::Watched;
 use crate::store::Buffers;
 
 /// Most regions that a front end may share (QEMU asks at start and keeps below).
@@ -46,6 +47,8 @@ pub(super) type Segments = SmallVec<[Segment; 4]>;
 /// See the module.
 #[derive(Clone)]
 pub(super) struct GuestMap {
+    /// By region; dropped before they are unmapped.
+    watched: Vec<Arc<Watched>>,
     memory: GuestMemoryMmap,
     regions: Vec<RegionInfo>,
 }
@@ -54,6 +57,7 @@ impl GuestMap {
     /// A map without regions.
     pub fn empty() -> GuestMap {
         GuestMap {
+            watched: Vec::new(),
             memory: GuestMemoryMmap::new(),
             regions: Vec::new(),
         }
@@ -77,6 +81,10 @@ impl GuestMap {
         let size = usize::try_from(info.size).map_err(|e| e.to_string())?;
         let mapped = MmapRegion::from_file(FileOffset::new(file, info.offset), size)
             .map_err(|e| format!("cannot map {info:x?}: {e}"))?;
+        // SAFETY: the region is part of each map that holds the value, which is dropped first;
+        // its memory is touched by vm-memory, atomics and system calls, never by references.
+        let watch = unsafe { Watched::new(mapped.as_ptr(), size) };
+        let watch = watch.map_err(|e| format!("cannot map {info:x?}: {e}"))?;
         let region = GuestRegionMmap::new(mapped, GuestAddress(info.guest))
             .ok_or_else(|| format!("{info:x?} ends beyond the address space"))?;
         let memory = self
@@ -85,7 +93,13 @@ impl GuestMap {
             .map_err(|e| format!("{info:x?}: {e}"))?;
         let mut regions = self.regions.clone();
         regions.push(info);
-        Ok(GuestMap { memory, regions })
+        let mut watched = self.watched.clone();
+        watched.push(Arc::new(watch));
+        Ok(GuestMap {
+            watched,
+            memory,
+            regions,
+        })
     }
 
     /// This map without the region (its offset does not count: the message carries none of use).
@@ -95,6 +109,8 @@ impl GuestMap {
         let index = index.ok_or_else(|| format!("{info:x?} is not mapped"))?;
         let mut regions = self.regions.clone();
         regions.remove(index);
+        let mut watched = self.watched.clone();
+        watched.remove(index);
         let memory = if regions.is_empty() {
             GuestMemoryMmap::new()
         } else {
@@ -104,7 +120,17 @@ impl GuestMap {
                 .map_err(|e| format!("{info:x?}: {e}"))?;
             removed.0
         };
-        Ok(GuestMap { memory, regions })
+        Ok(GuestMap {
+            watched,
+            memory,
+            regions,
+        })
+    }
+
+    /// The first region of which a page has gone: its file was made shorter.
+    pub fn gone(&self) -> Option<&RegionInfo> {
+        let gone = self.watched.iter().position(|w| w.is_broken());
+        self.regions.get(gone?)
     }
 
     /// Guest physical address of an address in the front end's process.

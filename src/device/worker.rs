@@ -20,6 +20,7 @@ use super::ring::{Ring, RingError};
 use super::slab::Slab;
 use super::wake::Wake;
 use crate::fault::request::Request;
+use crate::sigbus;
 use crate::trace::event::{DeviceKind, Status};
 
 /// Most requests that are taken before what is over is given back: a driver that waits for the
@@ -105,6 +106,8 @@ struct Active {
     epoch: u32,
     /// Not served any more, because it was found broken.
     broken: bool,
+    /// Missing pages of guest memory that were heard of when the map was looked at last.
+    gone: u64,
     /// By head: whether the chain is in flight.
     taken: Vec<bool>,
     /// The vring could keep it, but has no way to signal it.
@@ -115,6 +118,21 @@ impl Active {
     /// Whether requests are taken.
     fn serving(&self) -> bool {
         !self.broken && self.ring.is_enabled()
+    }
+
+    /// A ring is served no more where a page of its guest's memory has gone: what is read there
+    /// are zeros that nobody wrote.
+    fn look_at_memory(&mut self) -> Result<(), RingError> {
+        let gone = sigbus::changes();
+        if std::mem::replace(&mut self.gone, gone) == gone {
+            return Ok(());
+        }
+        match self.ring.map().gone() {
+            None => Ok(()),
+            Some(region) => Err(RingError(format!(
+                "guest memory has gone, the file of {region:x?} was made shorter"
+            ))),
+        }
     }
 }
 
@@ -354,6 +372,7 @@ impl<D: QueueDevice> Worker<D> {
                     ring,
                     epoch: start.epoch,
                     broken: false,
+                    gone: 0,
                     taken: vec![false; usize::from(size)],
                     err,
                 });
@@ -421,6 +440,7 @@ impl<D: QueueDevice> Worker<D> {
         if !active.serving() {
             return Ok(0);
         }
+        active.look_at_memory()?;
         let mut count = 0;
         let mut shown = 0;
         while count < BATCH {

@@ -6,7 +6,7 @@
 //! it, and writing to one where no memory is left would be a SIGBUS. So a bit for each page
 //! says whether it is known to be there; where it is not, the system call is made, which leaves
 //! holes alone and has an error to give. A page that goes all the same (somebody else cuts the
-//! file short, or punches it and memory is used up) ends the copy early (`guarded`), and the
+//! file short, or punches it and memory is used up) ends the copy early (`sigbus`), and the
 //! system call finds the right words for it.
 
 use std::fs::File;
@@ -19,8 +19,9 @@ use std::sync::{Mutex, PoisonError};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::unistd::{AccessFlags, access};
 
+use super::Buffers;
 use super::transfer::{Way, transfer, zero};
-use super::{Buffers, guarded};
+use crate::sigbus;
 
 /// Bytes for which there is a bit. Larger pages of the kernel are several of these.
 const PAGE: u64 = 4096;
@@ -37,7 +38,7 @@ pub(super) struct Mapped {
 }
 
 struct View {
-    /// Never seen as a slice: its bytes go through `guarded::copy` alone.
+    /// Never seen as a slice: its bytes go through `sigbus::copy` alone.
     map: MmapRaw,
     writable: bool,
     /// By page, from bit 0 of the first word on.
@@ -102,7 +103,7 @@ impl Mapped {
 impl View {
     fn of(file: &File, capacity: u64, read_only: bool) -> Option<View> {
         // The bits are of 4 KiB: on a kernel with larger pages one could say more than it knows.
-        if !guarded::possible() || page_size() != PAGE {
+        if !sigbus::possible() || page_size() != PAGE {
             return None;
         }
         // mincore(2) tells the truth to those who may write the file; to others all is there.
@@ -229,7 +230,7 @@ impl View {
             // SAFETY: `possible` was asked by `of`. The buffers are mapped and writable while they
             // live (the contract of `Buffers::new`), our side is the mapping within its length
             // (the caller has looked), and writable where it is written to (the same).
-            if unsafe { guarded::copy(to, from, range.iov_len) } != 0 {
+            if unsafe { sigbus::copy(to, from, range.iov_len) } != 0 {
                 return false;
             }
             at = at.wrapping_add(range.iov_len);

@@ -6,7 +6,6 @@ mod aligned;
 pub mod buf;
 mod done;
 pub mod file;
-mod guarded;
 pub mod holes;
 mod index;
 pub mod kept;
