@@ -37,8 +37,18 @@ impl Drop for Guest {
     }
 }
 
-fn boot(serve: &Serve, rounds: u32, queues: u16) -> Guest {
-    let fds = (OwnedFd::from(serve.data()), OwnedFd::from(serve.mark()));
+/// How the guest comes to its disks.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// By connections that end with it.
+    Once,
+    /// By the sockets' paths, again and again: the device may be killed.
+    Again,
+}
+
+fn boot(serve: &Serve, rounds: u32, queues: u16, way: Way) -> Guest {
+    let fds =
+        (way == Way::Once).then(|| (OwnedFd::from(serve.data()), OwnedFd::from(serve.mark())));
     let words = [
         "wtblk_tests=churn".to_owned(),
         format!("wtblk_rounds={rounds}"),
@@ -50,21 +60,35 @@ fn boot(serve: &Serve, rounds: u32, queues: u16) -> Guest {
         kernel: &built("build"),
         initramfs: &built("guest"),
         words: &words,
-        disks: Some((&fds.0, &fds.1)),
+        disks: fds.as_ref().map(|fds| (&fds.0, &fds.1)),
         queues,
         queue_size: None,
         memory: 512,
         name: serve.dir().display().to_string(),
     };
-    let mut command = vm.command(&Qemu::find(None).unwrap());
+    let qemu = Qemu::find(None).unwrap();
+    let mut command = vm.command(&qemu);
     // The last one counts: a reset must reset here, not end QEMU.
     command.args(["-action", "reboot=reset"]);
     let qmp = serve.path("qmp");
     command
         .arg("-qmp")
         .arg(format!("unix:{},server=on,wait=off", qmp.display()));
-    inherited(&fds.0);
-    inherited(&fds.1);
+    if let Some(fds) = &fds {
+        inherited(&fds.0);
+        inherited(&fds.1);
+    } else {
+        for (name, queues) in [("data", queues), ("mark", 1)] {
+            let path = serve.path(name);
+            let chardev = format!(
+                "socket,id={name},path={},{}",
+                path.display(),
+                qemu.reconnect()
+            );
+            command.args(["-chardev", &chardev, "-device"]);
+            command.arg(format!("vhost-user-blk,chardev={name},num-queues={queues}"));
+        }
+    }
     let mut qemu = command.stdout(Stdio::piped()).spawn().unwrap();
     let console = lines(qemu.stdout.take().unwrap());
     Guest { qemu, console, qmp }
@@ -102,7 +126,7 @@ fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
     let number = queues.to_string();
     let args = [&["--image", "data.img", "--queues", &number], args].concat();
     let mut serve = Serve::start_in(dir, scenario, &args);
-    let mut guest = boot(&serve, rounds, queues);
+    let mut guest = boot(&serve, rounds, queues, Way::Once);
     let (mut said, mut wrong, mut all) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         let line = match guest.console.recv_timeout(LIMIT) {
@@ -121,7 +145,7 @@ fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
         } else if line.contains("wants to be killed") {
             drop(guest);
             let _ = std::fs::remove_file(serve.path("qmp"));
-            guest = boot(&serve, rounds, queues);
+            guest = boot(&serve, rounds, queues, Way::Once);
         } else if line.contains("ok 1 churn") {
             break;
         } else if line.contains("Kernel panic") {
@@ -184,4 +208,67 @@ action = { drop = true }
             .iter()
             .any(|s| s.1.op == Op::Write && s.1.bytes == 12288)
     );
+}
+
+/// The device is killed by SIGKILL while the guest writes, and started again: QEMU connects anew,
+/// and the guest never hears of it. `WTBLK_KILLS=N` says how often (`ci/soak`: 100).
+#[test]
+fn every_block_is_right_though_the_device_is_killed() {
+    let kills: usize = std::env::var("WTBLK_KILLS").map_or(4, |n| n.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    image::xfs(&dir.path().join("data.img"), 512).unwrap();
+    // Poison tells a block that was lost from one that is old.
+    let args = [
+        "--image",
+        "data.img",
+        "--queues",
+        "2",
+        "--poison",
+        "--continue-trace",
+    ];
+    let mut serve = Serve::start_in(dir, "", &args);
+    // Far more rounds than it will come to.
+    let guest = boot(&serve, 10_000, 2, Way::Again);
+    let (mut done, mut checked, mut all) = (0, 0, Vec::new());
+    while done < kills || checked == 0 {
+        let line = match guest.console.recv_timeout(LIMIT) {
+            Ok(line) => line,
+            Err(e) => panic!("nothing came after {done} kills ({e}):\n{}", all.join("\n")),
+        };
+        all.push(line.clone());
+        assert!(
+            !line.contains("Kernel panic")
+                && !line.contains("not ok")
+                && !line.contains("I/O error"),
+            "{}",
+            all.join("\n")
+        );
+        if line.contains("neither new nor old") || line.contains("before, is old") {
+            panic!("after {done} kills:\n{}", all.join("\n"));
+        }
+        checked += usize::from(line.contains("checked:"));
+        if line.contains("wants to be") {
+            // All lanes are writing: now, and several times more before the machine is reset.
+            for _ in 0..kills.div_ceil(4).min(10) {
+                serve = Serve::start_in(serve.kill(), "", &args);
+                done += 1;
+                // The guest's writes must be seen to go on before it is killed again.
+                let before = serve.trace().submits().len();
+                common::until("the guest's writes to go on", || {
+                    let completes = serve.trace().completes();
+                    let done = completes.iter().filter(|c| !c.1.abandoned).count();
+                    (serve.trace().submits().len() > before + 20 && done > 20).then_some(())
+                });
+            }
+            reset(&guest);
+        }
+    }
+    drop(guest);
+    serve.signal(Signal::SIGTERM);
+    assert_eq!(serve.wait(), 0);
+    let trace = serve.trace();
+    trace.assert_paired();
+    let again = trace.device(DeviceKind::Again).len();
+    eprintln!("{done} kills, {checked} rounds checked, {again} requests taken anew");
+    assert!(again > 0, "nothing was in flight at any of {done} kills");
 }

@@ -15,6 +15,8 @@ pub(super) struct Disks<'a> {
     pub queue_size: Option<u16>,
     /// Further disks: name, socket, queues.
     pub more: &'a [(String, PathBuf, u16)],
+    /// QEMU's option for connecting again; `None` where there is no QEMU to be asked for its version.
+    pub reconnect: Option<&'a str>,
 }
 
 /// Guest memory in the printed lines; the reader puts in what is wanted.
@@ -47,7 +49,9 @@ fn devices(disks: &Disks<'_>, driver: &str) -> String {
     let one = |id: &str, socket: &Path, queues: u16, queue_size: Option<u16>| {
         // QEMU's option syntax doubles a comma; the quotes are for the shell.
         let path = socket.display().to_string().replace(',', ",,");
-        let chardev = quote(&format!("socket,id={id},path={path}"));
+        let again = disks.reconnect.map(|option| format!(",{option}"));
+        let again = again.unwrap_or_default();
+        let chardev = quote(&format!("socket,id={id},path={path}{again}"));
         // QEMU's own default is a queue per CPU: more than the device may have.
         let size = queue_size.map(|n| format!(",queue-size={n}"));
         let size = size.unwrap_or_default();
@@ -87,9 +91,10 @@ mod tests {
             queues: 4,
             queue_size: Some(256),
             more: &[("log".into(), "/tmp/l".into(), 2)],
+            reconnect: Some("reconnect-ms=100"),
         });
         assert_eq!(text.matches("share=on").count(), 2);
-        assert!(text.contains("'socket,id=wtblk-data,path=/tmp/a,,b c'"));
+        assert!(text.contains("'socket,id=wtblk-data,path=/tmp/a,,b c,reconnect-ms=100'"));
         assert!(text.contains("vhost-user-blk-pci,chardev=wtblk-data,num-queues=4,queue-size=256"));
         assert!(text.contains("vhost-user-blk,chardev=wtblk-mark,num-queues=1"));
         assert!(text.contains("vhost-user-blk,chardev=wtblk-log,num-queues=2"));

@@ -18,6 +18,7 @@ use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
 use super::speed_args::SpeedArgs;
 use crate::device::{Address, Backing, MoreDisk, ServeConfig, Settings, serve};
+use crate::harness::qemu::Qemu;
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
 #[derive(Args, Debug)]
@@ -65,6 +66,9 @@ pub struct ServeArgs {
     /// Record every event in this file
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Go on with the trace that a killed `serve` has left there, instead of making it anew
+    #[arg(long, requires = "trace")]
+    continue_trace: bool,
     #[command(flatten)]
     shape: ShapeArgs,
     #[command(flatten)]
@@ -143,6 +147,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         more: args.disk.clone(),
         scenarios: args.scenario.clone(),
         trace: args.trace.clone(),
+        continue_trace: args.continue_trace,
         recording: args.recording.recording(),
         seed: args.seed,
         control: args.control.clone(),
@@ -176,7 +181,9 @@ fn qemu_args(config: &ServeConfig) -> Result<String> {
     for (name, address, disk) in &settings.more {
         more.push((name.clone(), absolute(address)?, disk.queues()));
     }
+    let qemu = Qemu::find(None).ok();
     Ok(qemu_args::text(&Disks {
+        reconnect: qemu.as_ref().map(Qemu::reconnect),
         socket: &socket,
         mark_socket: mark_socket.as_deref().map(Path::new),
         queues: settings.queues(),

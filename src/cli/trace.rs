@@ -342,6 +342,10 @@ fn device(d: &DeviceEvent) -> String {
                 format_args!("a rule hangs up on #{}, what is in flight is {how}", d.a),
             );
         }
+        DeviceKind::Again => push(
+            &mut line,
+            format_args!("#{} was in flight when the device was killed", d.a),
+        ),
         DeviceKind::Message => line.push_str("message"),
         DeviceKind::Features => push(&mut line, format_args!("features {:#x}", d.a)),
         DeviceKind::QueueStart => push(

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::inflight::Tracked;
 use super::memory::GuestMap;
 use super::ring::RingPlace;
 use super::wake::Wake;
@@ -30,6 +31,8 @@ pub(super) struct Start {
     pub kick: Option<File>,
     pub call: Option<File>,
     pub err: Option<File>,
+    /// Where the front end keeps what is in flight; the ring goes on by it and not by `base`.
+    pub tracked: Option<Tracked>,
 }
 
 /// How a ring stood when it stopped.

@@ -280,7 +280,7 @@ impl QueueDevice for DataQueue {
         self.now_ns = self.hub.trace.stamp();
     }
 
-    fn take(&mut self, token: u64, taken: Taken) {
+    fn take(&mut self, token: u64, taken: Taken) -> Option<u64> {
         self.stopping = None;
         let (parsed, malformed) = match taken.parsed {
             Ok(parsed) => (parsed, None),
@@ -308,6 +308,9 @@ impl QueueDevice for DataQueue {
             (Some(cache), Op::Flush) => cache.at(record),
             _ => (record(), 0),
         };
+        if let Some(before) = taken.again {
+            self.event(DeviceKind::Again, id, u64::from(before), "");
+        }
         self.sampled(id, parsed.sector, sample.as_deref());
         self.hub.add_in_flight(self.worker(), 1);
         let request = Request {
@@ -354,7 +357,8 @@ impl QueueDevice for DataQueue {
                 pending.status = Status::IOERR;
                 pending.step = usize::MAX;
             }
-            return self.advance(token);
+            self.advance(token);
+            return Some(id);
         }
         let outage = &self.disk.outage;
         // A device that is gone has no rules.
@@ -365,6 +369,7 @@ impl QueueDevice for DataQueue {
             self.adopt(token, decision);
         }
         self.advance(token);
+        Some(id)
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {

@@ -78,11 +78,12 @@ impl MarkQueue {
         self.finish(token, Status::IOERR, 0);
     }
 
-    fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) {
+    /// The number of the mark that it is.
+    fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) -> Option<u64> {
         match parsed.op {
             Op::Write => match read_mark(taken, parsed) {
                 Ok((mark, event)) => match orders::unknown(&self.hub, &mark) {
-                    None => self.mark(token, mark, event),
+                    None => return Some(self.mark(token, mark, event, taken.again)),
                     Some(why) => self.refuse(token, &why),
                 },
                 Err(why) => self.refuse(token, &why),
@@ -98,12 +99,20 @@ impl MarkQueue {
             Op::Flush => self.finish(token, Status::OK, 0),
             Op::Discard | Op::WriteZeroes | Op::Other => self.finish(token, Status::UNSUPP, 0),
         }
+        None
     }
 
-    fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent) {
+    fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent, again: Option<u32>) -> u64 {
         self.barrier();
         self.hub.mark(&mark);
-        self.last = self.hub.trace.record(&Body::Mark(event));
+        // A mark that a device recorded which was killed before the guest heard of it is in the
+        // trace already, where that goes on.
+        let known = again.filter(|&number| number != 0 && self.hub.trace.goes_on());
+        let number = match known {
+            Some(number) => u64::from(number),
+            None => self.hub.trace.record(&Body::Mark(event)),
+        };
+        self.last = number;
         match mark {
             Mark::Control(Control::Release(rule)) => {
                 orders::release(&self.hub, rule.as_deref());
@@ -116,6 +125,7 @@ impl MarkQueue {
             }
             _ => self.finish(token, Status::OK, 0),
         }
+        number
     }
 
     fn wait(&mut self, token: u64, what: WaitFor) {
@@ -231,15 +241,16 @@ fn is_ordered(offset: u64, written: usize, line: usize) -> bool {
 }
 
 impl QueueDevice for MarkQueue {
-    fn take(&mut self, token: u64, taken: Taken) {
+    fn take(&mut self, token: u64, taken: Taken) -> Option<u64> {
         match &taken.parsed {
-            Ok(parsed) => self.serve(token, &taken, parsed),
+            Ok(parsed) => return self.serve(token, &taken, parsed),
             Err(malformed) => {
                 let head = u64::from(taken.head);
                 self.event(DeviceKind::BadChain, head, 0, &malformed.what);
                 self.finish(token, Status::IOERR, 0);
             }
         }
+        None
     }
 
     fn poll(&mut self, done: &mut Vec<Done>) {

@@ -19,6 +19,7 @@ mod disk;
 mod fuzzing;
 mod groups;
 mod hub;
+mod inflight;
 mod mark_queue;
 mod marked;
 mod memory;

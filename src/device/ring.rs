@@ -155,6 +155,16 @@ impl Ring {
         self.parts.table
     }
 
+    /// The used index as the guest has it.
+    pub fn published(&self) -> u16 {
+        self.published
+    }
+
+    /// The next avail entry to take is this one.
+    pub fn go_on_at(&mut self, position: u16) {
+        (self.next_avail, self.seen_avail) = (position, position);
+    }
+
     /// Position of the next avail entry to take: what GET_VRING_BASE tells.
     pub fn next_avail(&self) -> u16 {
         self.next_avail

@@ -31,8 +31,8 @@ use super::socket::{Address, Socket};
 use super::wake::Wake;
 use crate::fault::Engine;
 use crate::store::Store;
-use crate::trace::TraceWriter;
-use crate::trace::event::{DATA_DISK, DeviceKind, MARK_DISK};
+use crate::trace::event::{Body, Complete, DATA_DISK, DeviceKind, MARK_DISK, Status};
+use crate::trace::{Left, TraceWriter};
 
 /// Beyond [`STOP_LIMIT`]: for threads to end.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -66,14 +66,17 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
     let control = config.control.clone().map(Address::Path);
     let control = control.as_ref().map(Socket::open).transpose()?;
-    let trace = Arc::new(match &config.trace {
-        Some(path) => TraceWriter::create(path)?,
-        None => TraceWriter::null(),
-    });
+    let (trace, left) = match &config.trace {
+        Some(path) if config.continue_trace => TraceWriter::go_on(path)?,
+        Some(path) => (TraceWriter::create(path)?, Left::default()),
+        None => (TraceWriter::null(), Left::default()),
+    };
+    let trace = Arc::new(trace);
     let rules = settings.scenario.rules.len() as u64;
     let plans = config.plans.clone();
     let hub = Arc::new(Hub::new(trace.clone(), engines, plans, &config.recording)?);
     let sizes: Vec<u64> = opened.iter().map(|o| o.3.store.capacity()).collect();
+    bury(&hub, &left);
     let begin = describe(&config, &settings, &sizes, mark_socket.is_some());
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
@@ -93,7 +96,7 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let (mut states, mut workers) = (Vec::new(), Vec::new());
     for (number, name, settings, layers, socket) in opened {
         let first_worker = u16::try_from(workers.len()).unwrap_or(u16::MAX);
-        let disk = Made::new(&hub, (number, name), settings, layers, first_worker)?;
+        let disk = Made::new(&hub, (number, name), settings, layers, first_worker, &left)?;
         states.push(disk.state.clone());
         workers.extend(disk.disk.workers.iter().cloned());
         made.push((disk, settings, socket));
@@ -131,6 +134,30 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     drop(stores);
     trace.close();
     Ok(())
+}
+
+/// What a device that was killed had in flight is over, as far as its trace goes: what became of
+/// it nobody knows. What is taken anew has numbers of its own.
+fn bury(hub: &Hub, left: &Left) {
+    if !hub.trace.goes_on() {
+        return;
+    }
+    let mut disks: Vec<u8> = left.open.iter().map(|o| o.1).chain([DATA_DISK]).collect();
+    disks.sort_unstable();
+    disks.dedup();
+    for disk in disks {
+        let text = "the device before was killed, or ended";
+        hub.event(disk, 0, DeviceKind::Disconnected, 0, 0, text);
+    }
+    for &(request, _) in &left.open {
+        hub.trace.record(&Body::Complete(Complete {
+            request,
+            status: Status::IOERR,
+            avail_after: 0,
+            abandoned: true,
+            digest: 0,
+        }));
+    }
 }
 
 /// A disk with its threads.
@@ -196,6 +223,7 @@ impl Made {
         settings: &Settings,
         layers: Layers,
         first_worker: u16,
+        left: &Left,
     ) -> Result<Made> {
         let Layers { store, cache } = layers;
         let geometry = Geometry::of(&settings.shape, store.capacity() / SECTOR);
@@ -221,7 +249,8 @@ impl Made {
             state: Some(state.clone()),
             start_writeback: settings.write_cache(),
             workers,
-            epochs: AtomicU32::new(0),
+            // No epoch is given out twice in a trace.
+            epochs: AtomicU32::new(left.epochs.get(&number).copied().unwrap_or(0)),
             connections: AtomicU64::new(0),
         });
         Ok(Made {

@@ -178,6 +178,8 @@ pub struct ServeConfig {
     pub scenarios: Vec<PathBuf>,
     /// Where the events go; `None`: nowhere.
     pub trace: Option<PathBuf>,
+    /// The trace at this path goes on, where there is one; else it is made anew.
+    pub continue_trace: bool,
     /// What is recorded of the requests' data.
     pub recording: Recording,
     /// Seed of the rules.

@@ -21,6 +21,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::command::{ANSWER_LIMIT, Command, STOP_LIMIT, Start, Stopped};
 use super::config::{F_EVENT_IDX, F_FLUSH, F_PROTOCOL, WRITEBACK_AT};
 use super::disk::Disk;
+use super::inflight::Area;
 use super::memory::{GuestMap, MAX_REGIONS, RegionInfo};
 use super::ring::{MAX_SIZE, RingPlace};
 use crate::trace::event::DeviceKind;
@@ -48,6 +49,8 @@ pub(super) struct Handler {
     /// The writeback byte that the driver chose, or the start value.
     chosen_writeback: bool,
     map: Arc<GuestMap>,
+    /// Where the front end keeps what is in flight.
+    area: Option<Arc<Area>>,
     vrings: Vec<Vring>,
 }
 
@@ -60,6 +63,7 @@ impl Handler {
             owned: false,
             features: 0,
             map: Arc::new(GuestMap::empty()),
+            area: None,
             vrings,
         };
         handler.settle_writeback();
@@ -162,6 +166,7 @@ impl Handler {
             *vring = Vring::default();
         }
         self.features = 0;
+        self.area = None;
         self.chosen_writeback = self.disk.start_writeback;
         self.settle_writeback();
         self.event(0, DeviceKind::Reset, 0, 0, "");
@@ -171,6 +176,7 @@ impl Handler {
         let (map, event_idx) = (self.map.clone(), self.features & F_EVENT_IDX != 0);
         let without_enable = self.features & F_PROTOCOL == 0;
         let epoch = self.disk.epochs.fetch_add(1, Ordering::Relaxed) + 1;
+        let tracked = self.area.as_ref().and_then(|area| area.queue(index));
         let vring = self.vring(index)?;
         let start = Start {
             map,
@@ -183,6 +189,7 @@ impl Handler {
             kick,
             call: share(&vring.call)?,
             err: share(&vring.err)?,
+            tracked,
         };
         vring.running = true;
         self.order(index, STOP_ANSWER, |tell| {
@@ -191,7 +198,7 @@ impl Handler {
     }
 }
 
-/// Words for what a region message was refused for.
+/// Words for what a message about shared memory was refused for.
 fn refused(why: String) -> Error {
     tracing::warn!("memory refused: {why}");
     Error::ReqHandlerError(io::Error::other(why))
@@ -371,7 +378,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE)
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
@@ -441,12 +449,28 @@ impl VhostUserBackendReqHandlerMut for Handler {
         self.remap(map)
     }
 
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    fn get_inflight_fd(&mut self, asked: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let (queues, size) = (asked.num_queues, asked.queue_size);
+        self.message("GET_INFLIGHT_FD", 0, u64::from(queues), u64::from(size));
+        if usize::from(queues) > self.vrings.len() {
+            return Err(Error::InvalidParam);
+        }
+        let (file, len) = Area::create(queues, size).map_err(Error::ReqHandlerError)?;
+        Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(Error::InvalidOperation("INFLIGHT_SHMFD is not offered"))
+    fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
+        let (queues, size) = (area.num_queues, area.queue_size);
+        self.message("SET_INFLIGHT_FD", 0, u64::from(queues), u64::from(size));
+        if self.vrings.iter().any(|v| v.running) {
+            return Err(Error::InvalidOperation("a ring is running"));
+        }
+        if usize::from(queues) > self.vrings.len() {
+            return Err(Error::InvalidParam);
+        }
+        let opened = Area::open(&file, area.mmap_offset, area.mmap_size, queues, size);
+        self.area = Some(opened.map_err(refused)?);
+        Ok(())
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {

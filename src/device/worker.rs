@@ -2,6 +2,7 @@
 //! The queue worker: one thread that owns a ring, takes requests from it and
 //! gives them back. What a request means is its [`QueueDevice`]'s business.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -14,6 +15,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::chain::{self, Malformed};
 use super::command::{Command, STOP_LIMIT, Start, Stopped};
 use super::hub::Hub;
+use super::inflight::{Again, Tracked};
 use super::memory::GuestMap;
 use super::request::{self, Parsed};
 use super::ring::{Ring, RingError};
@@ -36,6 +38,9 @@ pub(super) struct Taken {
     pub head: u16,
     pub position: u16,
     pub epoch: u32,
+    /// It was taken before, by a device that was killed: the lower 32 bits of its number then, 0
+    /// where it had none.
+    pub again: Option<u32>,
 }
 
 /// A request that is over.
@@ -66,8 +71,8 @@ pub(super) trait QueueDevice: Send {
     /// Requests follow that were all there by now.
     fn begin(&mut self) {}
     /// A request was taken; it ends in [`QueueDevice::poll`], which follows before anything
-    /// is waited for.
-    fn take(&mut self, token: u64, taken: Taken);
+    /// is waited for. The number that it has in the trace, where it has one.
+    fn take(&mut self, token: u64, taken: Taken) -> Option<u64>;
     /// Collects requests that are over.
     fn poll(&mut self, done: &mut Vec<Done>);
     /// Readable when `poll` has something to do.
@@ -110,6 +115,10 @@ struct Active {
     gone: u64,
     /// By head: whether the chain is in flight.
     taken: Vec<bool>,
+    /// Where the front end keeps what is in flight.
+    tracked: Option<Tracked>,
+    /// What a device that was killed had in flight: taken before the ring is looked at.
+    again: VecDeque<Again>,
     /// The vring could keep it, but has no way to signal it.
     err: Option<Wake>,
 }
@@ -358,8 +367,14 @@ impl<D: QueueDevice> Worker<D> {
         } = start;
         let err = start.err.map(Wake::from);
         let (a, b) = (u64::from(size), u64::from(start.epoch));
-        match Ring::new(map, place, size, start.base, start.event_idx) {
-            Ok(mut ring) => {
+        let mut tracked = start.tracked;
+        let ring = Ring::new(map, place, size, start.base, start.event_idx);
+        let ring = ring.and_then(|mut ring| {
+            let again = go_on(&mut ring, tracked.as_mut(), size)?;
+            Ok((ring, again))
+        });
+        match ring {
+            Ok((mut ring, again)) => {
                 self.hub
                     .event(self.disk, self.queue, DeviceKind::QueueStart, a, b, "");
                 ring.set_kick(start.kick);
@@ -374,6 +389,8 @@ impl<D: QueueDevice> Worker<D> {
                     broken: false,
                     gone: 0,
                     taken: vec![false; usize::from(size)],
+                    tracked,
+                    again,
                     err,
                 });
             }
@@ -444,20 +461,36 @@ impl<D: QueueDevice> Worker<D> {
         let mut count = 0;
         let mut shown = 0;
         while count < BATCH {
-            if shown == 0 {
-                shown = active.ring.shown()?;
-                if shown == 0 {
-                    break;
+            let (position, head, again) = match active.again.pop_front() {
+                // Older than all that the ring shows. Its place in the ring is not known any more.
+                Some(again) => {
+                    if count == 0 {
+                        self.device.begin();
+                    }
+                    (active.ring.next_avail(), again.head, Some(again.number))
                 }
-                self.device.begin();
-            }
-            let (position, head) = active.ring.take()?;
-            (count, shown) = (count + 1, shown - 1);
+                None => {
+                    if shown == 0 {
+                        shown = active.ring.shown()?;
+                        if shown == 0 {
+                            break;
+                        }
+                        self.device.begin();
+                    }
+                    let (position, head) = active.ring.take()?;
+                    shown -= 1;
+                    (position, head, None)
+                }
+            };
+            count += 1;
             let in_flight = &mut active.taken[usize::from(head)];
             if std::mem::replace(in_flight, true) {
                 return Err(RingError(format!(
                     "chain {head} was made available while it is in flight"
                 )));
+            }
+            if let Some(tracked) = &mut active.tracked {
+                tracked.taken(head);
             }
             let ring = &active.ring;
             let map = ring.map();
@@ -478,9 +511,13 @@ impl<D: QueueDevice> Worker<D> {
                 head,
                 position,
                 epoch: active.epoch,
+                again,
             };
             let token = self.slots.insert(slot);
-            self.device.take(token, taken);
+            let number = self.device.take(token, taken);
+            if let (Some(tracked), Some(number)) = (&active.tracked, number) {
+                tracked.number(head, number);
+            }
         }
         Ok(count)
     }
@@ -530,6 +567,9 @@ impl<D: QueueDevice> Worker<D> {
         let mut avail_after = 0;
         if let Some(active) = active {
             avail_after = active.ring.publish();
+            if let Some(tracked) = &mut active.tracked {
+                tracked.published(active.ring.published());
+            }
         }
         self.device.published_all();
         for Told {
@@ -580,7 +620,27 @@ fn put(active: &mut Active, slot: &Slot, done: &Done) -> Result<(), RingError> {
     let len = done.used_len.unwrap_or(len);
     active.taken[usize::from(slot.head)] = false;
     active.ring.put(slot.head, len);
+    if let Some(tracked) = &mut active.tracked {
+        tracked.put(slot.head);
+    }
     Ok(())
+}
+
+/// Where the front end keeps what is in flight, the ring goes on where that says: behind
+/// what was taken. What was taken and not given back is to be taken again.
+fn go_on(
+    ring: &mut Ring,
+    tracked: Option<&mut Tracked>,
+    size: u16,
+) -> Result<VecDeque<Again>, RingError> {
+    let Some(tracked) = tracked else {
+        return Ok(VecDeque::new());
+    };
+    let used = ring.published();
+    let again = tracked.begin(used, size).map_err(RingError)?;
+    // At most `size` of them.
+    ring.go_on_at(used.wrapping_add(again.len() as u16));
+    Ok(again.into())
 }
 
 /// A poll that ends early would spin: up to the next millisecond.

@@ -155,6 +155,7 @@ fn body(u: &mut Unstructured<'_>, seq: u64) -> Result<Body> {
                 DeviceKind::Changed,
                 DeviceKind::Cut,
                 DeviceKind::HangUp,
+                DeviceKind::Again,
                 DeviceKind::Begin,
                 DeviceKind::End,
             ])?,

@@ -51,6 +51,15 @@ impl Qemu {
         }
         Ok(Qemu { program, version })
     }
+
+    /// The option of a socket chardev by which QEMU connects again when the device has gone, as
+    /// this version spells it.
+    pub fn reconnect(&self) -> &'static str {
+        match self.version < (9, 2) {
+            true => "reconnect=1",
+            false => "reconnect-ms=100",
+        }
+    }
 }
 
 fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -190,6 +199,19 @@ mod tests {
         );
         assert_eq!(parse_version("QEMU emulator version 7.2.15"), Some((7, 2)));
         assert_eq!(parse_version("hello"), None);
+    }
+
+    #[test]
+    fn reconnecting_is_spelt_as_the_version_wants_it() {
+        for (version, option) in [
+            ((7, 2), "reconnect=1"),
+            ((9, 1), "reconnect=1"),
+            ((9, 2), "reconnect-ms=100"),
+            ((10, 0), "reconnect-ms=100"),
+        ] {
+            let program = PathBuf::from("qemu");
+            assert_eq!(Qemu { program, version }.reconnect(), option);
+        }
     }
 
     #[test]

@@ -235,6 +235,9 @@ pub enum DeviceKind {
     Cut = 21,
     /// A rule closes the connection on request `a`; `b` = 1: what is in flight is lost, 0: completed first.
     HangUp = 22,
+    /// Request `a` was in flight when an earlier device was killed, and was taken anew; `b` are the
+    /// lower 32 bits of its number then, 0: it had got none.
+    Again = 23,
 }
 
 /// Something happened to the device or its connection.

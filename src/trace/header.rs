@@ -23,6 +23,14 @@ impl HeaderWriter {
         header
     }
 
+    /// The header of a trace that goes on: it is not closed any more.
+    pub(super) fn go_on(words: Words) -> HeaderWriter {
+        let header = HeaderWriter { words };
+        header.set(head::FLAGS, 0);
+        header.set(head::END, 0);
+        header
+    }
+
     /// Fills in the header of PATH.data.
     pub(super) fn begin_data(words: &Words, id: u64) {
         let header = words.get();

@@ -16,6 +16,7 @@ pub mod log_writes_import;
 pub mod perfetto;
 mod reader;
 mod record;
+mod resume;
 mod texts;
 mod words;
 mod writer;
@@ -24,4 +25,5 @@ pub use error::TraceError;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use format::{commit_word as fuzz_commit_word, text_sum as fuzz_text_sum};
 pub use reader::TraceReader;
+pub use resume::Left;
 pub use writer::TraceWriter;

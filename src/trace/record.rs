@@ -286,7 +286,7 @@ fn data_kind(code: u8) -> Option<DataKind> {
 fn device_kind(code: u8) -> Option<DeviceKind> {
     use DeviceKind::*;
     // In the order of their numbers, from 1.
-    const KINDS: [DeviceKind; 22] = [
+    const KINDS: [DeviceKind; 23] = [
         Connected,
         Disconnected,
         Message,
@@ -309,6 +309,7 @@ fn device_kind(code: u8) -> Option<DeviceKind> {
         Gone,
         Cut,
         HangUp,
+        Again,
     ];
     let kind = *KINDS.get(usize::from(code).checked_sub(1)?)?;
     // The table above against the numbers in event.rs: a slip reads as unknown, a test sees it.
@@ -346,7 +347,7 @@ mod tests {
     #[test]
     fn every_device_kind_has_its_place_in_the_table() {
         let known: Vec<u8> = (0..=255).filter(|&n| device_kind(n).is_some()).collect();
-        assert_eq!(known, (1..=DeviceKind::HangUp as u8).collect::<Vec<_>>());
+        assert_eq!(known, (1..=DeviceKind::Again as u8).collect::<Vec<_>>());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::format::{
 };
 use super::header::HeaderWriter;
 use super::record::{DATA_PLACE, FACTS, TEXT_SUM, cut, encode, lost_text, text_ref};
+use super::resume::{self, Left, Place};
 use super::words::Words;
 
 /// The errno of a gap that our own limit made.
@@ -35,6 +36,10 @@ const RETRY_NS: u64 = 100_000_000;
 pub struct TraceWriter {
     next: AtomicU64,
     began: Instant,
+    /// What the trace had behind it when this process began.
+    before_ns: u64,
+    /// Its first events are of another process.
+    goes_on: bool,
     files: Option<Arc<Files>>,
 }
 
@@ -102,8 +107,40 @@ impl TraceWriter {
         Ok(TraceWriter {
             next: AtomicU64::new(0),
             began: Instant::now(),
+            before_ns: 0,
+            goes_on: false,
             files: Some(files),
         })
+    }
+
+    /// Goes on with the trace at PATH that another process, which must be dead, has left; makes
+    /// one where there is none. What that process left open is told.
+    pub fn go_on(path: &Path) -> Result<(TraceWriter, Left), TraceError> {
+        if !path.exists() {
+            return Ok((TraceWriter::create(path)?, Left::default()));
+        }
+        let failed = |source| TraceError::Create {
+            path: path.to_owned(),
+            source,
+        };
+        let (place, left) = resume::look(path)?;
+        let (ahead, wanted) = channel();
+        let files = Files::go_on(&place, ahead).map_err(failed)?;
+        let files = Arc::new(files);
+        make_ahead(Arc::downgrade(&files), wanted).map_err(failed)?;
+        let writer = TraceWriter {
+            next: AtomicU64::new(place.next),
+            began: Instant::now(),
+            before_ns: place.now_ns,
+            goes_on: true,
+            files: Some(files),
+        };
+        Ok((writer, left))
+    }
+
+    /// Whether its first events are of another process.
+    pub fn goes_on(&self) -> bool {
+        self.goes_on
     }
 
     /// A trace that gives numbers and keeps nothing.
@@ -111,6 +148,8 @@ impl TraceWriter {
         TraceWriter {
             next: AtomicU64::new(0),
             began: Instant::now(),
+            before_ns: 0,
+            goes_on: false,
             files: None,
         }
     }
@@ -157,7 +196,8 @@ impl TraceWriter {
 
     /// Monotonic time since the trace began.
     pub fn now_ns(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let since = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.before_ns.saturating_add(since)
     }
 
     /// Marks the file as closed in order and gives back the room that was not
@@ -292,6 +332,27 @@ impl Files {
         };
         files.index.make(&files.index.lock(), 0)?;
         files.data.make(&files.data.lock(), 0)?;
+        Ok(files)
+    }
+
+    /// Over files that are there.
+    fn go_on(place: &Place, ahead: Sender<Ahead>) -> io::Result<Files> {
+        let header = Words::allocate(&place.index, 0, HEADER_BYTES as usize)?;
+        let files = Files {
+            header: HeaderWriter::go_on(header),
+            index: Chunks::new(place.index.try_clone()?),
+            data: Chunks::new(place.data.try_clone()?),
+            data_next: AtomicU64::new(place.data_next),
+            data_retry_ns: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            ahead,
+        };
+        // What is there of a chunk stays: allocating it again changes nothing.
+        let chunk = place.next / CHUNK_RECORDS;
+        files.index.make(&files.index.lock(), chunk)?;
+        let chunk = place.data_next / CHUNK_BYTES;
+        files.data.make(&files.data.lock(), chunk)?;
         Ok(files)
     }
 

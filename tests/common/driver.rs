@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -55,6 +55,9 @@ pub struct Driver {
     pub memory: GuestMemoryMmap,
     pub queues: Vec<Queue>,
     event_idx: bool,
+    mask: u64,
+    /// What it keeps for the device of the requests in flight.
+    inflight: Option<(VhostUserInflight, std::fs::File)>,
 }
 
 pub struct Queue {
@@ -73,6 +76,20 @@ pub struct Queue {
     done: HashMap<u16, u32>,
 }
 
+/// Negotiates all that is offered and not masked; what was offered.
+fn handshake(stream: UnixStream, mask: u64) -> (Frontend, u64) {
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut frontend = Frontend::from_stream(stream, 256);
+    frontend.set_owner().unwrap();
+    let features = frontend.get_features().unwrap();
+    let protocol = frontend.get_protocol_features().unwrap();
+    frontend.set_protocol_features(protocol).unwrap();
+    assert!(protocol.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS));
+    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    frontend.set_features(features & mask).unwrap();
+    (frontend, features)
+}
+
 impl Driver {
     /// Connects, negotiates everything offered and starts `queues` queues.
     pub fn connect(stream: UnixStream, queues: usize) -> Driver {
@@ -89,15 +106,7 @@ impl Driver {
 
     /// Everything but the rings.
     pub fn negotiate(stream: UnixStream, queues: usize, mask: u64) -> Driver {
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        let mut frontend = Frontend::from_stream(stream, 256);
-        frontend.set_owner().unwrap();
-        let features = frontend.get_features().unwrap();
-        let protocol = frontend.get_protocol_features().unwrap();
-        frontend.set_protocol_features(protocol).unwrap();
-        assert!(protocol.contains(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS));
-        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        frontend.set_features(features & mask).unwrap();
+        let (frontend, features) = handshake(stream, mask);
         let file = std::fs::File::from(memfd_create(c"guest", MFdFlags::empty()).unwrap());
         file.set_len(MEMORY as u64).unwrap();
         let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(file, 0)));
@@ -123,6 +132,39 @@ impl Driver {
             memory,
             queues,
             event_idx: features & mask & F_EVENT_IDX != 0,
+            mask,
+            inflight: None,
+        }
+    }
+
+    /// As `connect`, but keeps for the device what is in flight.
+    pub fn connect_tracked(stream: UnixStream, queues: usize) -> Driver {
+        let mut driver = Driver::negotiate(stream, queues, u64::MAX);
+        let wanted = VhostUserInflight::new(0, 0, queues as u16, QUEUE_SIZE);
+        let (area, file) = driver.frontend.get_inflight_fd(&wanted).unwrap();
+        let set = driver.frontend.set_inflight_fd(&area, file.as_raw_fd());
+        set.unwrap();
+        driver.inflight = Some((area, file));
+        for index in 0..queues {
+            driver.start(index, 0);
+        }
+        driver
+    }
+
+    /// To the device's next life, as QEMU does it: the rings as they are, from the used index on.
+    pub fn reconnect(&mut self, stream: UnixStream) {
+        self.frontend = handshake(stream, self.mask).0;
+        let region = self.memory.iter().next().unwrap();
+        let info = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
+        self.frontend.set_mem_table(&[info]).unwrap();
+        if let Some((area, file)) = &self.inflight {
+            let set = self.frontend.set_inflight_fd(area, file.as_raw_fd());
+            set.unwrap();
+        }
+        for index in 0..self.queues.len() {
+            let at = GuestAddress(self.queues[index].used_at(2));
+            let used: u16 = self.memory.load(at, Ordering::Acquire).unwrap();
+            self.start(index, used);
         }
     }
 

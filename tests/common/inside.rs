@@ -53,6 +53,7 @@ impl Inside {
             more: Vec::new(),
             scenarios: Vec::new(),
             trace: Some(dir.path().join("trace")),
+            continue_trace: false,
             poison: false,
             shape: Shape {
                 queues: Some(queues),

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A trace that goes on where another process left it, killed or closed: the
+//! numbers go on, and what was in flight is known.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::error::TraceError;
+use super::event::{Body, RequestId};
+use super::format::{CHUNK_BYTES, HEADER_BYTES};
+use super::reader::TraceReader;
+use super::writer::data_path;
+
+/// Requests that are kept in mind; a trace with more in flight is not from us.
+const MAX_OPEN: usize = 1 << 20;
+
+/// What the process before left.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// Requests that were not completed, ascending, with their disk.
+    pub open: Vec<(RequestId, u8)>,
+    /// The highest epoch of a ring, by disk.
+    pub epochs: BTreeMap<u8, u32>,
+}
+
+/// Where a writer goes on.
+pub(super) struct Place {
+    pub(super) index: File,
+    pub(super) data: File,
+    /// The next number.
+    pub(super) next: u64,
+    /// Where texts go on, after the header of PATH.data.
+    pub(super) data_next: u64,
+    /// ns since the trace began.
+    pub(super) now_ns: u64,
+}
+
+/// Reads all of the trace at PATH.
+pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
+    let failed = |source| TraceError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    let mut reader = TraceReader::open(path)?;
+    let (mut open, mut left, mut last_ns) = (BTreeMap::new(), Left::default(), 0);
+    while let Some(event) = reader.next()? {
+        last_ns = event.time_ns.max(last_ns);
+        match event.body {
+            Body::Submit(s) => {
+                let epoch = left.epochs.entry(s.disk).or_default();
+                *epoch = s.epoch.max(*epoch);
+                open.insert(event.seq, s.disk);
+                if open.len() > MAX_OPEN {
+                    let what = format!("more than {MAX_OPEN} requests in flight");
+                    return Err(failed(io::Error::other(what)));
+                }
+            }
+            Body::Complete(c) => {
+                open.remove(&c.request);
+            }
+            _ => {}
+        }
+    }
+    left.open = open.into_iter().collect();
+    let write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let index = write(path).map_err(failed)?;
+    let data = write(&data_path(path)).map_err(failed)?;
+    // A killed writer's last chunk is used to nobody knows where: texts go on in the next.
+    let used = data.metadata().map_err(failed)?.len();
+    let data_next = used
+        .saturating_sub(HEADER_BYTES)
+        .next_multiple_of(CHUNK_BYTES);
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+    let wall = wall.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+    // The wall clock may have been set back meanwhile.
+    let now_ns = wall.saturating_sub(reader.began_wall_ns()).max(last_ns);
+    let place = Place {
+        index,
+        data,
+        next: reader.position(),
+        data_next,
+        now_ns,
+    };
+    Ok((place, left))
+}
