@@ -157,6 +157,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         aio: args.speed.aio(),
         shape: args.shape.shape(),
         plans: None,
+        wrap: None,
         kept: Vec::new(),
         end: None,
     })

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::inflight::Tracked;
@@ -14,8 +14,10 @@ use super::ring::RingPlace;
 use super::wake::Wake;
 use super::worker::Flight;
 
-/// How long a stop waits for I/O that the host kernel holds.
+/// How long a stop waits for the store's I/O.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// Beyond it: until what the store has given up has come back.
+pub(super) const GIVE_UP: Duration = Duration::from_millis(200);
 /// How long the answer to any other order may take.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -42,6 +44,8 @@ pub(super) struct Stopped {
     pub base: u16,
     /// Requests released by the stop.
     pub released: u64,
+    /// Requests that the host kernel still has.
+    pub left: usize,
 }
 
 /// An order.
@@ -66,6 +70,8 @@ pub(super) enum Command {
     LetGo(String),
     /// The turn of this request of a group has come.
     Go(u64),
+    /// Tell how many requests of a ring that has stopped the host kernel still has.
+    Owes(SyncSender<usize>),
     /// Tell what is in flight.
     List(SyncSender<Vec<Flight>>),
     /// End the thread.
@@ -86,6 +92,16 @@ pub(super) struct Pending<T> {
 }
 
 impl<T> Pending<T> {
+    /// The answer, if it comes in this time: a worker that is gone gives none ever, which is
+    /// `Err`.
+    pub fn look(&self, limit: Duration) -> Result<Option<T>, NoAnswer> {
+        match self.answer.recv_timeout(limit) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(NoAnswer { queue: self.queue }),
+        }
+    }
+
     /// Waits for the answer.
     pub fn wait(self, until: Instant) -> Result<T, NoAnswer> {
         let left = until.saturating_duration_since(Instant::now());
@@ -111,6 +127,11 @@ impl WorkerHandle {
             orders,
             wake: Arc::new(Wake::new()?),
         })
+    }
+
+    /// Of its disk.
+    pub fn queue(&self) -> u16 {
+        self.queue
     }
 
     /// Readable when there are orders; the worker drains it.

@@ -55,6 +55,11 @@ impl Stopper {
         self.shut();
     }
 
+    /// Readable when it is time to end.
+    pub fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
     fn shut(&self) {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(stream) = &*current {
@@ -64,7 +69,7 @@ impl Stopper {
         }
     }
 
-    fn stopping(&self) -> bool {
+    pub fn stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
 
@@ -99,7 +104,7 @@ pub(super) fn serve(
     })
 }
 
-fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Stopper) {
+fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
     let Socket::Listening(listener, _) = socket else {
         return;
     };
@@ -117,7 +122,11 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Stopper) {
             continue;
         }
         match accept(listener) {
-            Ok(Some(stream)) => connection(disk, stream, stopper),
+            Ok(Some(stream)) => {
+                connection(disk, stream, stopper);
+                // What is still written for this one must not meet what the next one writes.
+                disk.settle(stopper);
+            }
             Ok(None) => {}
             Err(error) => {
                 // Out of fds, most likely: the front end waits in the backlog meanwhile.
@@ -129,7 +138,7 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Stopper) {
 }
 
 /// Serves one connection to its end.
-fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
+fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Arc<Stopper>) {
     let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
     let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
     event(DeviceKind::Connected, number, "");
@@ -140,7 +149,7 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Stopper) {
         Ok(clone) => stopper.set_current(Some(clone)),
         Err(error) => return tracing::error!(%error, "cannot serve the connection"),
     }
-    let handler = Arc::new(Mutex::new(Handler::new(disk.clone())));
+    let handler = Arc::new(Mutex::new(Handler::new(disk.clone(), stopper.clone())));
     let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
     let why = loop {
         match requests.handle_request() {

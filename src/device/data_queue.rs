@@ -466,6 +466,10 @@ impl QueueDevice for DataQueue {
         tokens.len() as u64
     }
 
+    fn give_up(&mut self) {
+        self.store.give_up();
+    }
+
     fn publishing(&mut self, done: &Done) -> Option<u64> {
         if let Some(pending) = self.pending.get(done.token)
             && !done.abandon

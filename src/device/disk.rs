@@ -2,17 +2,29 @@
 //! A disk: what it is and the workers of its queues. It outlives connections.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::command::{Command, WorkerHandle};
 use super::config::Geometry;
+use super::connection::Stopper;
 use super::data_queue::DiskState;
 use super::hub::Hub;
 use super::worker::{Look, QueueDevice, Worker};
+use crate::trace::event::DeviceKind;
+
+/// How long [`Disk::settle`] waits for a worker's answer before it looks whether the device ends.
+const SETTLE_LOOK: Duration = Duration::from_millis(100);
+/// After so much of it people are told.
+const SETTLE_SAY: Duration = Duration::from_millis(500);
+const SETTLE_TEXT: &str =
+    "no front end is served and no ring started before the I/O of the stopped rings is over";
 
 /// See the module.
 pub(super) struct Disk {
@@ -73,6 +85,46 @@ impl Disk {
             threads.push(thread::Builder::new().name(name).spawn(|| worker.run())?);
         }
         Ok(Threads(threads))
+    }
+
+    /// Waits until the host kernel has no I/O left of a ring that has stopped, whatever that
+    /// takes: a write that comes late would wipe what was written since. `false`: the device ends.
+    pub fn settle(&self, stopper: &Stopper) -> bool {
+        let begun = Instant::now();
+        let mut said = false;
+        let asked: Vec<_> = self.workers.iter().map(|w| w.post(Command::Owes)).collect();
+        for (mut asked, worker) in asked.into_iter().zip(self.workers.iter()) {
+            loop {
+                let answer = asked.look(SETTLE_LOOK);
+                let count = match answer {
+                    // A thread that is gone took its way into the store with it.
+                    Ok(Some(0)) | Err(_) => break,
+                    Ok(Some(count)) => count as u64,
+                    // It is within a system call itself.
+                    Ok(None) => 0,
+                };
+                if begun.elapsed() >= SETTLE_SAY && !std::mem::replace(&mut said, true) {
+                    let (disk, queue) = (&self.name, worker.queue());
+                    tracing::warn!(disk, queue, "{SETTLE_TEXT}");
+                    let kind = DeviceKind::Limit;
+                    self.hub
+                        .event(self.number, queue, kind, count, 0, SETTLE_TEXT);
+                }
+                // Whoever owes something is asked again after a while.
+                let mut fds = [PollFd::new(stopper.wake().as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut fds, PollTimeout::from(20u8));
+                if stopper.stopping() {
+                    return false;
+                }
+                if matches!(answer, Ok(Some(_))) {
+                    asked = worker.post(Command::Owes);
+                }
+            }
+        }
+        if said {
+            tracing::warn!(disk = self.name, "the I/O of the stopped rings is over");
+        }
+        true
     }
 
     /// Ends the workers; one that is stuck in the host kernel is left behind.

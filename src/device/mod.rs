@@ -42,6 +42,6 @@ mod worker;
 pub(crate) use fuzzing::fuzz_ring;
 pub use serve::serve;
 pub use settings::{
-    Backing, DataOf, DigestOf, MoreDisk, Plans, Poll, Recording, ServeConfig, Settings,
+    Backing, DataOf, DigestOf, MoreDisk, Plans, Poll, Recording, ServeConfig, Settings, Wrap,
 };
 pub use socket::Address;

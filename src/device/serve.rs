@@ -53,7 +53,10 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         }
         let volatile = config.volatile_cache || settings.needs_cache(rules_of);
         let layers = each.settings.store(config.poison, volatile, &kept);
-        let layers = layers.with_context(|| format!("disk {}", each.name))?;
+        let mut layers = layers.with_context(|| format!("disk {}", each.name))?;
+        if let Some(wrap) = &config.wrap {
+            layers.store = wrap(layers.store);
+        }
         engines.push(engine);
         opened.push((
             number,

@@ -65,6 +65,9 @@ impl Poll {
 /// Decisions made by hand, asked for before the rules: for tests of the device alone.
 pub type Plans = Arc<Mutex<dyn FnMut(&Request) -> Option<Decision> + Send>>;
 
+/// Puts a layer of its own on a disk's store: for tests of the device alone.
+pub type Wrap = Arc<dyn Fn(Arc<dyn Store>) -> Arc<dyn Store> + Send + Sync>;
+
 /// Whose data is looked at when a request is taken and when it is completed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum DigestOf {
@@ -198,6 +201,8 @@ pub struct ServeConfig {
     pub aio: Aio,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
+    /// A layer on top of each disk's store.
+    pub wrap: Option<Wrap>,
     /// Beyond those of the rules: ranges whose old contents are kept.
     pub kept: Vec<SectorRange>,
     /// The device ends when the other end of this closes, as at a signal.

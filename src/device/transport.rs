@@ -20,6 +20,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 
 use super::command::{ANSWER_LIMIT, Command, STOP_LIMIT, Start, Stopped};
 use super::config::{F_EVENT_IDX, F_FLUSH, F_PROTOCOL, WRITEBACK_AT};
+use super::connection::Stopper;
 use super::disk::Disk;
 use super::inflight::Area;
 use super::memory::{GuestMap, MAX_REGIONS, RegionInfo};
@@ -52,10 +53,13 @@ pub(super) struct Handler {
     /// Where the front end keeps what is in flight.
     area: Option<Arc<Area>>,
     vrings: Vec<Vring>,
+    stopper: Arc<Stopper>,
+    /// A ring was stopped before its I/O was over.
+    unsettled: bool,
 }
 
 impl Handler {
-    pub fn new(disk: Arc<Disk>) -> Handler {
+    pub fn new(disk: Arc<Disk>, stopper: Arc<Stopper>) -> Handler {
         let vrings = disk.workers.iter().map(|_| Vring::default()).collect();
         let handler = Handler {
             chosen_writeback: disk.start_writeback,
@@ -65,6 +69,8 @@ impl Handler {
             map: Arc::new(GuestMap::empty()),
             area: None,
             vrings,
+            stopper,
+            unsettled: false,
         };
         handler.settle_writeback();
         handler
@@ -83,9 +89,15 @@ impl Handler {
         for (pending, vring) in asked.into_iter().zip(&mut self.vrings) {
             vring.running = false;
             match pending.wait(until) {
-                Ok(Some(stopped)) => vring.base = stopped.base,
+                Ok(Some(stopped)) => {
+                    vring.base = stopped.base;
+                    self.unsettled |= stopped.left > 0;
+                }
                 Ok(None) => {}
-                Err(error) => tracing::error!(disk = self.disk.name, "{error}"),
+                Err(error) => {
+                    self.unsettled = true;
+                    tracing::error!(disk = self.disk.name, "{error}");
+                }
             }
         }
     }
@@ -172,7 +184,30 @@ impl Handler {
         self.event(0, DeviceKind::Reset, 0, 0, "");
     }
 
+    /// Stops a ring, where it runs.
+    fn stop(&mut self, index: u32) -> Result<()> {
+        self.vring(index)?;
+        // Until it has answered nobody knows.
+        let before = std::mem::replace(&mut self.unsettled, true);
+        let stopped = self.order(index, STOP_ANSWER, Command::Stop)?;
+        self.unsettled = before;
+        let vring = self.vring(index)?;
+        vring.running = false;
+        if let Some(Stopped { base, left, .. }) = stopped {
+            vring.base = base;
+            self.unsettled |= left > 0;
+        }
+        Ok(())
+    }
+
     fn start(&mut self, index: u32, kick: Option<File>) -> Result<()> {
+        if self.vring(index)?.running {
+            self.stop(index)?;
+        }
+        if self.unsettled && !self.disk.settle(&self.stopper) {
+            return Err(Error::InvalidOperation("the device ends"));
+        }
+        self.unsettled = false;
         let (map, event_idx) = (self.map.clone(), self.features & F_EVENT_IDX != 0);
         let without_enable = self.features & F_PROTOCOL == 0;
         let epoch = self.disk.epochs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -330,13 +365,8 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         self.message("GET_VRING_BASE", index, 0, 0);
-        self.vring(index)?;
-        let stopped = self.order(index, STOP_ANSWER, Command::Stop)?;
+        self.stop(index)?;
         let vring = self.vring(index)?;
-        vring.running = false;
-        if let Some(Stopped { base, .. }) = stopped {
-            vring.base = base;
-        }
         Ok(VhostUserVringState::new(index, u32::from(vring.base)))
     }
 

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{self, Malformed};
-use super::command::{Command, STOP_LIMIT, Start, Stopped};
+use super::command::{Command, GIVE_UP, STOP_LIMIT, Start, Stopped};
 use super::hub::Hub;
 use super::inflight::{Again, Tracked};
 use super::memory::GuestMap;
@@ -97,6 +97,8 @@ pub(super) trait QueueDevice: Send {
     }
     /// The ring stops: lets go everything held in the way the scenario says; how many.
     fn stop(&mut self) -> u64;
+    /// The limit of a stop is over: of what is not, nothing more is begun.
+    fn give_up(&mut self) {}
     /// A completion is about to be published: its event's number.
     fn publishing(&mut self, done: &Done) -> Option<u64>;
     /// Those whose numbers were taken have been published.
@@ -351,6 +353,15 @@ impl<D: QueueDevice> Worker<D> {
                 }
             }
             Command::Go(token) => self.device.go(token),
+            Command::Owes(tell) => {
+                // Of a ring that runs nothing is owed: what was stopped before it is over by then.
+                let count = if self.active.is_some() {
+                    0
+                } else {
+                    self.slots.len()
+                };
+                let _ = tell.send(count);
+            }
             Command::List(tell) => {
                 let _ = tell.send(self.device.list());
             }
@@ -361,6 +372,13 @@ impl<D: QueueDevice> Worker<D> {
     fn start(&mut self, start: Start) {
         if self.active.is_some() {
             self.stop();
+        }
+        if !self.slots.is_empty() {
+            // Whoever gives the order has waited for them.
+            let text = "a ring is to start while requests of the one before are not over";
+            self.hub
+                .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, text);
+            return tracing::error!(queue = self.queue, "{text}");
         }
         let Start {
             map, place, size, ..
@@ -403,17 +421,25 @@ impl<D: QueueDevice> Worker<D> {
         }
     }
 
-    /// Ends the ring. What the scenario holds is let go first, so only I/O in the host kernel
-    /// is waited for; what is not over by the limit is completed in the trace alone.
+    /// Ends the ring. What the scenario holds is let go first, so only the store's I/O is waited
+    /// for. At the limit the store gives up what it can, which fails; what the host kernel has
+    /// even then is completed in the trace alone, whenever it is over ([`Command::Owes`]).
     fn stop(&mut self) -> Option<Stopped> {
         let _ = self.active.as_ref()?;
         let released = self.device.stop();
-        let until = Instant::now() + STOP_LIMIT;
+        let mut until = Instant::now() + STOP_LIMIT;
+        let mut given_up = false;
         loop {
             self.complete_all();
             let left = until.saturating_duration_since(Instant::now());
             if self.slots.is_empty() {
                 break;
+            }
+            if left.is_zero() && !given_up {
+                given_up = true;
+                self.device.give_up();
+                until = Instant::now() + GIVE_UP;
+                continue;
             }
             if left.is_zero() {
                 let text = "requests still with the host kernel 5 s after a stop";
@@ -435,7 +461,11 @@ impl<D: QueueDevice> Worker<D> {
             released,
             "",
         );
-        Some(Stopped { base, released })
+        Some(Stopped {
+            base,
+            released,
+            left: self.slots.len(),
+        })
     }
 
     /// Takes a batch of what the avail ring shows; whether there was anything. Asked until there

@@ -49,18 +49,20 @@ impl Done {
     }
 }
 
-/// Completions of a store that does its work within the submission: they only wait for the
-/// next reap, so there is never anything to wait for.
+/// Completions of a store that does its work itself: they only wait for the next reap. There is
+/// something to wait for only where work is left for it ([`AtOnce::set_readable`]).
 pub(super) struct AtOnce {
     list: Vec<Completion>,
-    never: EventFd,
+    event: EventFd,
+    readable: bool,
 }
 
 impl AtOnce {
     pub(super) fn new() -> io::Result<AtOnce> {
         Ok(AtOnce {
             list: Vec::new(),
-            never: EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?,
+            event: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            readable: false,
         })
     }
 
@@ -72,8 +74,19 @@ impl AtOnce {
         into.append(&mut self.list);
     }
 
-    /// Never readable.
+    /// Whether the next reap has something to do, or to give.
+    pub(super) fn set_readable(&mut self, on: bool) {
+        if std::mem::replace(&mut self.readable, on) != on {
+            // Neither fails: a counter of 0 is written, one of 1 read.
+            let _ = match on {
+                true => self.event.write(1).map(drop),
+                false => self.event.read().map(drop),
+            };
+        }
+    }
+
+    /// Readable where it was said so.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.never.as_fd()
+        self.event.as_fd()
     }
 }

@@ -13,7 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::index::{Index, Place};
 use super::transfer::{Way, transfer};
-use super::{Buffers, Completion, Op, Store, StoreQueue};
+use super::{Buffers, Completion, Op, Store, StoreQueue, given_up};
 
 /// Most bytes that the ranges may have together: as much memory is used at the most.
 pub const KEPT_MAX: u64 = 16 << 20;
@@ -262,6 +262,16 @@ impl StoreQueue for KeptQueue {
             }
         }
         self.reaped = reaped;
+    }
+
+    fn give_up(&mut self) {
+        for job in self.jobs.values_mut() {
+            // A write that waits for its old contents.
+            if job.then.take().is_some() {
+                job.result = Err(given_up());
+            }
+        }
+        self.inner.give_up();
     }
 
     fn receipt(&mut self, token: u64) -> Option<u64> {

@@ -20,7 +20,8 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::unistd::{AccessFlags, access};
 
 use super::Buffers;
-use super::transfer::{Way, transfer, zero};
+use super::transfer::{Way, transfer};
+use super::zeroing::Zeroing;
 use crate::sigbus;
 
 /// Bytes for which there is a bit. Larger pages of the kernel are several of these.
@@ -28,6 +29,9 @@ const PAGE: u64 = 4096;
 /// Bytes about which the kernel is asked at once, when the first of them is touched: 64 pages
 /// times 8 words.
 const CHUNK: u64 = 8 * 64 * PAGE;
+
+/// Largest file that is mapped: 1 TiB, of which the bits take 32 MiB.
+const LARGEST: u64 = 1 << 40;
 
 /// See the module.
 pub(super) struct Mapped {
@@ -83,15 +87,19 @@ impl Mapped {
         Ok(())
     }
 
-    /// As [`zero`]; with `unmap` the pages are gone.
-    pub fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        if let (Some(view), true) = (&self.view, unmap) {
+    /// A range that is to become zeros; with `unmap` its pages go.
+    pub fn zeroing(&self, offset: u64, len: u64, unmap: bool) -> io::Result<Zeroing> {
+        Zeroing::new(self.capacity, offset, len, unmap)
+    }
+
+    /// A piece of it; whether that was the last.
+    pub fn zero(&self, zeroing: &mut Zeroing) -> io::Result<bool> {
+        if let Some(view) = &self.view {
             // Before they go, so that nobody takes them for there. Who has looked already may
             // bring an empty page back: room, no wrong contents.
-            let end = offset.saturating_add(len).min(self.capacity);
-            view.mark(&(offset..end), false);
+            view.mark(&zeroing.unmaps(), false);
         }
-        zero(self.file.as_fd(), self.capacity, offset, len, unmap)
+        zeroing.step(self.file.as_fd())
     }
 
     /// As `fdatasync(2)`.
@@ -103,7 +111,7 @@ impl Mapped {
 impl View {
     fn of(file: &File, capacity: u64, read_only: bool) -> Option<View> {
         // The bits are of 4 KiB: on a kernel with larger pages one could say more than it knows.
-        if !sigbus::possible() || page_size() != PAGE {
+        if !sigbus::possible() || page_size() != PAGE || capacity > LARGEST {
             return None;
         }
         // mincore(2) tells the truth to those who may write the file; to others all is there.
@@ -260,6 +268,11 @@ mod tests {
         file
     }
 
+    fn zero(disk: &Mapped, offset: u64, len: u64, unmap: bool) {
+        let mut zeroing = disk.zeroing(offset, len, unmap).unwrap();
+        while !disk.zero(&mut zeroing).unwrap() {}
+    }
+
     /// A disk over the file, and the file itself.
     fn mapped(file: File) -> (Mapped, File) {
         let len = file.metadata().unwrap().len();
@@ -290,7 +303,7 @@ mod tests {
         }
         assert_eq!(file.metadata().unwrap().blocks(), room);
         // And what was given back is one.
-        disk.zero(5 << 20, 4096, true).unwrap();
+        zero(&disk, 5 << 20, 4096, true);
         assert_eq!(read(&disk, 5 << 20, 4096).unwrap(), [0; 4096]);
         assert_eq!(file.metadata().unwrap().blocks(), 0);
     }
@@ -367,7 +380,7 @@ mod tests {
                         holds[range].fill(byte);
                     }
                     2 => {
-                        disk.zero(at, len, n % 2 == 0).unwrap();
+                        zero(&disk, at, len, n % 2 == 0);
                         holds[range].fill(0);
                     }
                     _ => prop_assert!(read(&disk, at, len as usize).unwrap() == holds[range]),

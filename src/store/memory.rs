@@ -13,6 +13,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::done::AtOnce;
 use super::mapped::Mapped;
 use super::transfer::Way;
+use super::zeroing::Zeroes;
 use super::{Completion, Op, Store, StoreQueue};
 
 /// See the module.
@@ -43,25 +44,34 @@ impl Store for MemoryStore {
             disk: self.disk.clone(),
             keeps: false,
             done: AtOnce::new()?,
+            zeroes: Zeroes::default(),
         }))
     }
 }
 
-/// Does the work at submission (a copy never waits), tells it at the next reap.
+/// Does the work at submission (a copy never waits), tells it at the next reap. Zeroing goes on
+/// piece by piece from reap to reap.
 pub(super) struct MemoryQueue {
     disk: Arc<Mapped>,
     /// It outlives us: room may be kept for later, and a flush means something.
     keeps: bool,
     done: AtOnce,
+    zeroes: Zeroes,
 }
 
 impl MemoryQueue {
+    fn zero(&mut self, token: u64, offset: u64, len: u64, unmap: bool) {
+        let zeroing = self.disk.zeroing(offset, len, unmap);
+        self.zeroes.submit(token, zeroing, &mut self.done);
+    }
+
     /// For an image that lies in memory.
     pub(super) fn of_image(disk: Arc<Mapped>) -> io::Result<MemoryQueue> {
         Ok(MemoryQueue {
             disk,
             keeps: true,
             done: AtOnce::new()?,
+            zeroes: Zeroes::default(),
         })
     }
 }
@@ -74,11 +84,10 @@ impl StoreQueue for MemoryQueue {
                 disk.transfer(Way::In, *offset, buffers)
             }
             Op::Write { offset, buffers } => disk.transfer(Way::Out, *offset, buffers),
-            Op::Discard { offset, len } => disk.zero(*offset, *len, true),
+            Op::Discard { offset, len } => return self.zero(token, *offset, *len, true),
             // A disk of our own has no room to keep for later.
             Op::WriteZeroes { offset, len, unmap } => {
-                let unmap = *unmap || !self.keeps;
-                disk.zero(*offset, *len, unmap)
+                return self.zero(token, *offset, *len, *unmap || !self.keeps);
             }
             Op::Flush | Op::FlushFirst(_) if self.keeps => disk.sync_data(),
             Op::Flush | Op::FlushFirst(_) => Ok(()),
@@ -88,7 +97,13 @@ impl StoreQueue for MemoryQueue {
     }
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
+        let disk = &self.disk;
+        self.zeroes.step(|zeroing| disk.zero(zeroing), &mut self.done);
         self.done.reap(into);
+    }
+
+    fn give_up(&mut self) {
+        self.zeroes.give_up(&mut self.done);
     }
 
     fn event(&self) -> BorrowedFd<'_> {

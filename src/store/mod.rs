@@ -19,6 +19,7 @@ mod threads;
 mod transfer;
 mod uring;
 pub mod volatile;
+mod zeroing;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -105,9 +106,19 @@ pub trait StoreQueue: Send {
     fn receipt(&mut self, _token: u64) -> Option<u64> {
         None
     }
+    /// Whoever asked does not wait any longer: of what was submitted nothing more is begun. What is
+    /// left of it fails (ECANCELED) at one of the next reaps; only what the host kernel has
+    /// already goes on to its end. A flush of a volatile cache is no exception to be feared: it
+    /// writes what was completed, in order, and is waited for.
+    fn give_up(&mut self);
     /// Becomes readable when there is something to reap; `reap` makes it unreadable. Only after a
     /// reap that gave nothing is it worth waiting for.
     fn event(&self) -> BorrowedFd<'_>;
+}
+
+/// What [`StoreQueue::give_up`] leaves of an operation.
+fn given_up() -> io::Error {
+    io::Error::from_raw_os_error(libc::ECANCELED)
 }
 
 /// A store: shared, gives each submitter a queue of its own.

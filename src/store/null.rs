@@ -60,6 +60,8 @@ impl StoreQueue for NullQueue {
         self.done.push(Completion { token, result });
     }
 
+    fn give_up(&mut self) {}
+
     fn reap(&mut self, into: &mut Vec<Completion>) {
         self.done.reap(into);
     }

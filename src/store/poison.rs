@@ -210,6 +210,10 @@ impl StoreQueue for PoisonQueue {
         self.reaped = reaped;
     }
 
+    fn give_up(&mut self) {
+        self.inner.give_up();
+    }
+
     fn event(&self) -> BorrowedFd<'_> {
         self.inner.event()
     }

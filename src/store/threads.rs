@@ -6,12 +6,14 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use super::done::Done;
-use super::transfer::{Way, transfer, zero};
-use super::{Completion, Op, StoreQueue};
+use super::transfer::{Way, transfer};
+use super::zeroing::Zeroing;
+use super::{Completion, Op, StoreQueue, given_up};
 
 /// Enough to keep a disk busy, few enough not to crowd a small machine.
 const THREADS: usize = 4;
@@ -20,6 +22,20 @@ struct Job {
     token: u64,
     op: Op,
     done: Arc<Done>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Job {
+    /// Ends before the last piece where it is given up.
+    fn zero(&self, pool: &Pool, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let mut zeroing = Zeroing::new(pool.capacity, offset, len, unmap)?;
+        while !zeroing.step(pool.file.as_fd())? {
+            if self.given_up.load(Ordering::Acquire) {
+                return Err(given_up());
+            }
+        }
+        Ok(())
+    }
 }
 
 struct Jobs {
@@ -61,6 +77,7 @@ impl Threads {
         Ok(Box::new(FileQueue {
             pool: self.0.clone(),
             done: Arc::new(Done::new()?),
+            given_up: Arc::default(),
         }))
     }
 }
@@ -98,14 +115,14 @@ fn work(pool: &Pool) {
                 transfer(file, Way::In, *offset, buffers)
             }
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
-            Op::Discard { offset, len } => zero(file, pool.capacity, *offset, *len, true),
-            Op::WriteZeroes { offset, len, unmap } => {
-                zero(file, pool.capacity, *offset, *len, *unmap)
-            }
+            Op::Discard { offset, len } => job.zero(pool, *offset, *len, true),
+            Op::WriteZeroes { offset, len, unmap } => job.zero(pool, *offset, *len, *unmap),
             Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
         };
         // The buffers go before the completion is told: after it nobody holds the guest's memory.
-        let Job { token, op, done } = job;
+        let Job {
+            token, op, done, ..
+        } = job;
         drop(op);
         done.push(Completion { token, result });
     }
@@ -114,17 +131,39 @@ fn work(pool: &Pool) {
 struct FileQueue {
     pool: Arc<Pool>,
     done: Arc<Done>,
+    /// Set for what was submitted until then, and replaced.
+    given_up: Arc<AtomicBool>,
 }
 
 impl StoreQueue for FileQueue {
     fn submit(&mut self, token: u64, op: Op) {
-        let done = self.done.clone();
-        self.pool.lock().waiting.push_back(Job { token, op, done });
+        let job = Job {
+            token,
+            op,
+            done: self.done.clone(),
+            given_up: self.given_up.clone(),
+        };
+        self.pool.lock().waiting.push_back(job);
         self.pool.more.notify_one();
     }
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
         self.done.reap(into);
+    }
+
+    fn give_up(&mut self) {
+        std::mem::take(&mut self.given_up).store(true, Ordering::Release);
+        let mut jobs = self.pool.lock();
+        let (ours, others) = std::mem::take(&mut jobs.waiting)
+            .into_iter()
+            .partition(|job| Arc::ptr_eq(&job.done, &self.done));
+        jobs.waiting = others;
+        drop(jobs);
+        for Job { token, op, .. } in VecDeque::from(ours) {
+            drop(op);
+            let result = Err(given_up());
+            self.done.push(Completion { token, result });
+        }
     }
 
     fn event(&self) -> BorrowedFd<'_> {

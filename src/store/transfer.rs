@@ -7,17 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Buffers;
 
 /// Most iovecs that one system call takes (`UIO_MAXIOV`, linux/uio.h).
 pub(super) const IOV_MAX: usize = 1024;
-
-/// Zeros written at once where the file system cannot zero a range.
-const PIECE: u64 = 1 << 20;
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,45 +93,6 @@ fn transfer_all(
     Ok(())
 }
 
-/// Makes a range of the file, which is `capacity` bytes long, read as zeros. With `unmap` its
-/// room is given back; without it the room stays, where the file system can do that.
-pub(super) fn zero(
-    file: BorrowedFd<'_>,
-    capacity: u64,
-    offset: u64,
-    len: u64,
-    unmap: bool,
-) -> io::Result<()> {
-    // fallocate(2) would say yes to a range beyond the end, and no to an empty one.
-    if offset.checked_add(len).is_none_or(|end| end > capacity) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    if len == 0 {
-        return Ok(());
-    }
-    let how = match unmap {
-        true => FallocateFlags::FALLOC_FL_PUNCH_HOLE,
-        false => FallocateFlags::FALLOC_FL_ZERO_RANGE,
-    };
-    let how = how | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-    loop {
-        match fallocate(file, how, offset as libc::off_t, len as libc::off_t) {
-            Err(Errno::EINTR) => {}
-            // tmpfs has no ZERO_RANGE, others have neither.
-            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => break,
-            result => return Ok(result?),
-        }
-    }
-    let piece = Buffers::owned(vec![0; len.min(PIECE) as usize]);
-    let mut at = offset;
-    while at < offset + len {
-        let part = piece.part(0, offset + len - at);
-        transfer(file, Way::Out, at, &part)?;
-        at += part.len();
-    }
-    Ok(())
-}
-
 /// Fills the buffers with zeros: by a system call, as their memory is never touched by us.
 pub(super) fn fill_zeros(buffers: &Buffers) -> io::Result<()> {
     static ZEROS: OnceLock<File> = OnceLock::new();
@@ -192,26 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroed_ranges_read_as_zeros_and_the_length_stays() {
-        let memory = File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
-        // The one without ZERO_RANGE, and whatever the temporary folder is on.
-        for file in [memory, tempfile::tempfile().unwrap()] {
-            let len = 3 * PIECE;
-            let full = Owned::new(vec![7; len as usize]);
-            for unmap in [false, true] {
-                transfer(file.as_fd(), Way::Out, 0, &full.buffers(&[])).unwrap();
-                zero(file.as_fd(), len, 512, len - 1024, unmap).unwrap();
-                let to = Owned::new(vec![9; len as usize]);
-                transfer(file.as_fd(), Way::In, 0, &to.buffers(&[])).unwrap();
-                let mut want = vec![7; len as usize];
-                want[512..len as usize - 512].fill(0);
-                assert!(to.bytes() == want);
-                zero(file.as_fd(), len, len, 0, unmap).unwrap();
-                assert!(zero(file.as_fd(), len, len - 512, 1024, unmap).is_err());
-                assert!(zero(file.as_fd(), len, u64::MAX, 512, unmap).is_err());
-                assert_eq!(file.metadata().unwrap().len(), len);
-            }
-        }
+    fn buffers_are_filled_with_zeros() {
         let to = Owned::new(vec![9; 5000]);
         fill_zeros(&to.buffers(&[1, 4095])).unwrap();
         assert_eq!(to.bytes(), [0; 5000]);

@@ -6,6 +6,7 @@
 //! past the page cache and the memory is too badly aligned for that, the data goes
 //! by way of memory of our own, a piece at a time.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,7 +17,7 @@ use io_uring::{IoUring, opcode, types};
 
 use super::aligned::Aligned;
 use super::transfer::{IOV_MAX, advance};
-use super::{Buffers, Completion, Op, StoreQueue};
+use super::{Buffers, Completion, Op, StoreQueue, given_up};
 
 /// Operations that can be submitted at once; more are handed over in between.
 const ENTRIES: u32 = 256;
@@ -24,6 +25,10 @@ const ENTRIES: u32 = 256;
 const COMPLETIONS: u32 = 4096;
 /// Bytes that go by way of our own memory at a time.
 const PIECE: usize = 1 << 20;
+/// After so many steps at a reap the next one waits for another reap.
+const ROUNDS: u32 = 8;
+/// Stands where a completion is of no flight.
+const NOBODY: u64 = u64::MAX;
 /// The file's index among those the ring knows.
 const FILE: types::Fixed = types::Fixed(0);
 
@@ -61,6 +66,8 @@ struct Flight {
     first: usize,
     /// Memory that it goes by way of instead.
     bounce: Option<Aligned>,
+    /// No step follows the one that the kernel has.
+    given_up: bool,
 }
 
 /// See the module.
@@ -76,6 +83,10 @@ pub(super) struct UringQueue {
     pushed: usize,
     over: Vec<Completion>,
     landed: Vec<(u64, i32)>,
+    /// The flight that writes zeros, those that are to, and the zeros while nobody does.
+    zeroing: Option<usize>,
+    to_zero: VecDeque<usize>,
+    zeros: Option<Aligned>,
 }
 
 // SAFETY: the pointers in the lists are those of the flights' buffers, which may go to another
@@ -130,6 +141,9 @@ impl UringQueue {
             pushed: 0,
             over: Vec::new(),
             landed: Vec::new(),
+            zeroing: None,
+            to_zero: VecDeque::new(),
+            zeros: None,
         })
     }
 
@@ -142,6 +156,7 @@ impl UringQueue {
             list: self.lists.pop().unwrap_or_default(),
             first: 0,
             bounce: None,
+            given_up: false,
         };
         flight.prepare(self.target.direct);
         let at = match self.free.pop() {
@@ -166,20 +181,27 @@ impl UringQueue {
             return;
         };
         let entry = flight.entry().user_data(at as u64);
+        if !self.push_entry(&entry) {
+            let busy = io::Error::from_raw_os_error(libc::EAGAIN);
+            self.finish(at, Err(busy));
+        }
+    }
+
+    /// An entry of a flight, or one that points to nothing.
+    fn push_entry(&mut self, entry: &Entry) -> bool {
         for tries in 0..2 {
             // SAFETY: what the entry points to (the flight's list, its bounce buffer, the ranges
             // that its buffers keep mapped) stays where it is until the flight is taken out of
             // its place, and that happens only when its completion has been seen.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 self.pushed += 1;
-                return;
+                return true;
             }
             if tries == 0 {
                 self.enter();
             }
         }
-        let busy = io::Error::from_raw_os_error(libc::EAGAIN);
-        self.finish(at, Err(busy));
+        false
     }
 
     /// Tells the kernel of everything pushed, and lets it tell what it has.
@@ -220,14 +242,38 @@ impl UringQueue {
         };
         match flight.land(result) {
             Landed::Over(result) => self.finish(at, result),
+            Landed::More if flight.given_up => self.finish(at, Err(given_up())),
+            Landed::More if matches!(flight.work, Work::Zeros(_)) => self.write_zeros(at),
             Landed::More => self.push(at),
         }
     }
 
+    /// The next zeros of a flight, when it is its turn: one flight at a time writes some.
+    fn write_zeros(&mut self, at: usize) {
+        match self.zeroing {
+            Some(other) if other != at => return self.to_zero.push_back(at),
+            _ => self.zeroing = Some(at),
+        }
+        if let Some(Some(flight)) = self.flights.get_mut(at)
+            && flight.bounce.is_none()
+        {
+            let zeros = self.zeros.take();
+            flight.bounce = Some(zeros.unwrap_or_else(|| Aligned::new(PIECE)));
+        }
+        self.push(at);
+    }
+
     fn finish(&mut self, at: usize, result: io::Result<()>) {
-        let Some(flight) = self.flights.get_mut(at).and_then(Option::take) else {
+        let Some(mut flight) = self.flights.get_mut(at).and_then(Option::take) else {
             return;
         };
+        if self.zeroing == Some(at) {
+            self.zeroing = None;
+            self.zeros = flight.bounce.take();
+            if let Some(next) = self.to_zero.pop_front() {
+                self.write_zeros(next);
+            }
+        }
         self.free.push(at);
         let Flight {
             token, mut list, ..
@@ -261,9 +307,6 @@ impl Flight {
     /// Makes the list, or the memory that the data goes by way of.
     fn prepare(&mut self, direct: Option<usize>) {
         let (Work::Read(buffers) | Work::Write(buffers)) = &self.work else {
-            if let Work::Zeros(len) = self.work {
-                self.bounce = Some(Aligned::new(len.min(PIECE as u64) as usize));
-            }
             return;
         };
         let ranges = buffers.iovecs();
@@ -358,7 +401,6 @@ impl Flight {
             (libc::EINTR | libc::EAGAIN, _) => Landed::More,
             (libc::EOPNOTSUPP | libc::ENOSYS, &Work::Allocate { len, .. }) => {
                 self.work = Work::Zeros(len);
-                self.prepare(None);
                 Landed::More
             }
             _ => Landed::Over(Err(io::Error::from_raw_os_error(errno))),
@@ -398,7 +440,7 @@ impl StoreQueue for UringQueue {
     }
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
-        loop {
+        for round in 1.. {
             let waits = {
                 let entries = self.ring.submission();
                 entries.taskrun() || entries.cq_overflow()
@@ -414,11 +456,30 @@ impl StoreQueue for UringQueue {
             // What came meanwhile, in `enter`, is looked at in the next round.
             landed.append(&mut self.landed);
             self.landed = landed;
+            // A file in memory has done each step at once: what has many must not keep us here.
+            if round >= ROUNDS && self.pushed > 0 {
+                self.enter();
+            }
             if self.pushed == 0 && self.landed.is_empty() {
                 break;
             }
         }
         into.append(&mut self.over);
+    }
+
+    fn give_up(&mut self) {
+        for at in std::mem::take(&mut self.to_zero) {
+            self.finish(at, Err(given_up()));
+        }
+        for at in 0..self.flights.len() {
+            if let Some(Some(flight)) = self.flights.get_mut(at) {
+                flight.given_up = true;
+                // What waits for a thread of the kernel never begins. Where it is too late for
+                // that, or there is no room for the order, the step is waited for.
+                let cancel = opcode::AsyncCancel::new(at as u64).build();
+                self.push_entry(&cancel.user_data(NOBODY));
+            }
+        }
     }
 
     fn event(&self) -> BorrowedFd<'_> {

@@ -460,6 +460,10 @@ impl StoreQueue for VolatileQueue {
         self.reaped = reaped;
     }
 
+    fn give_up(&mut self) {
+        self.inner.give_up();
+    }
+
     fn receipt(&mut self, token: u64) -> Option<u64> {
         self.writes.remove(&token)
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use wtblk::device::{Address, Backing, Plans, Recording, ServeConfig, serve};
+use wtblk::device::{Address, Backing, Plans, Recording, ServeConfig, Wrap, serve};
 use wtblk::fault::request::{Decision, Plan, Request};
 use wtblk::fault::{SectorRange, Shape};
 
@@ -40,7 +40,18 @@ impl Inside {
         queues: u16,
         kept: Vec<SectorRange>,
         volatile_cache: bool,
+        plans: impl FnMut(&Request) -> Option<Plan> + Send + 'static,
+    ) -> Inside {
+        Inside::start_with(queues, kept, volatile_cache, plans, None)
+    }
+
+    /// The same with a layer of the test's own on the store.
+    pub fn start_with(
+        queues: u16,
+        kept: Vec<SectorRange>,
+        volatile_cache: bool,
         mut plans: impl FnMut(&Request) -> Option<Plan> + Send + 'static,
+        wrap: Option<Wrap>,
     ) -> Inside {
         let dir = tempfile::tempdir().unwrap();
         let plans: Plans = Arc::new(Mutex::new(move |request: &Request| {
@@ -66,6 +77,7 @@ impl Inside {
             poll: wtblk::device::Poll::Auto,
             aio: wtblk::store::Aio::Auto,
             plans: Some(plans),
+            wrap,
             kept,
             end: None,
         };

@@ -17,6 +17,8 @@ use super::{Cache, Entry, Job, PAGE, Tell, What, frozen};
 
 /// Bytes moved at once.
 const CHUNK: u64 = 1 << 20;
+/// Bytes zeroed at once: where they must be written, some 30 ms.
+const ZEROED: u64 = 64 << 20;
 
 /// The thread that moves entries to the inner store.
 pub(super) struct Mover {
@@ -75,14 +77,18 @@ impl Mover {
             (entry.live.clone(), entry.range.start, entry.what)
         };
         for range in live {
-            let offset = range.start;
-            let len = range.end - offset;
             match what {
-                What::Data(log) => self.copy(cache, range, log + (offset - start))?,
-                What::Zeroes { unmap } => {
-                    self.zero(cache, Op::WriteZeroes { offset, len, unmap })?;
+                What::Data(log) => {
+                    let log = log + (range.start - start);
+                    self.copy(cache, range, log)?;
                 }
-                What::Discard => self.zero(cache, Op::Discard { offset, len })?,
+                What::Zeroes { unmap } => {
+                    let op = |offset, len| Op::WriteZeroes { offset, len, unmap };
+                    self.zero(cache, range, op)?;
+                }
+                What::Discard => {
+                    self.zero(cache, range, |offset, len| Op::Discard { offset, len })?;
+                }
             }
         }
         let mut state = cache.lock();
@@ -102,12 +108,23 @@ impl Mover {
         Ok(())
     }
 
-    /// A range becomes zeros: in one step, however long it is.
-    fn zero(&mut self, cache: &Cache, op: Op) -> io::Result<()> {
-        let moving = cache.moving.lock();
-        let _moving = moving.unwrap_or_else(PoisonError::into_inner);
-        frozen(&cache.lock())?;
-        self.run_one(op)
+    /// A range becomes zeros, in pieces: a cut does not wait for all of it.
+    fn zero(
+        &mut self,
+        cache: &Cache,
+        range: Range<u64>,
+        op: impl Fn(u64, u64) -> Op,
+    ) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(ZEROED);
+            let moving = cache.moving.lock();
+            let _moving = moving.unwrap_or_else(PoisonError::into_inner);
+            frozen(&cache.lock())?;
+            self.run_one(op(at, len))?;
+            at += len;
+        }
+        Ok(())
     }
 
     fn copy(&mut self, cache: &Cache, range: Range<u64>, log: u64) -> io::Result<()> {
