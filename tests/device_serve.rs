@@ -105,6 +105,102 @@ fn bad_input_is_one_sentence_and_status_2() {
         ),
         ([&["--socket", "file"], &memory[..]].concat(), "no socket"),
         (
+            [&["--socket", "s", "--mark-socket", "./s"], &memory[..]].concat(),
+            "the disk and the mark disk need a socket each",
+        ),
+        (
+            [&["--socket", "s", "--control", "s"], &memory[..]].concat(),
+            "the disk and the control socket need a socket each",
+        ),
+        (
+            [
+                &["--socket", "s", "--disk", "name=a,memory=1M,socket=s"],
+                &memory[..],
+            ]
+            .concat(),
+            "the disk and disk a need a socket each, and both are given s",
+        ),
+        (
+            [
+                &["--fd", "7", "--disk", "name=a,memory=1M,fd=7"],
+                &memory[..],
+            ]
+            .concat(),
+            "both are given fd 7",
+        ),
+        (
+            [
+                &[
+                    "--socket",
+                    "s",
+                    "--disk",
+                    "name=a,memory=1M,socket=t,socket=u",
+                ],
+                &memory[..],
+            ]
+            .concat(),
+            "socket is given twice",
+        ),
+        (
+            [
+                &[
+                    "--socket",
+                    "s",
+                    "--disk",
+                    "name=a,memory=1M,socket=t,serial=wtblk-data",
+                ],
+                &memory[..],
+            ]
+            .concat(),
+            "two disks have the serial wtblk-data",
+        ),
+        (
+            [&["--socket", "s", "--size", "1MiB"], &memory[..]].concat(),
+            "cannot be used with",
+        ),
+        (
+            [&["--socket", "s", "--queues", "65"], &memory[..]].concat(),
+            "queues: 65 queues, expected 1 to 64",
+        ),
+        (
+            [&["--socket", "s", "--aio", "threads"], &memory[..]].concat(),
+            "--aio says how an image is read",
+        ),
+        (
+            vec!["--socket", "s", "--null", "1MiB", "--volatile-cache"],
+            "--volatile-cache on a disk that stores nothing",
+        ),
+        (vec!["--socket", "s", "--memory", "99999999T"], "too large"),
+        (
+            vec!["--socket", "s", "--null", "2097152T"],
+            "at most 1152921504606846976 (1 EiB)",
+        ),
+        (
+            vec!["--socket", "s", "--memory", "17T", "--poison"],
+            "expected at most 17592186044416 (16 TiB)",
+        ),
+        (
+            vec!["--socket", "s", "--image", "new", "--size", "700"],
+            "multiple",
+        ),
+        (
+            vec![
+                "--socket",
+                "s",
+                "--image",
+                "new",
+                "--size",
+                "4K",
+                "--disk",
+                "name=a,image=new,size=4K,socket=t",
+            ],
+            "image new is in use by this process (as another disk)",
+        ),
+        (
+            vec!["--socket", "file", "--image", "new2", "--size", "1M"],
+            "no socket",
+        ),
+        (
             [&["--socket", "no/where"], &memory[..]].concat(),
             "no/where",
         ),
@@ -118,6 +214,10 @@ fn bad_input_is_one_sentence_and_status_2() {
         assert!(error.contains(what), "{args:?}: {error}");
         assert!(!error.contains("panicked"), "{error}");
         assert!(!dir.join("s").exists(), "{args:?} left a socket");
+        // (The first of two disks that was opened is a good one.)
+        let left = dir.join("new").exists() || dir.join("new2").exists();
+        assert!(!left || args.contains(&"4K"), "{args:?} left an image");
+        let _ = std::fs::remove_file(dir.join("new"));
     }
 }
 
@@ -127,6 +227,17 @@ fn what_is_printed() {
     let (status, out, _) = output(dir.path(), &["--print-capabilities"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((status, json["type"].as_str()), (0, Some("block")));
+    // Under its heading stands what the driver sees, and nothing else.
+    let (_, help, _) = output(dir.path(), &["--help"]);
+    let shape = help
+        .split_once("The disk, as its driver sees it:")
+        .unwrap()
+        .1;
+    assert!(shape.contains("--serial") && shape.contains("--queues"));
+    for other in ["--control", "--seed", "--digest", "--poison"] {
+        assert!(!shape.contains(other), "{other} in:\n{shape}");
+        assert!(help.contains(other));
+    }
     let args = [
         "--socket",
         "s",
@@ -369,6 +480,9 @@ fn management_tools_find_a_back_end_like_any_other() {
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(until("the end", || child.try_wait().unwrap()).success());
+    let help = Command::new(&name).arg("--help").output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    assert!(help.contains("Usage: vhost-user-wtblk [OPTIONS]"), "{help}");
     let version = Command::new(env!("CARGO_BIN_EXE_wtblk"))
         .arg("--version")
         .output()

@@ -4,10 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use wtblk::cli::replay::Replay;
+use wtblk::cli::replay::{Replay, ReplayArgs};
 use wtblk::cli::scenario::{check, load};
 use wtblk::fault::{Engine, Scenario, explain, schema};
-use wtblk::trace::event::{Body, Complete, Event, MarkEvent, Op, Status, Submit};
+use wtblk::trace::TraceWriter;
+use wtblk::trace::event::{
+    Body, Complete, DeviceEvent, DeviceKind, Event, MarkEvent, Op, Status, Submit,
+};
 use wtblk_shared::tag::Tag;
 
 fn root() -> &'static Path {
@@ -280,4 +283,44 @@ action = { drop = true }
     );
     assert_eq!(run(), run());
     assert!(load(&[root().join("nowhere.toml")]).is_err());
+}
+
+#[test]
+fn a_replay_draws_with_the_seed_of_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = dir.path().join("f.toml");
+    let text = "version = 1\n[[fault]]\nname = \"dice\"\nwhen = { probability = 0.5 }\naction = { drop = true }\n";
+    std::fs::write(&rules, text).unwrap();
+    let run = |recorded: Option<u64>, seed| {
+        let trace = dir.path().join("trace");
+        let writer = TraceWriter::create(&trace).unwrap();
+        if let Some(seed) = recorded {
+            writer.record(&Body::Device(DeviceEvent {
+                disk: 0,
+                queue: 0,
+                kind: DeviceKind::Scenario,
+                a: 1,
+                b: seed,
+                text: text.into(),
+            }));
+        }
+        for event in story() {
+            writer.record(&event.body);
+        }
+        writer.close();
+        let scenarios = vec![rules.clone()];
+        let mut out = Vec::new();
+        let args = ReplayArgs {
+            trace,
+            scenarios,
+            seed,
+        };
+        args.run(&mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        out.lines().last().unwrap().to_owned()
+    };
+    assert_eq!(run(Some(77), None), "state start, seed 77");
+    assert_eq!(run(Some(77), Some(5)), "state start, seed 5");
+    // As `wtblk serve` draws.
+    assert_eq!(run(None, None), "state start, seed 0");
 }

@@ -131,7 +131,12 @@ fn a_trace_that_says_nothing_is_status_3() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.trace");
     TraceWriter::create(&path).unwrap().close();
-    assert_eq!(text(&path).0, 3);
+    let (status, said) = text(&path);
+    assert_eq!(status, 3);
+    assert!(said.contains("nothing was decided"), "{said}");
+    // Only there.
+    let (_, said) = text(&trace(dir.path(), Status::OK, 8192, 0));
+    assert!(!said.contains("nothing was decided"), "{said}");
 }
 
 #[test]

@@ -224,6 +224,10 @@ fn args(store: Store, level: Level, around: &Around, more: &[&str]) -> Option<Ve
         Store::Disk => vec!["--image".into(), around.disk.to_string_lossy().into()],
     };
     args.extend(more.iter().map(|&a| a.into()));
+    if has("--no-lock") {
+        // All of them have the same image, and one at a time writes.
+        args.push("--no-lock".into());
+    }
     let digest = match level {
         Level::Off => None,
         Level::Trace => Some("off"),

@@ -6,15 +6,41 @@ use super::serve::size;
 use crate::device::{Address, Backing, MoreDisk};
 use crate::fault::Shape;
 
+/// What is said of one. Its socket may be handed over by a service manager.
+#[derive(Clone, Debug)]
+pub struct DiskArg {
+    pub name: String,
+    pub socket: Option<Address>,
+    pub backing: Backing,
+    pub shape: Shape,
+}
+
+impl DiskArg {
+    /// The disk, with this socket.
+    pub fn with(&self, socket: Address) -> MoreDisk {
+        MoreDisk {
+            name: self.name.clone(),
+            socket,
+            backing: self.backing.clone(),
+            shape: self.shape.clone(),
+        }
+    }
+}
+
 /// Reads one.
-pub fn parse(text: &str) -> Result<MoreDisk, String> {
+pub fn parse(text: &str) -> Result<DiskArg, String> {
     let (mut name, mut socket, mut bytes) = (None, None, None);
     let (mut image, mut memory, mut null) = (None, None, None);
     let mut shape = Shape::default();
+    let mut seen = Vec::new();
     for part in text.split(',') {
         let Some((key, value)) = part.split_once('=') else {
             return Err(format!("'{part}', expected KEY=VALUE"));
         };
+        if seen.contains(&key) {
+            return Err(format!("{key} is given twice"));
+        }
+        seen.push(key);
         let number = || {
             let number = value.parse::<u64>();
             number.map_err(|_| format!("{key}={value}, expected a number"))
@@ -26,6 +52,9 @@ pub fn parse(text: &str) -> Result<MoreDisk, String> {
         };
         match key {
             "name" => name = Some(value.to_owned()),
+            "socket" | "fd" if socket.is_some() => {
+                return Err("expected one of socket=PATH and fd=N".into());
+            }
             "socket" => socket = Some(Address::Path(value.into())),
             "fd" => {
                 let fd = number()?;
@@ -63,10 +92,7 @@ pub fn parse(text: &str) -> Result<MoreDisk, String> {
     let Some(name) = name else {
         return Err("expected name=NAME".into());
     };
-    let Some(socket) = socket else {
-        return Err("expected socket=PATH or fd=N".into());
-    };
-    Ok(MoreDisk {
+    Ok(DiskArg {
         name,
         socket,
         backing,
@@ -81,6 +107,8 @@ mod tests {
     #[test]
     fn a_disk_is_read_and_mistakes_are_told() {
         let disk = parse("name=log,image=/a/b,size=64MiB,socket=/s,read-only=on,queues=2").unwrap();
+        assert_eq!(disk.socket, Some(Address::Path("/s".into())));
+        assert_eq!(parse("name=log,memory=1M").unwrap().socket, None);
         assert_eq!(disk.backing, Backing::Image("/a/b".into(), Some(64 << 20)));
         assert_eq!(
             (disk.shape.read_only, disk.shape.queues),
@@ -88,7 +116,12 @@ mod tests {
         );
         for (text, what) in [
             ("log", "KEY=VALUE"),
-            ("name=a,memory=1M", "socket"),
+            ("name=a,memory=1M,socket=s,name=b", "name is given twice"),
+            (
+                "name=a,memory=1M,memory=2M,socket=s",
+                "memory is given twice",
+            ),
+            ("name=a,memory=1M,socket=s,fd=7", "one of socket"),
             ("memory=1M,socket=s", "name"),
             ("name=a,socket=s", "memory=SIZE"),
             ("name=a,socket=s,memory=1M,null=1M", "one of"),

@@ -79,7 +79,7 @@ enum TraceVerb {
 
 /// Parses the command line and runs; the exit status is that of `docs/architecture.md`.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(words(std::env::args_os().collect())) {
+    let cli = match read(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -125,13 +125,26 @@ pub fn main() -> ExitCode {
 /// they know nothing of subcommands.
 const BACK_END: &str = "vhost-user-wtblk";
 
-/// The words of the command line; started by that name the program is `wtblk serve`.
-fn words(mut words: Vec<OsString>) -> Vec<OsString> {
+/// `wtblk serve` under that name.
+#[derive(Parser, Debug)]
+#[command(name = BACK_END, version, about = "Serve a disk over vhost-user, as `wtblk serve` does")]
+struct BackEnd {
+    /// What to tell on standard error: error, warn, info, debug, trace.
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    log: String,
+    #[command(flatten)]
+    serve: serve::ServeArgs,
+}
+
+/// Reads the command line.
+fn read(words: Vec<OsString>) -> Result<Cli, clap::Error> {
     let name = words.first().map(Path::new).and_then(Path::file_name);
     if name.is_some_and(|name| name == BACK_END) {
-        words.insert(1, "serve".into());
+        let BackEnd { log, serve } = BackEnd::try_parse_from(words)?;
+        let command = Command::Serve(serve);
+        return Ok(Cli { log, command });
     }
-    words
+    Cli::try_parse_from(words)
 }
 
 /// The error and its causes, each said once: some name their cause themselves.

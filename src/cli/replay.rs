@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use wtblk_shared::tag::Tag;
@@ -13,7 +13,7 @@ use wtblk_shared::tag::Tag;
 use crate::fault::Engine;
 use crate::fault::request::{Decision, Request};
 use crate::trace::TraceReader;
-use crate::trace::event::{Body, DATA_DISK, Event, RequestId, Submit};
+use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event, RequestId, Submit};
 
 /// Requests in flight that are kept in mind; a trace with more is not from us.
 const MAX_IN_FLIGHT: usize = 1 << 20;
@@ -26,16 +26,34 @@ pub struct ReplayArgs {
     /// Scenario file; several are merged
     #[arg(long = "scenario", value_name = "FILE", required = true)]
     pub scenarios: Vec<PathBuf>,
-    /// Seed of the rules' dice
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
+    /// Seed of the rules' dice; that of the recorded run where it is not given
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// The seed of the run that left this trace; 0, as in `serve`, where it had no scenario.
+fn recorded_seed(trace: &Path) -> anyhow::Result<u64> {
+    let mut reader = TraceReader::open(trace)?;
+    while let Some(event) = reader.next()? {
+        match event.body {
+            Body::Device(d) if d.kind == DeviceKind::Scenario => return Ok(d.b),
+            // It stands before all requests.
+            Body::Submit(_) => break,
+            _ => {}
+        }
+    }
+    Ok(0)
 }
 
 impl ReplayArgs {
     /// Runs it; the exit status.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
         let scenario = super::scenario::load(&self.scenarios)?;
-        let mut replay = Replay::new(Engine::new(&scenario, self.seed));
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => recorded_seed(&self.trace)?,
+        };
+        let mut replay = Replay::new(Engine::new(&scenario, seed));
         let mut reader = TraceReader::open(&self.trace)?;
         while let Some(event) = reader.next()? {
             for line in replay.event(&event) {

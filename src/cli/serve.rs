@@ -2,6 +2,7 @@
 //! `wtblk serve`: the device alone.
 
 use std::io;
+use std::num::{IntErrorKind, ParseIntError};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -12,12 +13,12 @@ use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
 use super::activation;
-use super::disk_arg;
+use super::disk_arg::{self, DiskArg};
 use super::qemu_args::{self, Disks};
 use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
 use super::speed_args::SpeedArgs;
-use crate::device::{Address, Backing, MoreDisk, ServeConfig, Settings, serve};
+use crate::device::{Address, Backing, ServeConfig, Settings, serve};
 use crate::harness::qemu::Qemu;
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
@@ -49,8 +50,18 @@ pub struct ServeArgs {
     )]
     image: Option<PathBuf>,
     /// Create the image with this size where it does not exist (4096, 512M, 1GiB)
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "image")]
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = size,
+        requires = "image",
+        // What is in conflict with an image would excuse its absence.
+        conflicts_with_all = ["memory", "null"]
+    )]
     size: Option<u64>,
+    /// Take no lock of images: somebody else sees to it that each has one writer
+    #[arg(long)]
+    no_lock: bool,
     /// A disk in memory of this size instead
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
@@ -59,7 +70,7 @@ pub struct ServeArgs {
     null: Option<u64>,
     /// A disk beside the disk under test: name=NAME,socket=PATH,memory=SIZE (or image=FILE)
     #[arg(long, value_name = "KEY=VALUE,...", value_parser = disk_arg::parse)]
-    disk: Vec<MoreDisk>,
+    disk: Vec<DiskArg>,
     /// Scenario file; several are merged
     #[arg(long, value_name = "FILE")]
     scenario: Vec<PathBuf>,
@@ -69,8 +80,6 @@ pub struct ServeArgs {
     /// Go on with the trace that a killed `serve` has left there, instead of making it anew
     #[arg(long, requires = "trace")]
     continue_trace: bool,
-    #[command(flatten)]
-    shape: ShapeArgs,
     #[command(flatten)]
     recording: RecordingArgs,
     #[command(flatten)]
@@ -96,6 +105,9 @@ pub struct ServeArgs {
     /// End when the process that started this one does
     #[arg(long, hide = true)]
     die_with_parent: bool,
+    // Last: its heading is that of all options after it.
+    #[command(flatten)]
+    shape: ShapeArgs,
 }
 
 /// Runs the subcommand.
@@ -122,29 +134,43 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 fn config(args: &ServeArgs) -> Result<ServeConfig> {
     let mut socket = address(&args.socket, args.fd);
     let mut mark_socket = address(&args.mark_socket, args.mark_fd);
+    // What a service manager hands over counts where no option says otherwise.
+    let names: Vec<&str> = args.disk.iter().map(|d| d.name.as_str()).collect();
+    let handed = activation::handed(&names, socket.is_none())?;
     if socket.is_none() {
-        // What a service manager hands over counts where no option says otherwise.
-        let handed = activation::handed()?;
         socket = handed.data.map(Address::Fd);
         mark_socket = mark_socket.or(handed.mark.map(Address::Fd));
     }
     let Some(socket) = socket else {
         bail!("where does the front end connect? Give --socket PATH or --fd N");
     };
-    if mark_socket.as_ref() == Some(&socket) {
-        bail!("the disk and the mark disk need a socket each");
+    let mut more = Vec::new();
+    for disk in &args.disk {
+        let name = &disk.name;
+        let given = handed.more.iter().find(|(other, _)| other == name);
+        let handed = given.map(|(_, fd)| Address::Fd(*fd));
+        let Some(socket) = disk.socket.clone().or(handed) else {
+            bail!(
+                "disk {name}: where does its front end connect? Give socket=PATH or fd=N, or hand a socket named {name} over"
+            );
+        };
+        more.push(disk.with(socket));
     }
     let backing = match (&args.image, args.memory, args.null) {
         (Some(image), ..) => Backing::Image(image.clone(), args.size),
         (None, Some(size), _) => Backing::Memory(size),
         (None, None, Some(size)) => Backing::Null(size),
-        (None, None, None) => bail!("where do the bytes live? Give --image FILE or --memory SIZE"),
+        (None, None, None) => Backing::Scenario,
     };
+    let image = |backing: &Backing| matches!(backing, Backing::Image(..));
+    if args.speed.asks_for_aio() && !image(&backing) && !more.iter().any(|d| image(&d.backing)) {
+        bail!("--aio says how an image is read and written, and there is none");
+    }
     Ok(ServeConfig {
         socket,
         mark_socket,
         backing,
-        more: args.disk.clone(),
+        more,
         scenarios: args.scenario.clone(),
         trace: args.trace.clone(),
         continue_trace: args.continue_trace,
@@ -155,6 +181,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         poison: args.poison,
         poll: args.speed.poll(),
         aio: args.speed.aio(),
+        unlocked: args.no_lock,
         shape: args.shape.shape(),
         plans: None,
         wrap: None,
@@ -207,6 +234,7 @@ fn follow_parent() -> io::Result<()> {
 /// A size: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), always powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     let bad = || format!("'{text}' is no size, expected bytes or 64K, 512M, 1GiB");
+    let huge = || format!("'{text}' is too large, expected less than 16 EiB");
     let digits = text.find(|c: char| !c.is_ascii_digit());
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
     let shift = match unit {
@@ -217,11 +245,12 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "T" | "TiB" => 40,
         _ => return Err(bad()),
     };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|&n| n > 0)
-        .ok_or_else(bad)
+    let number: u64 = number.parse().map_err(|e: ParseIntError| match e.kind() {
+        IntErrorKind::PosOverflow => huge(),
+        _ => bad(),
+    })?;
+    let bytes = number.checked_mul(1 << shift).ok_or_else(huge)?;
+    if bytes == 0 { Err(bad()) } else { Ok(bytes) }
 }
 
 #[cfg(test)]
@@ -240,6 +269,9 @@ mod tests {
         }
         for text in ["", "0", "K", "1.5G", "1kb", "-1", "99999999T"] {
             assert!(size(text).is_err(), "{text}");
+        }
+        for text in ["99999999T", "18446744073709551616"] {
+            assert!(size(text).unwrap_err().contains("too large"), "{text}");
         }
     }
 }

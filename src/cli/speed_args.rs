@@ -12,9 +12,9 @@ pub struct SpeedArgs {
     /// Look at the rings for 50 us before sleeping, only for 2 us after something was done, or not at all
     #[arg(long, value_name = "HOW", value_enum, default_value_t = PollArg::Auto)]
     poll: PollArg,
-    /// How the image is read and written: io_uring where the host allows it, or threads
-    #[arg(long, value_name = "HOW", value_enum, default_value_t = AioArg::Auto)]
-    aio: AioArg,
+    /// How the image is read and written: auto (the default) is io_uring where the host allows it, else threads
+    #[arg(long, value_name = "HOW", value_enum)]
+    aio: Option<AioArg>,
     /// Record and judge nothing: a disk and no more
     #[arg(long, conflicts_with = "trace")]
     no_judge: bool,
@@ -39,10 +39,15 @@ impl SpeedArgs {
     /// How an image is read and written.
     pub fn aio(&self) -> Aio {
         match self.aio {
-            AioArg::Auto => Aio::Auto,
-            AioArg::IoUring => Aio::IoUring,
-            AioArg::Threads => Aio::Threads,
+            None | Some(AioArg::Auto) => Aio::Auto,
+            Some(AioArg::IoUring) => Aio::IoUring,
+            Some(AioArg::Threads) => Aio::Threads,
         }
+    }
+
+    /// Whether they say anything of an image.
+    pub fn asks_for_aio(&self) -> bool {
+        self.aio.is_some()
     }
 
     /// Whether workers look at their rings before they sleep.

@@ -99,7 +99,10 @@ pub fn verify_with(
         verifier.event(&event);
     }
     let mut verdicts = verifier.finish();
-    let notes = notes(&reader);
+    let mut notes = notes(&reader);
+    if verdicts.status() == status::UNDECIDED {
+        notes.push(NOTHING_TEXT.to_owned());
+    }
     tell(trace, &mut verdicts)?;
     match print(&verdicts, &gaps, &notes, json, out) {
         // The verdict does not change because nobody reads all of it.
@@ -170,6 +173,9 @@ struct Report<'a> {
     verdicts: &'a Verdicts,
     gaps: &'a [Missing],
 }
+
+/// Said where there is no verdict at all, or none that decided anything.
+const NOTHING_TEXT: &str = "nothing was decided: no promise had anything to judge in this trace (without marks of a guest there are no calls)";
 
 /// What a reader of the verdicts should know about the trace.
 fn notes(reader: &TraceReader) -> Vec<String> {

@@ -2,9 +2,9 @@
 //! One thread per disk that serves its connections, one after the other: a
 //! front end may go and the next one come.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,9 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::unistd::close;
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use super::command::ANSWER_LIMIT;
@@ -137,6 +140,46 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
     }
 }
 
+/// Looks at messages before they are read. The crate that reads them takes 32 descriptors; with
+/// more it forgets the message and goes on with what follows it.
+struct Peek(UnixStream);
+
+impl Peek {
+    /// Waits for a message; what is wrong with its descriptors.
+    fn too_many_fds(&self) -> Option<String> {
+        let mut byte = [0];
+        let mut iov = [IoSliceMut::new(&mut byte)];
+        // As many as the kernel lets anybody send (SCM_MAX_FD).
+        let mut space = nix::cmsg_space!([RawFd; 253]);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_CMSG_CLOEXEC;
+        let fd = self.0.as_raw_fd();
+        // What is wrong with the connection whoever reads finds out.
+        let message = recvmsg::<()>(fd, &mut iov, Some(&mut space), flags).ok()?;
+        let mut count = 0;
+        for part in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                count += fds.len();
+                // They are copies.
+                for fd in fds {
+                    let _ = close(fd);
+                }
+            }
+        }
+        let cut = message.flags.contains(MsgFlags::MSG_CTRUNC);
+        if cut || count > MAX_ATTACHED_FD_ENTRIES {
+            let what = if cut {
+                "more than there is room for"
+            } else {
+                "too many"
+            };
+            return Some(format!(
+                "bad message: {count} descriptors came with it, {what} (at most {MAX_ATTACHED_FD_ENTRIES})"
+            ));
+        }
+        None
+    }
+}
+
 /// Serves one connection to its end.
 fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Arc<Stopper>) {
     let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
@@ -145,13 +188,20 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Arc<Stopper>) {
     tracing::info!(disk = disk.name, "front end {number} connected");
     // A front end that asks and does not read the answers must not keep us.
     let limited = stream.set_write_timeout(Some(ANSWER_LIMIT));
-    match limited.and_then(|()| stream.try_clone()) {
-        Ok(clone) => stopper.set_current(Some(clone)),
+    let clones = limited.and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
+    let peek = match clones {
+        Ok((clone, peek)) => {
+            stopper.set_current(Some(clone));
+            Peek(peek)
+        }
         Err(error) => return tracing::error!(%error, "cannot serve the connection"),
-    }
+    };
     let handler = Arc::new(Mutex::new(Handler::new(disk.clone(), stopper.clone())));
     let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
     let why = loop {
+        if let Some(why) = peek.too_many_fds() {
+            break why;
+        }
         match requests.handle_request() {
             Ok(()) => {}
             // Our own shutdown looks like the peer's.

@@ -52,19 +52,15 @@ pub fn serve(config: ServeConfig) -> Result<()> {
             kept.extend(&config.kept);
         }
         let volatile = config.volatile_cache || settings.needs_cache(rules_of);
+        // Before the image, which may be made: a socket that cannot be had leaves no file behind.
+        let socket = Socket::open(each.socket)?;
         let layers = each.settings.store(config.poison, volatile, &kept);
         let mut layers = layers.with_context(|| format!("disk {}", each.name))?;
         if let Some(wrap) = &config.wrap {
             layers.store = wrap(layers.store);
         }
         engines.push(engine);
-        opened.push((
-            number,
-            each.name,
-            each.settings,
-            layers,
-            Socket::open(each.socket)?,
-        ));
+        opened.push((number, each.name, each.settings, layers, socket));
     }
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
     let control = config.control.clone().map(Address::Path);
@@ -125,17 +121,24 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     drop(control);
     end(running);
     // An orderly end of a disk keeps what it has said it has.
+    let mut lost = Vec::new();
     for disk in hub.disks() {
         if let Some(cache) = &disk.cache
             && let Err(error) = cache.write_out(STOP_LIMIT)
         {
-            tracing::error!(%error, "cannot write the volatile cache out");
             let text = format!("the volatile cache was not written out: {error}");
             hub.event(disk.number, 0, DeviceKind::Limit, 0, 0, &text);
+            lost.push(format!("{}: {error}", disk.serial));
         }
     }
     drop(stores);
     trace.close();
+    if !lost.is_empty() {
+        anyhow::bail!(
+            "the volatile cache could not be written out, what was in it is lost ({})",
+            lost.join("; ")
+        );
+    }
     Ok(())
 }
 

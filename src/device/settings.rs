@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use wtblk_shared::disk::{DATA_NAME, DATA_SERIAL, SECTOR};
+use wtblk_shared::disk::{DATA_NAME, DATA_SERIAL, MARK_SERIAL, SECTOR};
 
 use super::socket::Address;
 use crate::fault::request::{Decision, DeviceFault, Request};
@@ -25,6 +25,10 @@ use crate::store::{
 const MAX_QUEUES: u16 = 256;
 /// Most disks beside the disk under test.
 const MAX_MORE: usize = 16;
+/// Largest disk, bytes: 1 EiB. Sums of places and lengths stay far from the end of the numbers.
+const MAX_SIZE: u64 = 1 << 60;
+/// Largest disk with poison, bytes: 16 TiB. A bit for each sector makes 4 GiB of that.
+const MAX_POISONED: u64 = 16 << 40;
 /// Longest name of such a disk: its serial is `wtblk-` and this.
 const MAX_NAME: usize = 14;
 
@@ -37,6 +41,8 @@ pub enum Backing {
     Memory(u64),
     /// Nothing: so many bytes that are neither stored nor read.
     Null(u64),
+    /// Memory of the size that the scenario says.
+    Scenario,
 }
 
 /// Whether an idle queue is looked at for a while before its worker sleeps.
@@ -199,6 +205,8 @@ pub struct ServeConfig {
     pub poll: Poll,
     /// How an image is read and written.
     pub aio: Aio,
+    /// Images are not locked.
+    pub unlocked: bool,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// A layer on top of each disk's store.
@@ -220,6 +228,8 @@ pub struct Settings {
     pub poll: Poll,
     /// How an image is read and written.
     pub aio: Aio,
+    /// Images are not locked.
+    pub unlocked: bool,
     /// Where the bytes live, the scenario's size applied.
     pub backing: Backing,
     /// The merged scenario.
@@ -234,17 +244,43 @@ pub(super) struct Layers {
     pub cache: Option<Arc<Cache>>,
 }
 
-/// A disk in memory has whole blocks. (That of an image is looked at when it is opened.)
+/// A disk has whole blocks, and not too many. (Of an image that is there the length is looked at
+/// when it is opened.)
 fn sized(backing: &Backing, shape: &Shape) -> Result<()> {
     let block = shape.block();
-    match backing {
-        Backing::Memory(size) | Backing::Null(size)
-            if *size == 0 || *size % u64::from(block) != 0 =>
-        {
-            bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}")
-        }
-        _ => Ok(()),
+    let size = match backing {
+        Backing::Image(_, Some(size)) | Backing::Memory(size) | Backing::Null(size) => *size,
+        Backing::Image(_, None) | Backing::Scenario => return Ok(()),
+    };
+    if size == 0 || size % u64::from(block) != 0 {
+        bail!("a disk of {size} bytes, expected a multiple of its logical block of {block}");
     }
+    if size > MAX_SIZE {
+        bail!("a disk of {size} bytes, expected at most {MAX_SIZE} (1 EiB)");
+    }
+    Ok(())
+}
+
+/// Every front end has a socket of its own.
+fn separate(config: &ServeConfig) -> Result<()> {
+    let mut all = vec![("the disk".to_owned(), config.socket.clone())];
+    let more = config.more.iter();
+    all.extend(more.map(|disk| (format!("disk {}", disk.name), disk.socket.clone())));
+    all.extend(
+        config
+            .mark_socket
+            .clone()
+            .map(|a| ("the mark disk".into(), a)),
+    );
+    let control = config.control.clone().map(Address::Path);
+    all.extend(control.map(|a| ("the control socket".into(), a)));
+    for (n, (second, address)) in all.iter().enumerate() {
+        let same = |other: &&(String, Address)| other.1.place() == address.place();
+        if let Some((first, _)) = all[..n].iter().find(same) {
+            bail!("{first} and {second} need a socket each, and both are given {address}");
+        }
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -263,20 +299,45 @@ impl Settings {
         }
         let backing = match &config.backing {
             Backing::Image(path, size) => Backing::Image(path.clone(), size.or(device.size())),
+            Backing::Scenario => match device.size() {
+                Some(size) => Backing::Memory(size),
+                None => bail!(
+                    "where do the bytes live? Give --image FILE or --memory SIZE, or `size` in the scenario's [device]"
+                ),
+            },
             memory => memory.clone(),
         };
         sized(&backing, &shape)?;
+        separate(config)?;
+        if config.volatile_cache && matches!(backing, Backing::Null(_)) {
+            bail!("--volatile-cache on a disk that stores nothing (--null)");
+        }
         let mut settings = Settings {
             shape,
             abandon_on_stop: device.on_stop() == Some(OnStop::Abandon),
             poll: config.poll,
             aio: config.aio,
+            unlocked: config.unlocked,
             backing,
             scenario,
             more: Vec::new(),
         };
         settings.add(&config.more)?;
+        settings.tell_apart(config.mark_socket.is_some())?;
         Ok(settings)
+    }
+
+    /// A guest knows the disks by their serials.
+    fn tell_apart(&self, marks: bool) -> Result<()> {
+        let mut seen: Vec<&str> = marks.then_some(MARK_SERIAL).into_iter().collect();
+        for settings in std::iter::once(self).chain(self.more.iter().map(|(_, _, s)| s)) {
+            let serial = settings.serial();
+            if seen.contains(&serial) {
+                bail!("two disks have the serial {serial}: the guest could not tell them apart");
+            }
+            seen.push(serial);
+        }
+        Ok(())
     }
 
     /// The other disks: names and numbers must be their own, and every rule's disk be there.
@@ -306,6 +367,7 @@ impl Settings {
                 abandon_on_stop: self.abandon_on_stop,
                 poll: self.poll,
                 aio: self.aio,
+                unlocked: self.unlocked,
                 backing: disk.backing.clone(),
                 scenario: Scenario::default(),
                 more: Vec::new(),
@@ -383,6 +445,12 @@ impl Settings {
         kept: &[SectorRange],
     ) -> Result<Layers> {
         let mut store = self.bottom()?;
+        if poison && store.capacity() > MAX_POISONED {
+            bail!(
+                "poison on a disk of {} bytes, expected at most {MAX_POISONED} (16 TiB)",
+                store.capacity()
+            );
+        }
         if poison {
             // Below the cache: what is lost there was never written.
             let holes = self.never_written(store.capacity())?;
@@ -415,7 +483,7 @@ impl Settings {
                     .with_context(|| format!("poison: image {shown}"))
             }
             Backing::Memory(_) => Ok(std::iter::once(0..capacity).collect()),
-            Backing::Null(_) => bail!("poison on a disk that stores nothing"),
+            Backing::Null(_) | Backing::Scenario => bail!("poison on a disk that stores nothing"),
         }
     }
 
@@ -427,6 +495,7 @@ impl Settings {
                     read_only: self.read_only(),
                     block: self.block(),
                     aio: self.aio,
+                    unlocked: self.unlocked,
                 };
                 Arc::new(FileStore::open(path, &options)?)
             }
@@ -435,6 +504,8 @@ impl Settings {
                 MemoryStore::new(*size)
                     .with_context(|| format!("cannot make a disk of {size} bytes in memory"))?,
             ),
+            // Settled by `of`.
+            Backing::Scenario => bail!("a disk without a size"),
         })
     }
 }

@@ -2,6 +2,7 @@
 //! The Unix sockets that front ends connect to: made 0600 in place, a stale
 //! one replaced only if nobody answers on it, removed at the end if still ours.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -20,6 +21,30 @@ pub enum Address {
     Path(PathBuf),
     /// An inherited socket, listening or connected.
     Fd(RawFd),
+}
+
+impl Address {
+    /// The same for two ways to say the same.
+    pub(super) fn place(&self) -> Address {
+        let Address::Path(path) = self else {
+            return self.clone();
+        };
+        let whole = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let folder = whole.parent().and_then(|p| fs::canonicalize(p).ok());
+        Address::Path(match (folder, whole.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => whole,
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Path(path) => write!(f, "{}", path.display()),
+            Address::Fd(fd) => write!(f, "fd {fd}"),
+        }
+    }
 }
 
 /// A socket that is open.

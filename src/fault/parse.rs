@@ -15,7 +15,7 @@ use super::parse_rules::{rules, word};
 use super::read::{Reader, Value, get};
 use super::rule::{Rule, Trigger};
 use super::scenario::{Device, OnStop, Place, Scenario, Set, Source};
-use super::shape::{QUEUE_SIZES, SEG_MAX};
+use super::shape::{QUEUE_SIZES, QUEUES, SEG_MAX};
 
 /// The version of the format.
 const VERSION: u64 = 1;
@@ -181,7 +181,7 @@ fn device(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Device {
     let mut device = Device::default();
     if let Some(value) = get(table, "queues") {
         device.queues = reader
-            .integer("queues", value, 1..=64, "an integer from 1 to 64")
+            .integer("queues", value, QUEUES, "an integer from 1 to 64")
             .and_then(|n| set(value, u16::try_from(n).ok()));
     }
     for (key, into) in [

@@ -9,6 +9,8 @@ pub const SERIAL_MAX: usize = 20;
 /// Most data segments of a request that can be announced: an indirect table of ours less
 /// header and status.
 pub const SEG_MAX: u64 = 1022;
+/// Numbers of queues.
+pub const QUEUES: std::ops::RangeInclusive<u64> = 1..=64;
 /// Sizes of a queue: the smallest that takes a request without a table, and QEMU's largest.
 pub const QUEUE_SIZES: std::ops::RangeInclusive<u64> = 4..=1024;
 
@@ -81,8 +83,13 @@ impl Shape {
             );
             return found;
         }
-        if self.queues == Some(0) {
-            wrong("queues", "no queue at all, expected at least 1".into());
+        if let Some(n) = self.queues
+            && !QUEUES.contains(&u64::from(n))
+        {
+            wrong(
+                "queues",
+                format!("{n} queues, expected 1 to {}", QUEUES.end()),
+            );
         }
         if let Some(n) = self.queue_size
             && (!n.is_power_of_two() || !QUEUE_SIZES.contains(&u64::from(n)))
@@ -171,8 +178,9 @@ mod tests {
         assert_eq!(good.contradictions(), []);
         assert_eq!(Shape::default().contradictions(), []);
         type Change = (&'static str, fn(&mut Shape));
-        let bad: [Change; 14] = [
+        let bad: [Change; 15] = [
             ("queues", |s| s.queues = Some(0)),
+            ("queues", |s| s.queues = Some(65)),
             ("queue_size", |s| s.queue_size = Some(100)),
             ("queue_size", |s| s.queue_size = Some(2048)),
             ("logical_block", |s| s.logical_block = Some(1024)),

@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::statfs::{FsType, TMPFS_MAGIC, fstatfs};
 
 use super::aligned::Aligned;
+use super::lock::lock;
 use super::mapped::Mapped;
 use super::memory::MemoryQueue;
 use super::threads::Threads;
@@ -47,6 +48,8 @@ pub struct ImageOptions {
     pub block: u32,
     /// How it is read and written.
     pub aio: Aio,
+    /// Take no lock: somebody else sees to it that it has one writer.
+    pub unlocked: bool,
 }
 
 enum Means {
@@ -65,7 +68,7 @@ pub struct FileStore {
 impl FileStore {
     /// Opens (or creates) a raw image.
     pub fn open(path: &Path, options: &ImageOptions) -> Result<FileStore> {
-        let file = open(path, options)?;
+        let (file, made) = open(path, options)?;
         let len = file
             .metadata()
             .with_context(|| format!("cannot read the length of image {}", path.display()))?
@@ -81,7 +84,8 @@ impl FileStore {
             means: means(file, len, block, options)?,
             capacity: len,
         };
-        tracing::debug!("image {}: {}", path.display(), store.words());
+        made.stays();
+        tracing::info!("image {}: {}", path.display(), store.words());
         Ok(store)
     }
 
@@ -111,12 +115,15 @@ fn means(file: File, capacity: u64, block: u64, options: &ImageOptions) -> Resul
                 return Ok(Means::AtOnce(Arc::new(mapped)));
             }
             if let Err(error) = UringQueue::possible() {
-                tracing::info!("no io_uring here ({error}): the image is served by threads");
+                tracing::warn!(
+                    "no io_uring here ({error}): the image is served by threads, which is slower (--aio threads asks for that)"
+                );
                 return threads(file);
             }
         }
     }
     let direct = direct(&file, block, options.read_only);
+    let locked = file.try_clone()?;
     let (file, direct) = match direct {
         Some((file, align)) => (file, Some(align)),
         None => (file, None),
@@ -125,6 +132,7 @@ fn means(file: File, capacity: u64, block: u64, options: &ImageOptions) -> Resul
         file,
         direct,
         capacity,
+        _locked: locked,
     })))
 }
 
@@ -146,7 +154,24 @@ fn direct(file: &File, block: u64, read_only: bool) -> Option<(File, usize)> {
     (align as u64 <= block).then_some((again, align))
 }
 
-fn open(path: &Path, options: &ImageOptions) -> Result<File> {
+/// A file that goes again unless it is said to stay.
+struct Made(Option<PathBuf>);
+
+impl Made {
+    fn stays(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn open(path: &Path, options: &ImageOptions) -> Result<(File, Made)> {
     let shown = path.display();
     let exists = path.exists();
     if !exists && options.create.is_none() {
@@ -170,9 +195,13 @@ fn open(path: &Path, options: &ImageOptions) -> Result<File> {
             }
             _ => anyhow::anyhow!("cannot open image {shown}: {e}"),
         })?;
+    let made = Made((!exists).then(|| path.to_owned()));
     let kind = file.metadata()?;
     if !kind.is_file() {
         bail!("image {shown} is not a regular file");
+    }
+    if !options.unlocked {
+        lock(&file, path, options.read_only)?;
     }
     match options.create {
         Some(size) if !exists => file
@@ -184,7 +213,7 @@ fn open(path: &Path, options: &ImageOptions) -> Result<File> {
         ),
         _ => {}
     }
-    Ok(file)
+    Ok((file, made))
 }
 
 impl Store for FileStore {

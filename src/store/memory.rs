@@ -98,7 +98,8 @@ impl StoreQueue for MemoryQueue {
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
         let disk = &self.disk;
-        self.zeroes.step(|zeroing| disk.zero(zeroing), &mut self.done);
+        self.zeroes
+            .step(|zeroing| disk.zero(zeroing), &mut self.done);
         self.done.reap(into);
     }
 

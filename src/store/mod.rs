@@ -9,6 +9,7 @@ pub mod file;
 pub mod holes;
 mod index;
 pub mod kept;
+mod lock;
 mod mapped;
 pub mod memory;
 mod null;

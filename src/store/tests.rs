@@ -161,3 +161,76 @@ fn unfit_images_are_refused_in_one_sentence() {
     };
     assert!(open(&big_blocks).contains("4096"));
 }
+
+#[test]
+fn an_image_that_cannot_be_made_is_not_left_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let with = |size| ImageOptions {
+        create: Some(size),
+        ..Default::default()
+    };
+    // Not whole blocks; more than any file may have.
+    for size in [700, u64::MAX - 511] {
+        assert!(FileStore::open(&path, &with(size)).is_err());
+        assert!(!path.exists(), "{size}");
+    }
+    drop(FileStore::open(&path, &with(4096)).unwrap());
+    // One of before stays.
+    assert!(FileStore::open(&path, &with(8192)).is_err());
+    assert!(path.exists());
+}
+
+#[test]
+fn zeroes_that_are_given_up_end_and_nothing_follows() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+    const LEN: u64 = 64 << 20;
+    // 25 GiB.
+    const COUNT: u64 = 400;
+    for aio in [Aio::Auto, Aio::IoUring, Aio::Threads] {
+        let name = c"image";
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let file = std::fs::File::from(nix::sys::memfd::memfd_create(name, flags).unwrap());
+        let sevens = vec![7; LEN as usize];
+        file.write_all_at(&sevens, 0).unwrap();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let options = ImageOptions {
+            aio,
+            ..Default::default()
+        };
+        let store = FileStore::open(path.as_ref(), &options).unwrap();
+        let mut queue = store.queue().unwrap();
+        for token in 0..COUNT {
+            let op = Op::WriteZeroes {
+                offset: 0,
+                len: LEN,
+                unmap: false,
+            };
+            queue.submit(token, op);
+        }
+        let mut done = Vec::new();
+        queue.reap(&mut done);
+        queue.give_up();
+        let left = COUNT as usize - done.len();
+        done.append(&mut wait(&mut *queue, left));
+        let errno = |c: &Completion| c.result.as_ref().err().and_then(io::Error::raw_os_error);
+        let given_up = done.iter().filter(|c| errno(c) == Some(libc::ECANCELED));
+        assert!(given_up.count() > COUNT as usize / 2, "{aio:?}");
+        file.write_all_at(&sevens, 0).unwrap();
+        // What comes later is done as ever, and only that.
+        let (offset, buffers) = (0, Buffers::owned(vec![8; 512]));
+        queue.submit(0, Op::Write { offset, buffers });
+        assert!(wait(&mut *queue, 1)[0].result.is_ok());
+        std::thread::sleep(Duration::from_millis(100));
+        let mut bytes = vec![0; LEN as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(
+            bytes[..512] == [8; 512] && bytes[512..] == sevens[512..],
+            "{aio:?}"
+        );
+        let mut none = Vec::new();
+        queue.reap(&mut none);
+        assert!(none.is_empty());
+    }
+}

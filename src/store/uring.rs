@@ -38,6 +38,8 @@ pub(super) struct Target {
     /// Past the page cache: what addresses and lengths must be multiples of.
     pub direct: Option<usize>,
     pub capacity: u64,
+    /// The open file that has the image's lock.
+    pub _locked: File,
 }
 
 /// What is asked for.

@@ -191,6 +191,7 @@ fn zeros_are_written_and_short_transfers_go_on() {
         list: Vec::new(),
         first: 0,
         bounce: None,
+        given_up: false,
     };
     assert!(matches!(flight.land(-libc::EOPNOTSUPP), Landed::More));
     for left in [3u64, 2, 1] {

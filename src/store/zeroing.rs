@@ -94,11 +94,7 @@ impl Zeroes {
     }
 
     /// Does a piece. While there is more to do there is something to reap.
-    pub fn step(
-        &mut self,
-        step: impl FnOnce(&mut Zeroing) -> io::Result<bool>,
-        done: &mut AtOnce,
-    ) {
+    pub fn step(&mut self, step: impl FnOnce(&mut Zeroing) -> io::Result<bool>, done: &mut AtOnce) {
         let Some((token, zeroing)) = self.0.front_mut() else {
             return;
         };

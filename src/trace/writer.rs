@@ -62,6 +62,8 @@ struct Files {
     closed: AtomicBool,
     /// The index has all the chunks it may have.
     full: AtomicBool,
+    /// People were told that events are lost.
+    said: AtomicBool,
     /// To the thread that makes chunks ahead.
     ahead: Sender<Ahead>,
 }
@@ -328,6 +330,7 @@ impl Files {
             data_retry_ns: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            said: AtomicBool::new(false),
             ahead,
         };
         files.index.make(&files.index.lock(), 0)?;
@@ -398,6 +401,13 @@ impl Files {
         }
     }
 
+    /// Once: whoever looks at the trace later finds the gaps in it.
+    fn say(&self, why: &io::Error) {
+        if !self.said.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the trace has no room, events are lost from here on: {why}");
+        }
+    }
+
     /// The chunk, made now where it must be; `None` where its events are lost.
     fn index_chunk(&self, chunk: u64) -> Option<&[AtomicU64]> {
         match self.index.get(chunk) {
@@ -405,6 +415,7 @@ impl Files {
             Chunk::Lost => return None,
             Chunk::Missing if chunk >= MAX_CHUNKS as u64 => {
                 if !self.full.swap(true, Ordering::Relaxed) {
+                    self.say(&io::Error::from_raw_os_error(libc::EFBIG));
                     let mut lock = self.index.lock();
                     let first = MAX_CHUNKS as u64 * CHUNK_RECORDS;
                     self.header.note_gap(first, u64::MAX - first, EFBIG);
@@ -421,6 +432,7 @@ impl Files {
             if self.closed.load(Ordering::SeqCst) {
                 return None;
             }
+            self.say(&error);
             let errno = error.raw_os_error().unwrap_or(0);
             let noted = self.header.note_gap(
                 chunk * CHUNK_RECORDS,
@@ -481,7 +493,10 @@ impl Files {
             Chunk::Missing => {}
         }
         let lock = self.data.lock();
-        if matches!(self.data.get(chunk), Chunk::Missing) && self.data.make(&lock, chunk).is_err() {
+        if matches!(self.data.get(chunk), Chunk::Missing)
+            && let Err(error) = self.data.make(&lock, chunk)
+        {
+            self.say(&error);
             self.data_retry_ns
                 .store(now_ns.saturating_add(RETRY_NS), Ordering::Relaxed);
             return None;

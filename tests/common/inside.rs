@@ -76,6 +76,7 @@ impl Inside {
             volatile_cache,
             poll: wtblk::device::Poll::Auto,
             aio: wtblk::store::Aio::Auto,
+            unlocked: false,
             plans: Some(plans),
             wrap,
             kept,

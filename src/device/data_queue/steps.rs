@@ -248,6 +248,9 @@ impl DataQueue {
         let (id, left) = (pending.request.id, pending.ops);
         if let Err(error) = completion.result {
             pending.status = Status::IOERR;
+            let (op, sector) = (pending.request.op.name(), pending.request.sector);
+            let disk = self.disk.number;
+            tracing::warn!(disk, request = id, op, sector, "the store failed: {error}");
             let errno = error.raw_os_error().unwrap_or(libc::EIO) as u64;
             self.event(DeviceKind::StoreError, errno, id, &error.to_string());
         }
