@@ -154,12 +154,12 @@ impl StoreQueue for FileQueue {
     fn give_up(&mut self) {
         std::mem::take(&mut self.given_up).store(true, Ordering::Release);
         let mut jobs = self.pool.lock();
-        let (ours, others) = std::mem::take(&mut jobs.waiting)
+        let (ours, others): (VecDeque<_>, _) = std::mem::take(&mut jobs.waiting)
             .into_iter()
             .partition(|job| Arc::ptr_eq(&job.done, &self.done));
         jobs.waiting = others;
         drop(jobs);
-        for Job { token, op, .. } in VecDeque::from(ours) {
+        for Job { token, op, .. } in ours {
             drop(op);
             let result = Err(given_up());
             self.done.push(Completion { token, result });
