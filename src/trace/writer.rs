@@ -349,6 +349,7 @@ impl Files {
             data_retry_ns: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            said: AtomicBool::new(false),
             ahead,
         };
         // What is there of a chunk stays: allocating it again changes nothing.
