@@ -111,16 +111,17 @@ impl Promise for WritebackCleared {
         let same = |w: &Watched| (w.off, w.len) == (report.off, report.len);
         if !ranges.iter().any(same) {
             if ranges.len() == MAX_RANGES {
+                // What it says of the others inside counts all the same.
                 watch.more = true;
-                return;
+            } else {
+                // Mostly it stays the only one.
+                ranges.reserve_exact(1);
+                ranges.push(Watched {
+                    off: report.off,
+                    len: report.len,
+                    ..Watched::default()
+                });
             }
-            // Mostly it stays the only one.
-            ranges.reserve_exact(1);
-            ranges.push(Watched {
-                off: report.off,
-                len: report.len,
-                ..Watched::default()
-            });
         }
         if report.writeback == 0 {
             for w in ranges.iter_mut().filter(|w| inside(w, report)) {

@@ -83,7 +83,8 @@ struct Watch {
     clean: bool,
     why_not: &'static str,
     again: Vec<Again>,
-    /// Writes and bytes of all of them.
+    /// The last of them; how many writes, and bytes of all.
+    last: Option<RequestId>,
     writes: u64,
     bytes: u64,
 }
@@ -166,7 +167,8 @@ impl Promise for WrittenOnce {
                 continue;
             };
             let bytes = to - from;
-            watch.writes += 1;
+            // A write may meet several pieces.
+            watch.writes += u64::from(watch.last.replace(id) != Some(id));
             watch.bytes += bytes;
             if watch.again.len() < MAX_SHOWN {
                 watch.again.push(Again {
@@ -244,6 +246,7 @@ impl Promise for WrittenOnce {
             clean: false,
             why_not,
             again: Vec::new(),
+            last: None,
             writes: 0,
             bytes: 0,
         };

@@ -27,7 +27,8 @@ fn number(e: &Expr) -> Option<usize> {
     let Expr::Path(path) = &*call.func else {
         return None;
     };
-    if path.path.segments.last()?.ident != "on" || path.path.segments.len() != 3 {
+    let last = &path.path.segments.last()?.ident;
+    if (last != "on" && last != "on_if") || path.path.segments.len() != 3 {
         return None;
     }
     match call.args.first()? {
@@ -74,8 +75,10 @@ impl<'a> Visit<'a> for Map {
         match e {
             Expr::If(i) => {
                 if let Some(n) = number(&i.cond) {
-                    let (a, b) = ends(&i.then_branch);
-                    self.then.push((a, b, n));
+                    // The condition may hold it, too.
+                    for (a, b) in [ends(&i.cond), ends(&i.then_branch)] {
+                        self.then.push((a, b, n));
+                    }
                 }
             }
             Expr::Paren(p) => {
@@ -138,7 +141,6 @@ pub fn check(tree: &Path, target: &Path) -> Result<Refused> {
         ])
         .current_dir(tree)
         .env("CARGO_TARGET_DIR", target)
-        .env("RUSTFLAGS", "--cap-lints=allow")
         .stderr(Stdio::piped())
         .output()
         .context("cargo check")?;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context as _, Result};
 use proc_macro2::{LineColumn, Literal, Span};
 use syn::spanned::Spanned as _;
+use syn::visit::Visit;
 use syn::visit_mut::{self, VisitMut};
 use syn::{BinOp, Block, Expr, ExprBinary, Stmt, UnOp, parse_quote};
 
@@ -32,6 +33,69 @@ struct Rewriter<'m> {
     fates: BTreeMap<usize, Fate>,
     /// Inside something that is evaluated by the compiler.
     constant: usize,
+    /// By name, what a constant of this file may be instead.
+    constants: BTreeMap<String, Vec<(usize, Expr)>>,
+    /// Those of them that are used where a choice can stand.
+    used: BTreeSet<usize>,
+}
+
+/// The constants of a file, wherever they stand.
+#[derive(Default)]
+struct Constants(Vec<syn::ItemConst>);
+
+impl<'a> Visit<'a> for Constants {
+    fn visit_item_const(&mut self, item: &'a syn::ItemConst) {
+        self.0.push(item.clone());
+    }
+}
+
+/// Makes the operator at this place another one.
+struct Operator(Place, BinOp);
+
+impl VisitMut for Operator {
+    fn visit_expr_binary_mut(&mut self, b: &mut ExprBinary) {
+        if place(b.op.span().start()) == self.0 {
+            b.op = self.1;
+        }
+        visit_mut::visit_expr_binary_mut(self, b);
+    }
+}
+
+/// What the compiler evaluates cannot be switched; but where its value is used a choice can stand.
+fn constants(
+    file: &syn::File,
+    mutants: &[(usize, &Mutant)],
+    dropped: &BTreeSet<usize>,
+) -> BTreeMap<String, Vec<(usize, Expr)>> {
+    let mut all = Constants::default();
+    all.visit_file(file);
+    let mut found: BTreeMap<String, Vec<(usize, Expr)>> = BTreeMap::new();
+    for item in &all.0 {
+        let name = item.ident.to_string();
+        if all.0.iter().filter(|i| i.ident == item.ident).count() > 1 {
+            continue;
+        }
+        let (from, to) = (place(item.span().start()), place(item.span().end()));
+        for (number, mutant) in mutants {
+            let at = mutant.span.start;
+            if !(from..to).contains(&at)
+                || mutant.genre != "BinaryOperator"
+                || dropped.contains(number)
+            {
+                continue;
+            }
+            let Ok(op) = syn::parse_str(&mutant.replacement) else {
+                continue;
+            };
+            let (ty, mut value) = (&item.ty, item.expr.clone());
+            Operator(at, op).visit_expr_mut(&mut value);
+            if value != item.expr {
+                let way = parse_quote!({ const __C: #ty = #value; __C });
+                found.entry(name.clone()).or_default().push((*number, way));
+            }
+        }
+    }
+    found
 }
 
 /// The text with the mutants of this file, and what became of each.
@@ -46,14 +110,18 @@ pub fn rewrite(
         let key = (mutant.genre.as_str(), mutant.span.start);
         wanted.entry(key).or_default().push((*number, *mutant));
     }
+    let constants = constants(&file, mutants, dropped);
     let mut rewriter = Rewriter {
         wanted,
         dropped,
         fates: BTreeMap::new(),
         constant: 0,
+        constants,
+        used: BTreeSet::new(),
     };
     rewriter.visit_file_mut(&mut file);
     let mut fates = rewriter.fates;
+    fates.extend(rewriter.used.iter().map(|n| (*n, Fate::Placed)));
     for (number, _) in mutants {
         fates
             .entry(*number)
@@ -75,11 +143,21 @@ fn on(number: usize) -> Expr {
     parse_quote!(crate::mutant_switch::on(#number))
 }
 
+/// The same, with what tells whether the mutant makes a difference here.
+fn on_if(number: usize, differs: &Expr) -> Expr {
+    let number = Literal::usize_unsuffixed(number);
+    parse_quote!(crate::mutant_switch::on_if(#number, || #differs))
+}
+
 /// `if on(1) { A } else if on(2) { B } else { ORIGINAL }`, in parentheses.
 fn choice(ways: Vec<(usize, Expr)>, original: Expr) -> Expr {
+    let all = ways.into_iter().map(|(n, way)| (on(n), way));
+    choice_by(all.collect(), original)
+}
+
+fn choice_by(ways: Vec<(Expr, Expr)>, original: Expr) -> Expr {
     let mut all: Expr = parse_quote!({ #original });
-    for (number, way) in ways.into_iter().rev() {
-        let on = on(number);
+    for (on, way) in ways.into_iter().rev() {
         all = match &all {
             Expr::Block(_) | Expr::If(_) => parse_quote!(if #on { #way } else #all),
             _ => unreachable!("a block or an if"),
@@ -221,7 +299,14 @@ impl<'m> Rewriter<'m> {
             | BinOp::Le(_)
             | BinOp::Gt(_)
             | BinOp::Ge(_) => {
-                let all = each(parse_quote!(*__l), parse_quote!(*__r));
+                // Comparing changes nothing: what it would say is asked where it is looked for.
+                let with = |op: BinOp| -> Expr { parse_quote!((*__l #op *__r)) };
+                let own = with(op);
+                let ways = ways.iter().map(|(n, op)| {
+                    let way = with(*op);
+                    (on_if(*n, &parse_quote!(#way != #own)), way)
+                });
+                let all = choice_by(ways.collect(), own.clone());
                 parse_quote!((match (&(#left), &(#right)) { (__l, __r) => #all }))
             }
             BinOp::Add(_)
@@ -239,6 +324,15 @@ impl<'m> Rewriter<'m> {
             }
             _ => each((**left).clone(), (**right).clone()),
         })
+    }
+
+    /// A constant where it is used.
+    fn named(&mut self, p: &syn::ExprPath) -> Option<Expr> {
+        let ways = self.constants.get(&p.path.get_ident()?.to_string())?;
+        for (number, _) in ways {
+            self.used.insert(*number);
+        }
+        Some(choice(ways.clone(), Expr::Path(p.clone())))
     }
 
     fn structure(&mut self, s: &mut syn::ExprStruct) -> Option<Expr> {
@@ -311,11 +405,16 @@ impl VisitMut for Rewriter<'_> {
         visit_mut::visit_arm_mut(self, arm);
         if let Some(at) = guard {
             for (number, mutant) in self.take("MatchArmGuard", at) {
-                let on = on(number);
                 let (_, old) = arm.guard.clone().expect("a guard");
                 let new: Expr = match mutant.replacement.as_str() {
-                    "true" => parse_quote!((#on || #old)),
-                    _ => parse_quote!((!#on && #old)),
+                    "true" => {
+                        let on = on_if(number, &parse_quote!(!__g));
+                        parse_quote!((match #old { __g => #on || __g }))
+                    }
+                    _ => {
+                        let on = on_if(number, &parse_quote!(__g));
+                        parse_quote!((match #old { __g => !#on && __g }))
+                    }
                 };
                 arm.guard = Some((Default::default(), Box::new(new)));
             }
@@ -344,6 +443,7 @@ impl VisitMut for Rewriter<'_> {
                     parse_quote!((match #inner { __v => #all }))
                 })
             }
+            Expr::Path(p) if self.constant == 0 => self.named(p),
             _ => {
                 visit_mut::visit_expr_mut(self, e);
                 None

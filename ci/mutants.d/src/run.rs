@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Runs the tests with each mutant on.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,8 @@ pub struct Step {
     pub cases: u32,
     /// Seconds of CPU time.
     pub limit: u64,
+    /// The mutants that its tests come by, and that say something else there than the original.
+    pub reached: BTreeSet<usize>,
 }
 
 pub struct Runner {
@@ -49,59 +53,85 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Runs the tests with this number; 0 is none.
+    /// Runs the tests with this number.
     fn one(&self, number: usize) -> Result<(Outcome, String)> {
+        let mut by = "no test comes by it, or it says what the original says".to_owned();
         for step in &self.steps {
-            let mut words: Vec<String> = self.through.clone();
-            // 4 GiB of memory, and CPU time instead of time: others may be busy here.
-            let limits = [
-                "prlimit".into(),
-                format!("--cpu={}", step.limit),
-                "--as=4294967296".into(),
-                "--core=0".into(),
-            ];
-            words.extend(limits);
-            words.push(step.binary.display().to_string());
-            words.extend(step.args.iter().cloned());
-            let (program, args) = words.split_first().context("a program")?;
-            let output = Command::new(program)
-                .args(args)
-                .current_dir(&self.tree)
-                .env("WTBLK_MUTANT", number.to_string())
-                .env("PROPTEST_CASES", step.cases.to_string())
-                .env("PROPTEST_RNG_SEED", "1")
-                .env("PROPTEST_MAX_SHRINK_ITERS", "0")
-                .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
-                .env("RUST_BACKTRACE", "0")
-                .stdin(Stdio::null())
-                .output()
-                .with_context(|| format!("starting {program}"))?;
-            if output.status.success() {
+            if !step.reached.contains(&number) {
                 continue;
             }
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            let by: String = said
-                .lines()
-                .filter(|l| !l.is_empty())
-                .take(2)
-                .collect::<Vec<_>>()
-                .join(" ");
-            let by: String = by.chars().take(300).collect();
-            return Ok(match output.status.signal() {
-                Some(9 | 24) => (Outcome::Timeout, by),
-                _ => (Outcome::Caught, by),
-            });
+            let (outcome, said) = self.step(step, ("WTBLK_MUTANT", &number.to_string()))?;
+            if outcome != Outcome::Survived {
+                return Ok((outcome, said));
+            }
+            by = said;
         }
-        Ok((Outcome::Survived, String::new()))
+        Ok((Outcome::Survived, by))
     }
 
-    /// The tests must pass where no mutant is on.
-    pub fn control(&self) -> Result<()> {
-        let (outcome, said) = self.one(0)?;
-        ensure!(
-            outcome == Outcome::Survived,
-            "without a mutant the tests fail: {said}"
-        );
+    fn step(&self, step: &Step, switch: (&str, &str)) -> Result<(Outcome, String)> {
+        let mut words: Vec<String> = self.through.clone();
+        // 4 GiB of memory, and CPU time instead of time: others may be busy here.
+        let limits = [
+            "prlimit".into(),
+            format!("--cpu={}", step.limit),
+            "--as=4294967296".into(),
+            "--core=0".into(),
+        ];
+        words.extend(limits);
+        words.push(step.binary.display().to_string());
+        words.extend(step.args.iter().cloned());
+        let (program, args) = words.split_first().context("a program")?;
+        let output = Command::new(program)
+            .args(args)
+            .current_dir(&self.tree)
+            .env(switch.0, switch.1)
+            .env("PROPTEST_CASES", step.cases.to_string())
+            .env("PROPTEST_RNG_SEED", "1")
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("starting {program}"))?;
+        if output.status.success() {
+            return Ok((Outcome::Survived, String::new()));
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let by: String = said
+            .lines()
+            .filter(|l| !l.is_empty())
+            .take(2)
+            .collect::<Vec<_>>()
+            .join(" ");
+        let by: String = by.chars().take(300).collect();
+        Ok(match output.status.signal() {
+            Some(9 | 24) => (Outcome::Timeout, by),
+            _ => (Outcome::Caught, by),
+        })
+    }
+
+    /// The tests must pass where no mutant is on. While they run it is noted which mutants they come by.
+    pub fn control(&mut self, list: &Path) -> Result<()> {
+        for n in 0..self.steps.len() {
+            let _ = std::fs::remove_file(list);
+            let path = list.display().to_string();
+            let begun = Instant::now();
+            let (outcome, said) = self.step(&self.steps[n], ("WTBLK_MUTANT_WATCH", &path))?;
+            ensure!(
+                outcome == Outcome::Survived,
+                "without a mutant the tests fail: {said}"
+            );
+            let text = std::fs::read_to_string(list).context("the list of the mutants come by")?;
+            let reached: Result<_, _> = text.lines().map(str::parse).collect();
+            self.steps[n].reached = reached.context("the list of the mutants come by")?;
+            println!(
+                "step {}: {:.1} s, comes by {} mutants",
+                n + 1,
+                begun.elapsed().as_secs_f64(),
+                self.steps[n].reached.len()
+            );
+        }
         Ok(())
     }
 
