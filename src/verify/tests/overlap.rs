@@ -238,6 +238,103 @@ fn a_crowd_of_overlaps_is_bounded_and_said() {
     assert!(f.details["pairs"].as_array().unwrap().len() <= 16);
 }
 
+#[test]
+fn a_crowd_that_is_over_says_nothing_of_calls_after_it() {
+    // More than are followed, and all over; or the last of them is there when the call begins.
+    for over in [true, false] {
+        let mut s = Stream::booted();
+        for _ in 0..300 {
+            s.stray(DISK, B);
+        }
+        s.all_ok();
+        let c = call(1, 0, 2 * B);
+        if !over {
+            s.begin(&c);
+            for _ in 0..300 {
+                s.stray(DISK + 64 * B, B);
+            }
+            s.all_ok();
+            s.write(1, DISK, 2 * B);
+            s.all_ok();
+            s.end(&c, 2 * B as i64);
+            s.silent().not_checked(P, "more writes overlap");
+        } else {
+            s.run(&c, &[(DISK, 2 * B)]);
+            s.held(P, 1).silent();
+        }
+    }
+}
+
+#[test]
+fn a_stop_ends_those_that_met_others_too() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    let lost = [s.stray(DISK, B), s.stray(DISK, B), s.stray(DISK, B)];
+    s.device(DeviceKind::QueueStop, 0, 0, "");
+    for id in lost {
+        s.abandon(id);
+    }
+    s.epoch += 1;
+    s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+    s.run(&c, &[(DISK, B)]);
+    s.held(P, 1).silent();
+    // And one that met another and is completed, is over.
+    let mut s = Stream::booted();
+    let (a, b) = (s.stray(DISK, B), s.stray(DISK, B));
+    s.ok(b);
+    s.ok(a);
+    s.run(&c, &[(DISK, B)]);
+    s.held(P, 1).silent();
+    // The other is not.
+    for first in [true, false] {
+        let mut s = Stream::booted();
+        let (a, b) = (s.stray(DISK, B), s.stray(DISK, B));
+        s.ok(if first { a } else { b });
+        s.begin(&c);
+        s.write(1, DISK, B);
+        s.all_ok();
+        s.end(&c, B as i64);
+        s.broken(P, &[]);
+    }
+}
+
+#[test]
+fn sixteen_pairs_of_a_call_are_kept_and_they_are_the_first() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, 40 * B);
+    s.begin(&c);
+    s.write(1, DISK, 40 * B);
+    let second: Vec<u64> = (0..20).map(|n| s.stray(DISK + n * B, B)).collect();
+    s.all_ok();
+    s.end(&c, 40 * B as i64);
+    let f = s.broken(P, &[]);
+    let pairs = f.details["pairs"].as_array().unwrap();
+    let told: Vec<u64> = pairs
+        .iter()
+        .map(|p| p["second"].as_u64().unwrap())
+        .collect();
+    assert_eq!(told, second[..16]);
+    // What an older call of the number met is not the new one's.
+    let mut s = Stream::booted();
+    s.begin(&c);
+    s.write(1, DISK, 40 * B);
+    s.stray(DISK, B);
+    s.all_ok();
+    s.power_on();
+    s.mark(Mark::TestBegin { name: TEST.into() });
+    let d = CallBegin {
+        flags: vec![],
+        ..call(1, 0, B)
+    };
+    s.begin(&d);
+    s.write(1, DISK, B);
+    s.stray(DISK, B);
+    s.all_ok();
+    s.end(&d, B as i64);
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.held(P, 1).silent();
+}
+
 /// A write of the property test.
 struct Write {
     id: RequestId,

@@ -240,6 +240,118 @@ fn a_kernel_that_changes_everything_costs_bounded_memory() {
     assert_eq!(f.details["changes"].as_array().unwrap().len(), 4096);
 }
 
+/// A call of so many writes of a sector, each changed; the finding.
+fn all_change(s: &mut Stream, number: u64, writes: u64) {
+    let c = call(number, 0, writes * 512);
+    s.begin(&c);
+    for i in 0..writes {
+        let w = s.write(number as u16, DISK + i * 512, 512);
+        s.change(w, &change(1));
+        s.ok(w);
+    }
+    s.end(&c, writes as i64 * 512);
+}
+
+#[test]
+fn what_was_told_gives_its_room_back() {
+    let mut s = Stream::booted();
+    for n in 1..=3 {
+        all_change(&mut s, n, 3000);
+    }
+    let verdicts = s.verdicts();
+    let found: Vec<_> = verdicts.findings().filter(|f| f.promise == P).collect();
+    let kept = |f: &&Finding| f.details["changes"].as_array().unwrap().len();
+    assert_eq!(found.iter().map(kept).collect::<Vec<_>>(), [3000; 3]);
+    // A call that is not judged, and one whose number is used again.
+    let mut s = Stream::booted();
+    let again = CallBegin {
+        flags: vec![],
+        ..call(2, 0, B)
+    };
+    for c in [&call(1, 0, B), &again] {
+        s.begin(c);
+        for _ in 0..3000 {
+            let w = s.write(c.tag.unwrap(), DISK, 512);
+            s.change(w, &change(1));
+            s.ok(w);
+        }
+        if c.call == 1 {
+            s.begin(c);
+        }
+        s.end(c, B as i64);
+    }
+    let what = "data of a call that is not judged changed in flight";
+    assert_eq!(s.of(P).observations[what], 6000);
+    all_change(&mut s, 3, 3000);
+    let f = s.broken(P, &[]);
+    assert_eq!(f.details["changes"].as_array().unwrap().len(), 3000);
+}
+
+#[test]
+fn what_is_told_of_requests_that_nobody_compares_takes_no_room() {
+    let mut s = Stream::booted();
+    for _ in 0..5000 {
+        let r = s.submit(Op::Read, 0, DISK, B);
+        s.change(r, &change(0));
+    }
+    s.unseen = true;
+    for n in 0..5000 {
+        let w = s.stray(DISK + (n + 1) * 8 * B, B);
+        s.change(w, &change(0));
+    }
+    s.unseen = false;
+    let c = call(1, 0, B);
+    s.begin(&c);
+    let w = s.write(1, DISK, B);
+    s.change(w, &change(77));
+    s.ok(w);
+    s.end(&c, B as i64);
+    let f = s.broken(P, &[]);
+    assert!(f.happened.contains("bytes 77 to 79"), "{}", f.happened);
+}
+
+/// A request of two extents that touch on the disk: the file offset is that of the part.
+#[test]
+fn a_place_in_the_second_part_of_a_request() {
+    for (at, file) in [(0, 0), (4095, 4095), (4096, 40 * B), (4097, 40 * B + 1)] {
+        let mut s = Stream::booted();
+        let c = CallBegin {
+            extents: Some(vec![
+                ext(0, DISK, B),
+                ext(B, DISK + 2 * B, 39 * B),
+                ext(40 * B, DISK + B, B),
+            ]),
+            ..call(1, 0, 41 * B)
+        };
+        s.begin(&c);
+        let w = s.write(1, DISK, 2 * B);
+        s.change(w, &change(at));
+        s.write(1, DISK + 2 * B, 39 * B);
+        s.all_ok();
+        s.end(&c, 41 * B as i64);
+        let f = s.broken(P, &["order"]);
+        let said = format!("bytes {at} to {} (file offset {file})", at + 2);
+        assert!(f.happened.contains(&said), "{}", f.happened);
+    }
+}
+
+#[test]
+fn log_writes_that_are_stable_count_where_a_test_runs() {
+    let mut s = Stream::booted();
+    for n in 0..3 {
+        let w = s.stray(LOG + n * 4096, 1024);
+        s.ok(w);
+    }
+    // Half of it outside the log.
+    let w = s.stray(LOG - 512, 1024);
+    s.ok(w);
+    s.held(P, 3);
+    s.mark(Mark::TestEnd { name: TEST.into() });
+    let w = s.stray(LOG, 1024);
+    s.ok(w);
+    s.held(P, 3);
+}
+
 proptest! {
     /// Some requests change, some nobody looked at, some calls are not judged.
     #[test]
