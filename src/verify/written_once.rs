@@ -490,7 +490,7 @@ impl WrittenOnce {
             }
         }
         for (disk, end, file) in new {
-            self.take(&(disk..end));
+            self.cut(&(disk..end));
             let piece = Piece {
                 end,
                 key,
@@ -517,11 +517,16 @@ impl WrittenOnce {
             }
         }
         for place in places {
-            for (start, piece) in self.take(&place) {
-                self.put(start, place.start.min(piece.end), piece, 0);
-                if place.end < piece.end {
-                    self.put(place.end, piece.end, piece, place.end - start);
-                }
+            self.cut(&place);
+        }
+    }
+
+    /// Follows a place no more; what lies around it is followed on.
+    fn cut(&mut self, place: &Range<u64>) {
+        for (start, piece) in self.take(place) {
+            self.put(start, place.start.min(piece.end), piece, 0);
+            if place.end < piece.end {
+                self.put(place.end, piece.end, piece, place.end - start);
             }
         }
     }

@@ -38,6 +38,9 @@ struct Args {
     /// Only those that the last results in --out do not call caught.
     #[arg(long)]
     retry: bool,
+    /// Goes on where the last run in --out was cut off. The judge must be what it was then; tests may be new.
+    #[arg(long)]
+    resume: bool,
     /// Runs the tests through this command (a word or several).
     #[arg(long, default_value = "")]
     through: String,
@@ -64,6 +67,18 @@ const SLOW: [&str; 5] = [
     "verify::tests::legal",
     "verify::tests::disturbances::tags_are_used_again",
     "verify::tests::stable::a_kernel_that_changes",
+];
+/// Files whose mutants come first.
+const FIRST: [&str; 9] = [
+    "/written_once.rs",
+    "/error_book.rs",
+    "/no_overlap.rs",
+    "/size.rs",
+    "/stable.rs",
+    "/writers.rs",
+    "/writeback_cleared.rs",
+    "/durable.rs",
+    "/data.rs",
 ];
 /// Files that say what was decided, or damage traces to try the judge.
 const TEXT: [&str; 11] = [
@@ -105,6 +120,24 @@ fn main() -> Result<()> {
     let mut dropped = BTreeSet::new();
     let mut unviable = BTreeMap::new();
     let mut alone: BTreeMap<usize, &str> = BTreeMap::new();
+    if args.resume {
+        let [refused, beside] =
+            ["unviable.txt", "alone.txt"].map(|list| fs::read_to_string(args.out.join(list)));
+        let (refused, beside) = (refused?, beside?);
+        for (n, mutant) in (1..).zip(&mutants) {
+            let of = |line: &str| {
+                let rest = line.strip_prefix(mutant.name.as_str());
+                rest.is_some_and(|rest| rest.starts_with(": "))
+            };
+            if refused.lines().any(of) {
+                unviable.insert(n, "rustc refuses it".to_owned());
+                dropped.insert(n);
+            } else if beside.lines().any(of) {
+                alone.insert(n, "it cannot live beside the original");
+                dropped.insert(n);
+            }
+        }
+    }
     loop {
         let fates = put_in(&tree, &mutants, &dropped)?;
         for (number, fate) in &fates {
@@ -161,14 +194,27 @@ fn main() -> Result<()> {
     let old = read(&results)?;
     let caught = |name: &str| old.get(name).is_some_and(|l| l.outcome == Outcome::Caught);
     // What decides comes first: a run that is cut off has judged that.
-    let is_text = |n: usize| TEXT.iter().any(|file| mutants[n - 1].file.ends_with(file));
-    let (texts, decides): (Vec<usize>, Vec<usize>) = (1..=mutants.len()).partition(|n| is_text(*n));
-    let chosen: Vec<(usize, &str)> = decides
+    let rank = |n: &usize| {
+        let is = |list: &[&str]| {
+            list.iter()
+                .position(|file| mutants[n - 1].file.ends_with(file))
+        };
+        match (is(&FIRST), is(&TEXT)) {
+            (Some(at), _) => at,
+            (None, None) => FIRST.len(),
+            (None, Some(at)) => FIRST.len() + 1 + at,
+        }
+    };
+    let mut order: Vec<usize> = (1..=mutants.len()).collect();
+    order.sort_by_key(rank);
+    let chosen: Vec<(usize, &str)> = order
         .into_iter()
-        .chain(texts)
         .filter(|n| !unviable.contains_key(n) && !alone.contains_key(n))
         .map(|n| (n, name(&n)))
-        .filter(|(_, name)| name.contains(&args.only) && !(args.retry && caught(name)))
+        .filter(|(_, name)| name.contains(&args.only))
+        .filter(|(_, name)| {
+            !(args.retry && caught(name)) && !(args.resume && old.contains_key(*name))
+        })
         .step_by(args.every.max(1))
         .collect();
     println!(
@@ -184,7 +230,7 @@ fn main() -> Result<()> {
         jobs: args.jobs,
     };
     runner.control(&args.out.join("reached.txt"))?;
-    if !args.retry {
+    if !args.retry && !args.resume {
         let _ = fs::remove_file(&results);
     }
     let lines = runner.all(&chosen, &results)?;

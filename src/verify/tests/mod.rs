@@ -29,3 +29,4 @@ mod stop;
 mod world;
 mod writers;
 mod written_once;
+mod written_once_edges;

@@ -136,7 +136,9 @@ fn judge(happened: &[(u64, What)]) -> Due {
         {
             due.broken = Some(pair);
         }
-        let last = happened[first..].iter().rfind(|(_, w)| clear(w) || waits(w));
+        let last = happened[first..]
+            .iter()
+            .rfind(|(_, w)| clear(w) || waits(w));
         if !last.is_some_and(|(_, w)| clear(w)) {
             all_clear = false;
             why = why.or(unclear);

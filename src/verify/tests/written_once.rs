@@ -9,10 +9,10 @@ use super::builder::*;
 use super::world::Dice;
 
 /// Length of the file: three folios of the largest kind and a bit.
-const SIZE: u64 = (6 << 20) + 5 * B;
-const FOLIO: u64 = 2 << 20;
+pub(super) const SIZE: u64 = (6 << 20) + 5 * B;
+pub(super) const FOLIO: u64 = 2 << 20;
 
-fn small(number: u64, off: u64, len: u64) -> CallBegin {
+pub(super) fn small(number: u64, off: u64, len: u64) -> CallBegin {
     CallBegin {
         isize: SIZE,
         extents: Some(vec![ext(0, DISK, SIZE)]),
@@ -20,7 +20,7 @@ fn small(number: u64, off: u64, len: u64) -> CallBegin {
     }
 }
 
-fn pages_of(s: &mut Stream, off: u64, len: u64, dirty: u64, writeback: u64) {
+pub(super) fn pages_of(s: &mut Stream, off: u64, len: u64, dirty: u64, writeback: u64) {
     s.file(FileMark::Pages(FilePages {
         dev: 8,
         ino: 1,
@@ -33,12 +33,12 @@ fn pages_of(s: &mut Stream, off: u64, len: u64, dirty: u64, writeback: u64) {
 }
 
 /// Told clean, twice.
-fn clean(s: &mut Stream) {
+pub(super) fn clean(s: &mut Stream) {
     pages_of(s, 0, SIZE, 0, 0);
     pages_of(s, 0, SIZE, 0, 0);
 }
 
-fn change(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
+pub(super) fn change(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
     s.file(FileMark::ChangeBegin(Change {
         change: n,
         dev: 8,
@@ -49,7 +49,7 @@ fn change(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
     }));
 }
 
-fn changed(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
+pub(super) fn changed(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
     change(s, n, off, len, kind);
     s.file(FileMark::ChangeEnd {
         change: n,
@@ -57,19 +57,19 @@ fn changed(s: &mut Stream, n: u64, off: u64, len: u64, kind: &str) {
     });
 }
 
-fn run(s: &mut Stream, c: &CallBegin) {
+pub(super) fn run(s: &mut Stream, c: &CallBegin) {
     s.run(c, &[(DISK + c.off, c.len)]);
 }
 
 /// Clean, a call of four blocks, and nothing else.
-fn called() -> Stream {
+pub(super) fn called() -> Stream {
     let mut s = Stream::files_marked();
     clean(&mut s);
     run(&mut s, &small(1, 8 * B, 4 * B));
     s
 }
 
-fn stray(s: &mut Stream, file: u64, bytes: u64) {
+pub(super) fn stray(s: &mut Stream, file: u64, bytes: u64) {
     let w = s.stray(DISK + file, bytes);
     s.ok(w);
 }
