@@ -15,6 +15,7 @@ mod legal;
 mod lost;
 mod mutants;
 mod near;
+mod opens;
 mod oracle_calls;
 mod oracle_writeback;
 mod oracle_written_once;

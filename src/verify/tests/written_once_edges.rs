@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `written-once`: edges that mutation testing found unguarded.
 
-use wtblk_shared::mark::{CallBegin, FileMark, FilePages};
+use wtblk_shared::mark::{CallBegin, FileMark, FilePages, Mark, PageReport};
 
 use super::builder::*;
 use super::written_once::*;
@@ -99,11 +99,10 @@ fn a_change_that_began_before_the_call_is_beside_it() {
         s.not_checked(P, why).silent();
     }
     // One that is over before it is nothing to it.
-    let mut s = Stream::files_marked();
-    clean(&mut s);
+    let mut s = called();
     changed(&mut s, 1, 5 << 20, B, "write");
-    run(&mut s, &small(1, 8 * B, 4 * B));
-    s.held(P, 1);
+    run(&mut s, &small(2, 8 * B, 4 * B));
+    s.held(P, 2);
 }
 
 #[test]
@@ -275,4 +274,164 @@ fn reports_that_do_not_pair() {
     run(&mut s, &small(1, 8 * B, 4 * B));
     stray(&mut s, 8 * B, B);
     s.broken(P, &[]);
+}
+
+/// Only a report that shows no page dirty and none in writeback counts.
+#[test]
+fn a_report_of_dirty_pages_proves_nothing() {
+    for (dirty, writeback) in [(0, 0), (1, 0), (0, 1)] {
+        let mut s = Stream::files_marked();
+        run(&mut s, &small(1, 8 * B, 4 * B));
+        s.mark(Mark::Report(PageReport {
+            call: 1,
+            at: "t".into(),
+            off: 0,
+            len: SIZE,
+            cached: 0,
+            dirty,
+            writeback,
+        }));
+        stray(&mut s, 8 * B, B);
+        if dirty + writeback == 0 {
+            s.broken(P, &[]);
+        } else {
+            s.silent();
+        }
+    }
+    // What the guest did not mark when the call ended it does not make good later.
+    let mut s = Stream::booted();
+    run(&mut s, &small(1, 8 * B, 4 * B));
+    s.env(&[("files", "marked")]);
+    clean(&mut s);
+    s.not_checked(P, "the guest does not say").silent();
+}
+
+/// A file whose first blocks lie elsewhere: places are counted from the begin of each extent.
+#[test]
+fn places_in_an_extent_that_begins_inside_a_folio() {
+    let place = |file: u64| match file {
+        0..0x5000 => (32 << 20) + file,
+        _ => file - 5 * B,
+    };
+    let make = |n: u64, off: u64| CallBegin {
+        extents: Some(vec![
+            ext(0, DISK + (32 << 20), 5 * B),
+            ext(5 * B, DISK, SIZE - 5 * B),
+        ]),
+        ..small(n, off, 4 * B)
+    };
+    let called = |s: &mut Stream, n: u64, off: u64| {
+        let c = make(n, off);
+        s.run(&c, &[(DISK + place(off), 4 * B)]);
+    };
+    let found = |s: &Stream| -> Vec<u64> {
+        let verdicts = s.verdicts();
+        let all = verdicts.findings().filter(|f| f.promise == P);
+        all.flat_map(|f| f.details["requests"].as_array().unwrap().clone())
+            .map(|r| r["file_offset"].as_u64().unwrap())
+            .collect()
+    };
+    let mut s = Stream::files_marked();
+    clean(&mut s);
+    called(&mut s, 1, FOLIO + 8 * B);
+    s.held(P, 1);
+    let files = [
+        B,
+        5 * B,
+        FOLIO - B,
+        FOLIO,
+        FOLIO + 100 * B,
+        2 * FOLIO,
+        SIZE - B,
+    ];
+    let mut all = s.clone();
+    for file in files {
+        stray(&mut all, place(file), B);
+    }
+    assert_eq!(found(&all), files);
+    // A change in the middle folio, not at its begin; the call after it says nothing of that.
+    changed(&mut s, 1, FOLIO + 100 * B, B, "write");
+    called(&mut s, 2, 2 * FOLIO + 8 * B);
+    for file in files {
+        stray(&mut s, place(file), B);
+    }
+    assert_eq!(found(&s), [B, 5 * B, FOLIO - B, 2 * FOLIO, SIZE - B]);
+}
+
+/// The part of a folio that a report holds says nothing of it.
+#[test]
+fn folios_that_are_told_in_part_are_not_followed() {
+    for (file, followed) in [
+        (B, true),
+        (FOLIO - B, true),
+        (FOLIO, false),
+        (FOLIO + 4 * B, false),
+    ] {
+        let mut s = Stream::files_marked();
+        run(&mut s, &small(1, 8 * B, 4 * B));
+        s.report_range(1, 0, FOLIO + 5 * B, 0);
+        stray(&mut s, file, B);
+        let found = s.verdicts().findings().filter(|f| f.promise == P).count();
+        assert_eq!(found, usize::from(followed), "{file}");
+    }
+    // The end of the file ends its last folio.
+    for (len, followed) in [(SIZE - 6 * MIB, true), (SIZE - 6 * MIB - B, false)] {
+        let mut s = Stream::files_marked();
+        run(&mut s, &small(1, 6 * MIB, B));
+        s.report_range(1, 6 * MIB, len, 0);
+        stray(&mut s, 6 * MIB + 2 * B, B);
+        let found = s.verdicts().findings().filter(|f| f.promise == P).count();
+        assert_eq!(found, usize::from(followed), "{len}");
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// Ranges that are told one after the other: those that meet or touch are one, what lies between them is not told.
+#[test]
+fn ranges_told_clean_are_joined_where_they_touch() {
+    let told = |ranges: &[(u64, u64)], call: (u64, u64)| {
+        let mut s = Stream::files_marked();
+        for (from, to) in ranges {
+            for _ in 0..2 {
+                pages_of(&mut s, *from, to - from, 0, 0);
+            }
+        }
+        run(&mut s, &small(1, call.0, call.1));
+        s.of(P).held
+    };
+    let across = (FOLIO - B, 2 * B);
+    assert_eq!(told(&[(0, FOLIO), (FOLIO, 2 * FOLIO)], across), 1);
+    assert_eq!(told(&[(FOLIO, 2 * FOLIO), (0, FOLIO)], across), 1);
+    assert_eq!(told(&[(0, FOLIO + B), (FOLIO - B, 2 * FOLIO)], across), 1);
+    assert_eq!(told(&[(FOLIO - B, 2 * FOLIO), (0, FOLIO + B)], across), 1);
+    assert_eq!(told(&[(0, 2 * FOLIO), (B, FOLIO)], across), 1);
+    assert_eq!(told(&[(0, FOLIO - B), (FOLIO, 2 * FOLIO)], across), 0);
+    assert_eq!(told(&[(FOLIO, 2 * FOLIO), (0, FOLIO - B)], across), 0);
+    let middle = (FOLIO + 8 * B, B);
+    assert_eq!(told(&[(0, FOLIO), (2 * FOLIO, SIZE)], middle), 0);
+    assert_eq!(told(&[(2 * FOLIO, SIZE), (0, FOLIO)], middle), 0);
+    assert_eq!(told(&[(FOLIO, 2 * FOLIO)], middle), 1);
+    assert_eq!(told(&[(FOLIO + B, 2 * FOLIO)], middle), 0);
+    assert_eq!(told(&[(FOLIO, 2 * FOLIO - B)], middle), 0);
+}
+
+/// A dirtier of one block dirties its folio from the begin on, and no other one.
+#[test]
+fn a_change_inside_a_folio_dirties_it_from_its_begin_on() {
+    for (changed_at, file, followed) in [
+        (100 * B, 10 * B, false),
+        (FOLIO + 100 * B, FOLIO + 10 * B, false),
+        (FOLIO + 100 * B, 2 * FOLIO - B, false),
+        (FOLIO + 100 * B, FOLIO - B, true),
+        (FOLIO, FOLIO - B, true),
+        (2 * FOLIO - B, 2 * FOLIO, true),
+    ] {
+        let mut s = called();
+        changed(&mut s, 1, changed_at, B, "mmap");
+        run(&mut s, &small(2, 6 * MIB, B));
+        stray(&mut s, file, B);
+        let found = s.verdicts().findings().filter(|f| f.promise == P).count();
+        assert_eq!(found, usize::from(followed), "{changed_at} {file}");
+    }
 }
