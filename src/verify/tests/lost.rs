@@ -311,6 +311,7 @@ fn checks_beside_each_other_are_unclear_until_all_are_over() {
         end(&mut s, n, 0);
     }
     unclear(&s, why);
+    assert_eq!(s.of("errseq").not_checked[why], 3);
     // They are over: what fails now is told to the next one, or should be.
     fails(&mut s, &by(1, 1, 1));
     begin(&mut s, 4);

@@ -335,6 +335,72 @@ fn sixteen_pairs_of_a_call_are_kept_and_they_are_the_first() {
     s.held(P, 1).silent();
 }
 
+#[test]
+fn a_write_that_meets_more_than_are_kept_is_said() {
+    for (writes, lost) in [(17, false), (18, true)] {
+        let mut s = Stream::booted();
+        let c = call(1, 8 * B, B);
+        s.begin(&c);
+        s.write(1, DISK + 8 * B, B);
+        for _ in 0..writes {
+            s.stray(DISK, B);
+        }
+        s.all_ok();
+        s.end(&c, B as i64);
+        if lost {
+            s.not_checked(P, "more writes overlap than are followed");
+        } else {
+            s.held(P, 1);
+        }
+        s.silent();
+    }
+}
+
+#[test]
+fn pairs_of_a_call_that_ends_early_are_kept_and_told_once() {
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.stray(DISK, B);
+    s.end(&c, B as i64);
+    s.all_ok();
+    s.broken(P, &["sync-return"]);
+    // Both of the same call.
+    let mut s = Stream::booted();
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.write(1, DISK, B);
+    s.all_ok();
+    s.end(&c, B as i64);
+    let f = s.broken(P, &["cover", "order"]);
+    assert_eq!(f.details["pairs"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn a_stop_and_a_boot_begin_anew() {
+    // Of what was in flight at the stop nothing more is heard.
+    let mut s = Stream::booted();
+    s.stray(DISK, B);
+    s.device(DeviceKind::QueueStop, 0, 0, "");
+    s.epoch += 1;
+    s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+    s.run(&call(1, 0, B), &[(DISK, B)]);
+    s.held(P, 1).silent();
+    // The new kernel's files are others than the old one's.
+    let mut s = Stream::booted();
+    s.run(&direct(2, 32 << 20, B), &[(DISK + (32 << 20), B)]);
+    s.power_on();
+    s.mark(Mark::TestBegin { name: TEST.into() });
+    let c = call(1, 0, B);
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.stray(DISK, B);
+    s.all_ok();
+    s.end(&c, B as i64);
+    s.broken(P, &[]);
+}
+
 /// A write of the property test.
 struct Write {
     id: RequestId,

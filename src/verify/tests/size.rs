@@ -197,6 +197,92 @@ fn who_does_not_mark_all_is_not_judged() {
     s.broken("size", &[]);
 }
 
+fn found(s: &Stream, isize_after_error: IsizeAfterError) -> usize {
+    let verdicts = s.verdicts_by(Contract {
+        isize_after_error,
+        ..Contract::default()
+    });
+    verdicts.findings().filter(|f| f.promise == "size").count()
+}
+
+#[test]
+fn where_an_error_must_leave_the_new_size_others_may_have_taken_it_back() {
+    let ended = |s: &mut Stream| {
+        let (change, result) = (1, None);
+        s.file(FileMark::ChangeEnd { change, result });
+    };
+    // A change before the call, one beside it, and none.
+    for (before, beside, broken) in [(false, false, 1), (true, false, 1), (false, true, 0)] {
+        let mut s = Stream::files_marked();
+        if before {
+            change(&mut s, 1, 0, 10, "write");
+            ended(&mut s);
+        }
+        let c = sized(1, 100, 1000, 100);
+        s.begin(&c);
+        if beside {
+            change(&mut s, 1, 0, 10, "write");
+            ended(&mut s);
+        }
+        let w = s.write(1, DISK, B);
+        s.fail(w);
+        end(&mut s, &c, -5, 600);
+        assert_eq!(found(&s, IsizeAfterError::Extended), broken);
+    }
+    // How far it had come is not known where a request lies partly outside.
+    for first in [B, 2 * B] {
+        let mut s = Stream::files_marked();
+        let c = sized(1, 2 * B, 2 * B, 100);
+        s.begin(&c);
+        let a = s.write(1, DISK + first, 3 * B - first);
+        let b = s.write(1, DISK + 3 * B, B);
+        s.ok(a);
+        s.fail(b);
+        end(&mut s, &c, -5, 600);
+        assert_eq!(
+            found(&s, IsizeAfterError::Extended),
+            usize::from(first == 2 * B)
+        );
+    }
+}
+
+#[test]
+fn what_a_call_wrote_is_the_size_also_where_it_is_told_later() {
+    // The size moved after the call's end mark was written.
+    let mut s = Stream::files_marked();
+    run(&mut s, &sized(1, 100, 1000, 100), false, 1000, 100);
+    stat(&mut s, 1100);
+    s.held("size", 2).silent();
+    // Nothing was written: its offset is no size.
+    let mut s = Stream::files_marked();
+    run(&mut s, &sized(1, 5000, 1000, 100), true, -5, 100);
+    stat(&mut s, 5000);
+    s.broken("size", &[]);
+    let mut s = Stream::files_marked();
+    run(&mut s, &sized(1, 5000, 1000, 100), true, -5, 5000);
+    assert_eq!(found(&s, IsizeAfterError::Old), 1);
+    // An error that is not the device's leaves the same open.
+    let mut s = Stream::files_marked();
+    run(&mut s, &sized(1, 100, 1000, 100), false, -14, 1100);
+    assert_eq!(found(&s, IsizeAfterError::Either), 0);
+    assert_eq!(found(&s, IsizeAfterError::Old), 1);
+    // Beside a call that is followed no more it may be anything.
+    let mut s = Stream::files_marked();
+    let lost = CallBegin {
+        ino: 2,
+        ..sized(2, 0, 100, 0)
+    };
+    s.begin(&lost);
+    s.begin(&lost);
+    run(&mut s, &sized(1, 100, 1000, 100), false, 1000, 4096);
+    s.silent();
+    assert!(
+        s.of("size")
+            .not_checked
+            .contains_key("a call was followed no more")
+    );
+}
+
 proptest! {
     /// A model of a file: what it tells is silent; one byte more at one call is found.
     #[test]

@@ -222,6 +222,18 @@ fn a_request_that_comes_back_after_the_end_is_waited_for() {
     s.change(w, &change(1));
     s.fail(w);
     s.broken(P, &["sync-return", "error-report"]);
+    // What was told before the end is told, too.
+    let mut s = Stream::booted();
+    let c = call(1, 0, 2 * B);
+    s.begin(&c);
+    let (a, b) = (s.write(1, DISK, B), s.write(1, DISK + B, B));
+    s.change(a, &change(1));
+    s.ok(a);
+    s.end(&c, 2 * B as i64);
+    s.ok(b);
+    let f = s.broken(P, &["sync-return"]);
+    assert!(f.happened.contains("bytes 1 to 3"), "{}", f.happened);
+    assert!(s.of(P).observations.is_empty());
 }
 
 #[test]

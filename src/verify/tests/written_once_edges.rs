@@ -229,7 +229,8 @@ fn a_lost_call_of_another_file_ends_all_judging() {
 /// Two reports of different ranges, or beside a change, prove nothing.
 #[test]
 fn reports_that_do_not_pair() {
-    let spoilt: [(&str, fn(&mut Stream)); 5] = [
+    type Spoil = fn(&mut Stream);
+    let spoilt: [(&str, Spoil); 5] = [
         ("two ranges", |s| {
             pages_of(s, 0, FOLIO, 0, 0);
             pages_of(s, 0, 2 * FOLIO, 0, 0);
@@ -349,6 +350,16 @@ fn places_in_an_extent_that_begins_inside_a_folio() {
         stray(&mut all, place(file), B);
     }
     assert_eq!(found(&all), files);
+    // To the very end of the extent.
+    let mut last = s.clone();
+    called(&mut last, 2, SIZE - 4 * B);
+    last.held(P, 2);
+    // What lies behind is no part of the call.
+    let mut part = Stream::files_marked();
+    called(&mut part, 1, FOLIO - B);
+    part.report_range(1, 0, FOLIO, 0);
+    part.report_range(1, 2 * FOLIO, SIZE - 2 * FOLIO, 0);
+    part.not_checked(P, "its pages were told clean neither");
     // A change in the middle folio, not at its begin; the call after it says nothing of that.
     changed(&mut s, 1, FOLIO + 100 * B, B, "write");
     called(&mut s, 2, 2 * FOLIO + 8 * B);
