@@ -113,3 +113,41 @@ fn a_short_count_beyond_a_failed_block_is_shown() {
     assert_eq!([shown(0), shown(B as i64)], [0, 0]);
     assert_eq!([shown(B as i64 + 1), shown(4 * B as i64 - 1)], [1, 1]);
 }
+
+/// Of a call that does not end, or whose requests do not come back, each promise about it says that it was not checked.
+#[test]
+fn nobody_is_silent_about_a_call_that_is_not_over() {
+    let all = [
+        "align",
+        "cover",
+        "data",
+        "durable",
+        "error-report",
+        "no-overlap",
+        "order",
+        "serialised",
+        "stable",
+        "stop-after-error",
+        "sync-return",
+    ];
+    let mut s = Stream::booted();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    s.write(1, DISK, B);
+    let mut late = s.clone();
+    for promise in all {
+        s.not_checked(promise, "the call did not end");
+    }
+    late.end(&c, B as i64);
+    for promise in [
+        "data",
+        "error-report",
+        "no-overlap",
+        "serialised",
+        "stable",
+        "errseq",
+        "ledger",
+    ] {
+        late.not_checked(promise, "requests of the call were not completed");
+    }
+}
