@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Edges that mutation testing found unguarded: streams one step on either side of them.
 
-use wtblk_shared::mark::{CallEnd, Mark};
+use wtblk_shared::mark::{CallEnd, Change, FileMark, Mark};
 
 use super::super::contract::{Contract, FsyncRepeats, IsizeAfterError, OnFailedWrite};
 use super::builder::*;
@@ -150,4 +150,51 @@ fn nobody_is_silent_about_a_call_that_is_not_over() {
     ] {
         late.not_checked(promise, "requests of the call were not completed");
     }
+}
+
+/// What a task waited for before a stop of the device it need not wait for after it.
+#[test]
+fn two_reports_of_a_probe_do_not_pair_across_a_stop() {
+    for stop in [false, true] {
+        let mut s = Stream::booted();
+        s.run(&call(1, 0, B), &[(DISK, B)]);
+        s.probe(1, 1);
+        s.probe_state(1, 3000, 'D', 1);
+        if stop {
+            s.device(DeviceKind::QueueStop, 0, 0, "");
+            s.epoch += 1;
+            s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+        }
+        s.probe_state(1, 6000, 'D', 1);
+        if stop {
+            s.silent();
+            s.not_checked("progress", "the probe's state was not reported twice");
+            s.probe_state(1, 6100, 'D', 1);
+        }
+        s.broken("progress", &[]);
+    }
+}
+
+/// More than one may take blocks away at a time.
+#[test]
+fn two_takings_at_a_time_are_both_remembered() {
+    let mut s = Stream::files_marked();
+    let c = call(1, 0, B);
+    s.begin(&c);
+    let w = s.write(1, DISK, B);
+    for (change, ino) in [(1, 1), (2, 2)] {
+        s.file(FileMark::ChangeBegin(Change {
+            change,
+            dev: 8,
+            ino,
+            off: 0,
+            len: B,
+            kind: "punch".into(),
+        }));
+    }
+    let (change, result) = (1, Some(0));
+    s.file(FileMark::ChangeEnd { change, result });
+    s.ok(w);
+    s.end(&c, B as i64);
+    s.broken("serialised", &[]);
 }
