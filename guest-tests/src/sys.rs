@@ -6,6 +6,7 @@
 //! `io::Result` elsewhere.
 
 pub mod aio;
+pub mod guarded;
 pub mod mapping;
 mod pages;
 pub mod uffd;

@@ -2,14 +2,20 @@
 //! The test cases: one file each, one line of registration here.
 
 mod async_calls;
+mod async_error_mid_call;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
 mod concurrent_calls;
+mod dirty_by_mapping;
+mod dirty_neighbours;
+mod disk_full;
 mod dsync;
 mod error_mid_call;
 mod errseq;
+mod fails_unwritten;
 mod fails_while_held;
+mod few_bios;
 mod freeze_in_flight;
 mod held_writes;
 mod multi_extent;
@@ -17,6 +23,8 @@ mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
+mod source_faults;
+mod stable_among_three;
 mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
@@ -55,6 +63,17 @@ pub const ALL: &[Case] = &[
     Case { name: "stable-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_in_flight::run },
     Case { name: "blocks-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: blocks_in_flight::run },
     Case { name: "freeze-in-flight", needs: &[Need::Flag, Need::Aio], run: freeze_in_flight::run },
+    Case { name: "dirty-neighbours", needs: &[Need::Flag, Need::Cachestat], run: dirty_neighbours::run },
+    Case { name: "dirty-by-mapping", needs: &[Need::Flag, Need::Cachestat], run: dirty_by_mapping::run },
+    Case { name: "fails-unwritten", needs: &[Need::Flag], run: fails_unwritten::run },
+    Case { name: "source-faults", needs: &[Need::Flag], run: source_faults::run },
+    Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
+    Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
+    Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
+    Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
+    Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
+    Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
+    Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -86,6 +105,8 @@ pub enum Need {
     Uring,
     /// Blocks of the file system that are no larger than a page: rules name places in pages.
     SmallBlocks,
+    /// A kernel with our switch that takes the memory for bios away.
+    BioReserve,
     /// With the defect `misaligned`: a logical block smaller than the file
     /// system's, else it rounds to the same and is no defect.
     SmallSectorsForMisaligned,
@@ -119,6 +140,8 @@ impl Need {
                     world.bsize
                 )
             }),
+            Need::BioReserve => (!std::path::Path::new(few_bios::SWITCH).exists())
+                .then(|| format!("the kernel has no {}", few_bios::SWITCH)),
             Need::SmallSectorsForMisaligned => {
                 let asked = world.params.defect.as_deref() == Some("misaligned");
                 (asked && world.lbs >= world.bsize).then(|| {
