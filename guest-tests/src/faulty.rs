@@ -46,6 +46,9 @@ pub fn run_faulty(t: &Test, s: &Subject, version: u32, faulty: &FaultyCall) -> R
     })
     .or_fail(|| "a buffer under userfaultfd".into())?;
     let buffer = Arc::new(buffer);
+    // A test before this one may have disarmed all rules.
+    let arm = Control::Arm(Some(faulty.rule.into()));
+    world.post(&Mark::Control(arm))?;
     let over = Arc::new(AtomicBool::new(false));
     let (tell, told) = mpsc::channel();
     let helper = Helper {

@@ -102,6 +102,9 @@ fn run_one(world: &'static World, case: &'static Case) -> Verdict {
     for note in &*findings.notes.lock().unwrap_or_else(|e| e.into_inner()) {
         diagnostic(&format!("{}: note: {note}", case.name));
     }
+    for line in &*findings.waits.lock().unwrap_or_else(|e| e.into_inner()) {
+        diagnostic(&format!("{}: waits: {line}", case.name));
+    }
     let failures = findings.failures.lock().unwrap_or_else(|e| e.into_inner());
     for failure in &*failures {
         diagnostic(&format!("{}: {failure}", case.name));

@@ -3,7 +3,7 @@
 //! check compares them: in the page cache, on the disk, after a remount.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wtblk_shared::mark::Extent;
@@ -77,6 +77,11 @@ impl Subject {
     /// The open file.
     pub fn open(&self) -> &Arc<OpenFile> {
         self.file.as_ref().expect("the file is open")
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The version written last.
@@ -176,6 +181,18 @@ impl Subject {
         self.open()
             .change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
             .or_fail(|| "plain write".into())
+    }
+
+    /// A plain write of these bytes.
+    pub fn overwrite_plain(&mut self, t: &Test, off: u64, bytes: &[u8]) -> Result<(), Fail> {
+        let len = bytes.len() as u64;
+        self.open()
+            .change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
+            .or_fail(|| "plain write".into())?;
+        let (from, end) = (off as usize, off as usize + bytes.len());
+        self.expect.resize(self.expect.len().max(end), 0);
+        self.expect[from..end].copy_from_slice(bytes);
+        Ok(())
     }
 
     /// fsync, which must succeed.

@@ -60,6 +60,9 @@ impl Cell {
     }
 }
 
+/// Checks by test: the test's name, the check's.
+type Noise = BTreeSet<(String, String)>;
+
 /// The part of `results.json` that a row needs.
 #[derive(Deserialize)]
 struct Document {
@@ -80,11 +83,13 @@ struct SubtestOfRow {
 }
 
 impl Row {
-    fn new(name: &str, defect: Option<Defect>, document: &Document) -> Row {
+    /// `noise` are the checks, by test, that the sound kernel broke: they find nothing.
+    fn new(name: &str, defect: Option<Defect>, document: &Document, noise: &Noise) -> Row {
         let mut tests: BTreeMap<String, Cell> = BTreeMap::new();
         for test in &document.tests {
             let cell = tests.entry(test.name.clone()).or_default();
             let broken = test.subtests.iter().filter(|s| s.verdict == "broken");
+            let broken = broken.filter(|s| !noise.contains(&(test.name.clone(), s.name.clone())));
             let broken: BTreeSet<&String> = broken.map(|s| &s.name).collect();
             cell.runs += 1;
             cell.found += u32::from(!broken.is_empty());
@@ -98,6 +103,16 @@ impl Row {
             defect,
             tests,
         }
+    }
+
+    fn noise(&self) -> Noise {
+        let of_test = |(test, cell): (&String, &Cell)| {
+            let checks = cell.broken.keys().cloned();
+            checks
+                .map(|check| (test.clone(), check))
+                .collect::<Vec<_>>()
+        };
+        self.tests.iter().flat_map(of_test).collect()
     }
 
     fn finders(&self) -> Vec<(&String, &Cell)> {
@@ -161,7 +176,8 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
             .map_or(SOUND, |d| d.name.as_str())
             .to_owned();
         let dir = out.join(&name);
-        let Some(row) = row(&options, seed, &name, defect, &dir)? else {
+        let noise = rows.first().map(Row::noise).unwrap_or_default();
+        let Some(row) = row(&options, seed, &name, defect, &dir, &noise)? else {
             writeln!(print, "Bail out! interrupted")?;
             return Ok(status::INTERRUPTED);
         };
@@ -192,6 +208,7 @@ fn row(
     name: &str,
     defect: Option<Defect>,
     dir: &Path,
+    noise: &Noise,
 ) -> Result<Option<Row>> {
     let switched = defect.as_ref().map(|d| format!(" --defect {}", d.name));
     let with = |command: &str| format!("{command}{}", switched.as_deref().unwrap_or_default());
@@ -213,7 +230,7 @@ fn row(
     let json = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let document: Document =
         serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
-    Ok(Some(Row::new(name, defect, &document)))
+    Ok(Some(Row::new(name, defect, &document, noise)))
 }
 
 /// Prints the row; whether it is not as it should be.
@@ -332,6 +349,10 @@ mod tests {
         }
     }
 
+    fn silence() -> Noise {
+        Noise::new()
+    }
+
     fn defect() -> Option<Defect> {
         Some(Defect {
             name: "d".to_owned(),
@@ -347,7 +368,7 @@ mod tests {
     #[test]
     fn a_defect_needs_two_tests_that_find_it_in_every_run() {
         let both = document(&[("a", &["align"]), ("b", &["guest"]), ("c", &[])]);
-        let row = Row::new("d", defect(), &both);
+        let row = Row::new("d", defect(), &both, &silence());
         assert_eq!(row.faults(), Vec::<String>::new());
         // One of them only once of twice.
         let lucky = document(&[
@@ -356,10 +377,10 @@ mod tests {
             ("a", &["align"]),
             ("b", &[]),
         ]);
-        let row = Row::new("d", defect(), &lucky);
+        let row = Row::new("d", defect(), &lucky, &silence());
         assert_eq!(row.faults().len(), 1, "{:?}", row.faults());
         assert!(page(&[row]).contains("| `b` (1 of 2 runs) | (guest) |"));
-        let none = Row::new("d", defect(), &document(&[("c", &[])]));
+        let none = Row::new("d", defect(), &document(&[("c", &[])]), &silence());
         assert_eq!(none.faults().len(), 1);
         assert!(page(&[none]).contains("Found by nothing."));
     }
@@ -367,17 +388,27 @@ mod tests {
     #[test]
     fn what_the_table_says_must_be_seen() {
         let other = document(&[("a", &["cover"]), ("b", &["guest"])]);
-        let faults = Row::new("d", defect(), &other).faults();
+        let faults = Row::new("d", defect(), &other, &silence()).faults();
         assert_eq!(faults, ["a: align has to be broken and was in 0 of 1 runs"]);
     }
 
     #[test]
     fn the_sound_kernel_must_be_silent_and_must_have_run() {
-        let silent = Row::new(SOUND, None, &document(&[("a", &[]), ("b", &[])]));
+        let silent = Row::new(
+            SOUND,
+            None,
+            &document(&[("a", &[]), ("b", &[])]),
+            &silence(),
+        );
         assert!(silent.faults().is_empty());
-        let loud = Row::new(SOUND, None, &document(&[("a", &["guest"])]));
+        let loud = Row::new(SOUND, None, &document(&[("a", &["guest"])]), &silence());
         assert_eq!(loud.faults(), ["a is not silent: guest"]);
-        assert_eq!(Row::new(SOUND, None, &document(&[])).faults().len(), 1);
+        assert_eq!(
+            Row::new(SOUND, None, &document(&[]), &silence())
+                .faults()
+                .len(),
+            1
+        );
     }
 
     #[test]
@@ -393,5 +424,14 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| `d` | 2 | 1 | 2 |"), "{text}");
+    }
+
+    #[test]
+    fn what_the_sound_kernel_breaks_finds_nothing() {
+        let loud = Row::new(SOUND, None, &document(&[("b", &["guest"])]), &silence());
+        let both = document(&[("a", &["align"]), ("b", &["guest"])]);
+        let row = Row::new("d", defect(), &both, &loud.noise());
+        assert_eq!(row.finders().len(), 1);
+        assert_eq!(row.faults().len(), 1);
     }
 }

@@ -19,7 +19,10 @@ const THIRD: &str = "unwritten-third";
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
-    t.world.post(&Mark::Control(Control::Disarm(None)))?;
+    for rule in [FIRST, THIRD] {
+        t.world
+            .post(&Mark::Control(Control::Disarm(Some(rule.into()))))?;
+    }
     let mut files = vec![all(t, "all", None)?, third(t)?];
     if t.world.fact("aio") == "yes" {
         files.push(all(t, "all-aio", Some(Engine::Aio))?);

@@ -3,6 +3,7 @@
 
 mod async_calls;
 mod async_error_mid_call;
+mod bad_buffer;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
@@ -11,6 +12,7 @@ mod dirty_by_mapping;
 mod dirty_neighbours;
 mod disk_full;
 mod dsync;
+mod errnos;
 mod error_mid_call;
 mod errseq;
 mod fails_unwritten;
@@ -23,12 +25,13 @@ mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
-mod source_faults;
 mod stable_among_three;
 mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
+mod umount_in_flight;
 mod unsupported;
+mod waits;
 
 use crate::test::{Fail, Test};
 use crate::world::World;
@@ -66,7 +69,7 @@ pub const ALL: &[Case] = &[
     Case { name: "dirty-neighbours", needs: &[Need::Flag, Need::Cachestat], run: dirty_neighbours::run },
     Case { name: "dirty-by-mapping", needs: &[Need::Flag, Need::Cachestat], run: dirty_by_mapping::run },
     Case { name: "fails-unwritten", needs: &[Need::Flag], run: fails_unwritten::run },
-    Case { name: "source-faults", needs: &[Need::Flag], run: source_faults::run },
+    Case { name: "bad-buffer", needs: &[Need::Flag], run: bad_buffer::run },
     Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
     Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
@@ -74,6 +77,10 @@ pub const ALL: &[Case] = &[
     Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
     Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
     Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
+    Case { name: "waits-beside-sync", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_sync },
+    Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
+    Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
+    Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
