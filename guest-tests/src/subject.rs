@@ -157,6 +157,9 @@ impl Subject {
         self.check_size(t, &what)?;
         self.check_on_disk(t, &what, off, len)?;
         self.check_range(t, &what, off, len)?;
+        let (from, to) = rounded(t.world.bsize.max(4096), off, len);
+        let file = &self.open().file;
+        pages::report_twice(t.world, done.call, "after-call", file, from, to - from)?;
         Ok(done)
     }
 
