@@ -20,6 +20,7 @@ mod fails_while_held;
 mod few_bios;
 mod freeze_in_flight;
 mod held_writes;
+pub mod killed;
 mod multi_extent;
 mod ordered_writes;
 mod overwrite_aligned;
@@ -80,6 +81,7 @@ pub const ALL: &[Case] = &[
     Case { name: "waits-beside-sync", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_sync },
     Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
     Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
+    Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
     Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
