@@ -222,7 +222,7 @@ fn one(t: &Test, kind: Kind, deed: &Deed) -> Result<Subject, Fail> {
     let (held, came) = Held::start(t, &s, kind);
     let mut expected = s.expect.clone();
     let seen = came.and_then(|()| {
-        let thread = ready.start(t, &mut s, deed, &mut expected);
+        let thread = ready.start(t, &mut s, deed, kind, &mut expected)?;
         // Who may go on is given all the time; who must not, is looked at until it stands still.
         let waited = match must {
             GoOn if thread.goes_on() => None,
@@ -306,14 +306,20 @@ impl Ready {
     }
 
     /// Starts the deed. `expected` becomes what the file holds when both are over.
-    fn start(&self, t: &Test, s: &mut Subject, deed: &Deed, expected: &mut Vec<u8>) -> Beside<i64> {
+    fn start(
+        &self,
+        t: &Test,
+        s: &mut Subject,
+        deed: &Deed,
+        kind: Kind,
+        expected: &mut Vec<u8>,
+    ) -> Result<Beside<i64>, Fail> {
         let (world, test, file) = (t.world, t.name, Arc::clone(s.open()));
-        let range = |off: u64| off as usize..(off + LEN) as usize;
-        match deed.what {
-            What::Change(kind, off, len, work) => {
+        Ok(match deed.what {
+            What::Change(what, off, len, work) => {
                 after(deed.name, off, len, expected);
                 beside(world, deed.name, file, move |gate, file| {
-                    file.change_told(world, kind, off, len, |f| gate.inside(|| work(f)))
+                    file.change_told(world, what, off, len, |f| gate.inside(|| work(f)))
                 })
             }
             What::Look(work) => beside(world, deed.name, file, move |gate, file| {
@@ -323,16 +329,10 @@ impl Ready {
                 file.ask(world, kind, |f| gate.inside(|| work(f)))
             }),
             What::Writethrough(off) => {
-                s.put(off, LEN);
-                expected[range(off)].copy_from_slice(&s.expect[range(off)]);
-                let (pattern, flags) = ((s.number, s.version()), world.params.flag);
-                let bytes = s.expect[range(off)].to_vec();
-                let call = move |gate: &Gate, file: &OpenFile| {
-                    call(world, test, file, off, flags, pattern, |_| {
-                        gate.inside(|| sys::pwritev2(&file.file, &[&bytes], off, flags))
-                    })
-                };
-                beside(world, deed.name, file, call)
+                let write = PageWrite::new(s, kind, off, world.params.flag, expected)?;
+                beside(world, deed.name, file, move |gate, file| {
+                    write.run(world, test, gate, file)
+                })
             }
             What::Store(at) => {
                 let byte = !expected[at as usize];
@@ -354,17 +354,10 @@ impl Ready {
                 })
             }
             What::DirectWrite(off) => {
-                s.put(off, LEN);
-                expected[range(off)].copy_from_slice(&s.expect[range(off)]);
-                let pattern = (s.number, s.version());
-                let bytes = s.expect[range(off)].to_vec();
                 let direct = self.direct.clone().expect("a file");
+                let write = PageWrite::new(s, kind, off, 0, expected)?;
                 beside(world, deed.name, direct, move |gate, file| {
-                    let mut pages = Pages::new(LEN as usize).or_fail(|| "buffer".into())?;
-                    pages.bytes_mut().copy_from_slice(&bytes);
-                    call(world, test, file, off, 0, pattern, |_| {
-                        gate.inside(|| sys::pwritev2(&file.file, &[pages.bytes()], off, 0))
-                    })
+                    write.run(world, test, gate, file)
                 })
             }
             What::Freeze => beside(world, deed.name, file, move |gate, file| {
@@ -387,7 +380,7 @@ impl Ready {
                     })
                 })
             }
-        }
+        })
     }
 }
 
@@ -414,32 +407,70 @@ fn beside(
     })
 }
 
-/// A marked call of a page: 0 where it wrote all of it.
-fn call(
-    world: &'static World,
-    test: &'static str,
-    file: &OpenFile,
+/// A write of a page, to be made by another thread.
+struct PageWrite {
+    kind: Kind,
     off: u64,
     flags: u32,
     pattern: (u32, u32),
-    work: impl FnOnce(&crate::call::Begun) -> i64,
-) -> Result<i64, Fail> {
-    let call = Call {
-        world,
-        test,
-        file,
-        off,
-        len: LEN,
-        flags,
-        words: &[],
-        pattern,
-    };
-    let done = call.marked(work)?;
-    Ok(if done.result == LEN as i64 {
-        0
-    } else {
-        done.result
-    })
+    pages: Pages,
+}
+
+impl PageWrite {
+    /// Of the subject's next version; `expected` gets it.
+    fn new(
+        s: &mut Subject,
+        kind: Kind,
+        off: u64,
+        flags: u32,
+        expected: &mut [u8],
+    ) -> Result<PageWrite, Fail> {
+        let range = off as usize..(off + LEN) as usize;
+        s.put(off, LEN);
+        let mut pages = Pages::new(LEN as usize).or_fail(|| "buffer".into())?;
+        pages.bytes_mut().copy_from_slice(&s.expect[range.clone()]);
+        expected[range].copy_from_slice(pages.bytes());
+        Ok(PageWrite {
+            kind,
+            off,
+            flags,
+            pattern: (s.number, s.version()),
+            pages,
+        })
+    }
+
+    /// 0 where it wrote all of it.
+    fn run(
+        &self,
+        world: &'static World,
+        test: &'static str,
+        gate: &Gate,
+        file: &OpenFile,
+    ) -> Result<i64, Fail> {
+        let write = |f: &File| {
+            let bytes = self.pages.bytes();
+            gate.inside(|| sys::pwritev2(f, &[bytes], self.off, self.flags))
+        };
+        let written = match self.kind {
+            // The begin mark of a call tells extents, and to ask for these takes the inode lock:
+            // it would wait before the write has begun.
+            Kind::Sync => file.change(world, "write", self.off, LEN, write)?,
+            Kind::Async => {
+                let call = Call {
+                    world,
+                    test,
+                    file,
+                    off: self.off,
+                    len: LEN,
+                    flags: self.flags,
+                    words: &[],
+                    pattern: self.pattern,
+                };
+                call.marked(|_| write(&file.file))?.result
+            }
+        };
+        Ok(if written == LEN as i64 { 0 } else { written })
+    }
 }
 
 /// A signal for the caller: the call is not interrupted, and returns all that it wrote.
