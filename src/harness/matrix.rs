@@ -27,6 +27,8 @@ struct Row {
     name: String,
     /// What the table says of the defect; `None` for the sound kernel.
     defect: Option<Defect>,
+    /// What it ran on.
+    environment: BTreeMap<String, String>,
     /// By test: how often it ran, and how often each of its checks broke.
     tests: BTreeMap<String, Cell>,
 }
@@ -66,6 +68,12 @@ type Noise = BTreeSet<(String, String)>;
 /// The part of `results.json` that a row needs.
 #[derive(Deserialize)]
 struct Document {
+    /// The command that repeats it.
+    #[serde(default)]
+    repeat_with: String,
+    /// What it ran on.
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
     tests: Vec<TestOfRow>,
 }
 
@@ -101,6 +109,7 @@ impl Row {
         Row {
             name: name.to_owned(),
             defect,
+            environment: document.environment.clone(),
             tests,
         }
     }
@@ -152,7 +161,8 @@ impl Row {
     }
 }
 
-/// Runs all rows and prints them; the exit status. With every defect and every test
+/// Runs all rows and prints them; the exit status. Rows that lie in the folder from an
+/// interrupted run with the same command and seed are taken as they are. With every defect and every test
 /// on our own kernel, `docs/defects.md` is written.
 pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     let defects: Vec<Defect> = catalog::defects()?
@@ -181,6 +191,14 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
             writeln!(print, "Bail out! interrupted")?;
             return Ok(status::INTERRUPTED);
         };
+        // A row of an earlier run may be of another kernel.
+        if let Some(first) = rows.first().filter(|r| r.environment != row.environment) {
+            bail!(
+                "{}: the row '{name}' ran on something else than '{}': name a new folder",
+                out.display(),
+                first.name
+            );
+        }
         bad |= tell(print, n + 1, &row)?;
         rows.push(row);
     }
@@ -220,17 +238,47 @@ fn row(
         one_test: with(&options.one_test),
         ..options.clone()
     };
+    let path = dir.join("results.json");
+    if path.is_file() {
+        return kept(&path, &one, seed)
+            .map(|document| Some(Row::new(name, defect, &document, noise)));
+    }
+    // What an interrupted run has left of it.
+    if dir.is_dir() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+    }
     fs::create_dir_all(dir)?;
     let mut ktap = fs::File::create(dir.join("ktap"))?;
     let ended = run::run(one, &mut ktap).with_context(|| format!("the row '{name}'"))?;
     if ended == status::INTERRUPTED {
+        // A row without its end is none: it is made again.
+        fs::remove_file(&path).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(e),
+        })?;
         return Ok(None);
     }
-    let path = dir.join("results.json");
-    let json = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let document: Document =
-        serde_json::from_slice(&json).with_context(|| path.display().to_string())?;
+    let document = read(&path)?;
     Ok(Some(Row::new(name, defect, &document, noise)))
+}
+
+fn read(path: &Path) -> Result<Document> {
+    let json = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&json).with_context(|| path.display().to_string())
+}
+
+/// The row as an earlier run with the same command and seed left it.
+fn kept(path: &Path, one: &Options, seed: u64) -> Result<Document> {
+    let document = read(path)?;
+    let same = format!("{} --seed {seed}", one.command);
+    if document.repeat_with != same {
+        bail!(
+            "{} is of another run (`{}`, this one is `{same}`): name a new folder, or its seed",
+            path.display(),
+            document.repeat_with
+        );
+    }
+    Ok(document)
 }
 
 /// Prints the row; whether it is not as it should be.
@@ -345,6 +393,8 @@ mod tests {
                 .collect(),
         });
         Document {
+            repeat_with: String::new(),
+            environment: BTreeMap::new(),
             tests: tests.collect(),
         }
     }
