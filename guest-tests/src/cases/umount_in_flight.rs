@@ -59,13 +59,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     }
     // The call's thread has closed the file: nobody keeps the file system any more.
     let world = t.world;
-    world
-        .limited("mount", world.params.test, || world.mount())?
-        .or_else(|_| {
-            Err(Fail::Error(
-                "the file system cannot be mounted again".into(),
-            ))
-        })?;
+    world.limited("mount", world.params.test, || world.mount())??;
     std::fs::metadata(&t.dir).or_fail(|| "the test's folder".into())?;
     s.reopen(t)?;
     s.check_whole(t, "after a lazy umount and a mount")?;
