@@ -99,6 +99,16 @@ pub fn find(name: &str) -> Option<&'static Case> {
     ALL.iter().chain(AIDS).find(|c| c.name == name)
 }
 
+/// How many limits of a test the case is given: one, or more where it has as many parts as others
+/// have together.
+pub fn limits(case: &Case) -> u32 {
+    if case.name.starts_with("waits-beside-") {
+        3
+    } else {
+        1
+    }
+}
+
 /// Something that a case needs of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
