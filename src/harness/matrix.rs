@@ -467,6 +467,7 @@ mod tests {
             "d",
             defect(),
             &document(&[("a", &["align", "guest"]), ("b", &["guest"])]),
+            &silence(),
         );
         let text = page(&[row]);
         assert!(
