@@ -34,7 +34,7 @@ fn by_nature(test: &str, subtest: &str) -> bool {
     match subtest {
         "guest" | "kernel-log" => false,
         // Probes are made after errors.
-        "progress" => test != "error-mid-call",
+        "progress" => !["error-mid-call", "few-bios"].contains(&test),
         // Something has to fail, and a helper to see it.
         "ledger" => ![
             "error-mid-call",
@@ -43,14 +43,30 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "errseq",
             "async-aio",
             "async-uring",
+            "fails-unwritten",
+            "async-stop-after-error",
+            "async-error-mid-call",
+            "stable-among-three",
         ]
         .contains(&test),
-        "stop-after-error" => !["error-mid-call", "stop-after-error"].contains(&test),
-        "durable" => !["dsync", "async-aio", "async-uring"].contains(&test),
+        "stop-after-error" => ![
+            "error-mid-call",
+            "stop-after-error",
+            "async-stop-after-error",
+            "async-error-mid-call",
+        ]
+        .contains(&test),
+        "durable" => !["dsync", "async-aio", "async-uring", "bad-buffer", "errnos"].contains(&test),
         // Somebody has to take blocks away, or to freeze.
-        "serialised" => !["blocks-in-flight", "freeze-in-flight"].contains(&test),
-        // The one test without an fsync.
-        "errseq" => test == "multi-extent",
+        "serialised" => ![
+            "blocks-in-flight",
+            "freeze-in-flight",
+            "waits-beside-sync",
+            "waits-beside-async",
+        ]
+        .contains(&test),
+        // These ask nobody.
+        "errseq" => ["multi-extent", "multi-extent-async", "umount-in-flight"].contains(&test),
         "size" => false,
         // Somebody else runs beside each call; of the failed call only a part of a folio is told.
         "written-once" => [
@@ -58,6 +74,9 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "fails-while-held",
             "concurrent-calls",
             "stable-in-flight",
+            "stable-among-three",
+            "bad-buffer",
+            "disk-full",
             "unsupported",
         ]
         .contains(&test),
@@ -68,7 +87,65 @@ fn by_nature(test: &str, subtest: &str) -> bool {
 
 #[test]
 fn the_clean_kernel_keeps_every_promise() {
-    assert_clean(&run(&[]), by_nature);
+    let run = run(&[]);
+    assert_clean(&run, by_nature);
+    for beside in ["sync", "async"] {
+        let name = format!("waits-beside-{beside}");
+        let tests = run.results["tests"].as_array().expect("tests");
+        let test = tests.iter().find(|t| t["name"] == name.as_str());
+        let waits = test.and_then(|t| t["waits"].as_array()).expect("a table");
+        assert!(waits.len() >= 22, "{name}: {waits:#?}");
+        for wait in waits {
+            let waited = wait["waited"].as_bool().expect("whether it waited");
+            assert_eq!(wait["beside"], beside);
+            assert_eq!(wait["at"].is_string(), waited, "{wait:#}");
+            let must = wait["must"].as_str().expect("what the semantics say");
+            let right = must == "open" || waited == (must == "waits");
+            assert!(right, "{wait:#}");
+        }
+    }
+}
+
+#[test]
+fn the_matrix_says_who_finds_a_defect_and_goes_on_where_it_was() {
+    let row = ["--matrix", "--defect", "partial-dirty", "--seed", "5"];
+    let both = ["--test", "dirty-neighbours", "--test", "dirty-by-mapping"];
+    let first = run(&[&row[..], &both].concat());
+    assert_eq!(first.status, 0, "{}", first.said());
+    for line in ["ok 1 clean", "ok 2 partial-dirty"] {
+        assert!(first.stdout.contains(line), "{}", first.said());
+    }
+    let page = || std::fs::read_to_string(first.dir.path().join("defects.md")).expect("the page");
+    let told = page();
+    assert!(told.contains("| `partial-dirty` | 2 |"), "{told}");
+    assert!(
+        told.contains("2 tests, 2 runs, 0 skipped, 0 with a finding"),
+        "{told}"
+    );
+    // The rows are there: nothing is booted, and the same is said.
+    let boot = first.dir.path().join("clean/boot-1/trace.wtblk");
+    let made = |path| {
+        std::fs::metadata(path)
+            .and_then(|m| m.modified())
+            .expect("a trace")
+    };
+    let before = made(&boot);
+    let again = support::wtblk()
+        .args(["run", "--accel", "tcg", "--out"])
+        .arg(first.dir.path())
+        .args([&row[..], &both].concat())
+        .output()
+        .expect("wtblk starts");
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    assert_eq!((page(), made(&boot)), (told, before));
+    // One test is not enough.
+    let alone = run(&[&row[..], &both[..2]].concat());
+    assert_eq!(alone.status, 1, "{}", alone.said());
+    assert!(
+        alone.stdout.contains("2 at least are wanted"),
+        "{}",
+        alone.said()
+    );
 }
 
 #[test]

@@ -42,6 +42,11 @@ impl Gate {
             .map(Task)
     }
 
+    /// The thread that went inside.
+    pub fn tid(&self) -> Option<i32> {
+        self.task().map(|task| task.0)
+    }
+
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)

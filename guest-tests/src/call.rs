@@ -3,11 +3,13 @@
 //! mark, all by the calling thread.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 use wtblk_shared::tag::Tag;
 use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT, pattern};
 
+use crate::beside::LIMIT;
 use crate::fiemap;
 pub use crate::open_file::OpenFile;
 use crate::sys::uffd::FaultingBuffer;
@@ -78,6 +80,31 @@ impl Call<'_> {
             tell(begun.call);
             buffer.pwritev2(&self.file.file, self.len as usize, self.off, self.flags)
         })
+    }
+
+    /// The same by AIO, where it is the submission that stops; over with the completion event.
+    pub fn run_faulting_async(
+        &self,
+        buffer: &Arc<FaultingBuffer>,
+        tell: impl FnOnce(u64),
+    ) -> Result<Done, Fail> {
+        let begun = self.begin()?;
+        tell(begun.call);
+        // The request has the tag; the thread's own would hide that it is lost.
+        self.world.untag_thread();
+        let ioprio = begun.tag.map(Tag::ioprio);
+        let (len, off, flags) = (self.len as usize, self.off, self.flags);
+        let submitted = buffer.submit(&self.file.file, len, off, ioprio, flags);
+        let result = match submitted {
+            Ok(mut writes) => {
+                let events = writes.collect(LIMIT).map_err(|e| {
+                    Fail::Hung(format!("call {}: no completion event ({e})", begun.call))
+                })?;
+                events.first().map_or(-i64::from(libc::EIO), |e| e.1)
+            }
+            Err(e) => sys::result_of(Err(e)),
+        };
+        self.over(&begun, result)
     }
 
     /// Does `work` as a marked call; it is told the call's number and tag.

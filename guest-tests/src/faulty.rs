@@ -11,6 +11,7 @@ use wtblk_shared::mark::{Control, Mark};
 use wtblk_shared::pattern;
 
 use crate::call::{Call, Done, OpenFile};
+use crate::flying::ASYNC;
 use crate::pages;
 use crate::subject::Subject;
 use crate::sys::uffd::{FaultingBuffer, PAGE};
@@ -31,6 +32,8 @@ pub struct FaultyCall {
     pub missing: usize,
     /// Length of the file's first mapping: what the first bio writes.
     pub first: u64,
+    /// By AIO: the submission stops, and the error comes with the event.
+    pub by_aio: bool,
 }
 
 /// Makes the call, with the helper that lets it fail.
@@ -43,6 +46,9 @@ pub fn run_faulty(t: &Test, s: &Subject, version: u32, faulty: &FaultyCall) -> R
     })
     .or_fail(|| "a buffer under userfaultfd".into())?;
     let buffer = Arc::new(buffer);
+    // A test before this one may have disarmed all rules.
+    let arm = Control::Arm(Some(faulty.rule.into()));
+    world.post(&Mark::Control(arm))?;
     let over = Arc::new(AtomicBool::new(false));
     let (tell, told) = mpsc::channel();
     let helper = Helper {
@@ -55,19 +61,24 @@ pub fn run_faulty(t: &Test, s: &Subject, version: u32, faulty: &FaultyCall) -> R
         faulty: *faulty,
     };
     let thread = world.spawn("helper", move || helper.run(&told));
-    let done = Call {
+    let call = Call {
         world,
         test: t.name,
         file: s.open(),
         off: 0,
         len,
         flags: world.params.flag,
-        words: &[],
+        words: if faulty.by_aio { &[ASYNC] } else { &[] },
         pattern: (number, version),
-    }
-    .run_faulting(&buffer, |call| {
+    };
+    let tell = |call| {
         let _ = tell.send(call);
-    });
+    };
+    let done = if faulty.by_aio {
+        call.run_faulting_async(&buffer, tell)
+    } else {
+        call.run_faulting(&buffer, tell)
+    };
     over.store(true, Ordering::Release);
     let told = thread
         .join()

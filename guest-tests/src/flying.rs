@@ -14,7 +14,7 @@ use crate::sys::{Pages, aio, uring};
 use crate::test::{Fail, OrFail, Test};
 
 /// The word of the begin mark.
-const ASYNC: &str = "async";
+pub const ASYNC: &str = "async";
 
 /// How calls are submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

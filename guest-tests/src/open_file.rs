@@ -35,6 +35,11 @@ pub struct OpenFile {
 impl OpenFile {
     /// Opens for reading and writing, creates it where needed.
     pub fn open(world: &World, path: &Path, direct: bool) -> Result<OpenFile, Fail> {
+        OpenFile::open_with(world, path, if direct { libc::O_DIRECT } else { 0 })
+    }
+
+    /// The same with more `O_*` flags.
+    pub fn open_with(world: &World, path: &Path, flags: i32) -> Result<OpenFile, Fail> {
         let open = world.next_open();
         world.post(&Mark::File(FileMark::Opening { open }))?;
         let file = File::options()
@@ -42,7 +47,7 @@ impl OpenFile {
             .write(true)
             .create(true)
             .truncate(false)
-            .custom_flags(if direct { libc::O_DIRECT } else { 0 })
+            .custom_flags(flags)
             .open(path)
             .or_fail(|| format!("open {}", path.display()))?;
         let meta = file.metadata().or_fail(|| "fstat".into())?;
@@ -53,7 +58,7 @@ impl OpenFile {
             open,
             dev,
             ino,
-            direct,
+            direct: flags & libc::O_DIRECT != 0,
             marks: Arc::clone(&world.marks),
         })
     }

@@ -80,12 +80,13 @@ fn run_one(world: &'static World, case: &'static Case) -> Verdict {
             Test::new(world, case.name, thread_findings).and_then(|mut t| (case.run)(&mut t));
         let _ = send.send(result);
     });
-    let mut result = match receive.recv_timeout(world.params.test) {
+    let limit = world.params.test * cases::limits(case);
+    let mut result = match receive.recv_timeout(limit) {
         Ok(result) => result,
         Err(RecvTimeoutError::Disconnected) => Err(Fail::Error("the test's thread broke".into())),
         Err(RecvTimeoutError::Timeout) => Err(Fail::Hung(format!(
             "the test did not end in {} ms, {}",
-            world.params.test.as_millis(),
+            limit.as_millis(),
             Task(findings.tid.load(Ordering::Acquire)).describe()
         ))),
     };
@@ -101,6 +102,9 @@ fn run_one(world: &'static World, case: &'static Case) -> Verdict {
     }
     for note in &*findings.notes.lock().unwrap_or_else(|e| e.into_inner()) {
         diagnostic(&format!("{}: note: {note}", case.name));
+    }
+    for line in &*findings.waits.lock().unwrap_or_else(|e| e.into_inner()) {
+        diagnostic(&format!("{}: waits: {line}", case.name));
     }
     let failures = findings.failures.lock().unwrap_or_else(|e| e.into_inner());
     for failure in &*failures {

@@ -3,7 +3,7 @@
 //! check compares them: in the page cache, on the disk, after a remount.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wtblk_shared::mark::Extent;
@@ -79,6 +79,11 @@ impl Subject {
         self.file.as_ref().expect("the file is open")
     }
 
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The version written last.
     pub fn version(&self) -> u32 {
         self.version
@@ -137,7 +142,30 @@ impl Subject {
         more: u32,
     ) -> Result<Done, Fail> {
         self.put(off, len);
-        let done = Call {
+        let done = self.call(t, off, len, more).run(parts)?;
+        self.check_call(t, &done, off, len)?;
+        Ok(done)
+    }
+
+    /// One marked writethrough call over folios that hold other dirty blocks, too: all that
+    /// [`Subject::writethrough`] checks but that the pages are clean.
+    pub fn writethrough_among_dirty(&mut self, t: &Test, off: u64, len: u64) -> Result<Done, Fail> {
+        self.put(off, len);
+        let done = self.call(t, off, len, 0).run(1)?;
+        let what = format!("call {} (offset {off}, length {len})", done.call);
+        self.check_result(&what, &done, len)?;
+        self.check_size(t, &what)?;
+        self.check_on_disk(t, &what, off, len)?;
+        self.check_range(t, &what, off, len)?;
+        let (from, to) = rounded(t.world.bsize.max(4096), off, len);
+        let file = &self.open().file;
+        pages::report_twice(t.world, done.call, "after-call", file, from, to - from)?;
+        Ok(done)
+    }
+
+    /// A call of what is expected there, with more `RWF_*` flags.
+    pub fn call<'a>(&'a self, t: &Test, off: u64, len: u64, more: u32) -> Call<'a> {
+        Call {
             world: t.world,
             test: t.name,
             file: self.open(),
@@ -147,21 +175,54 @@ impl Subject {
             words: &[],
             pattern: (self.number, self.version),
         }
-        .run(parts)?;
-        self.check_call(t, &done, off, len)?;
-        Ok(done)
+    }
+
+    /// A plain write that makes pages dirty and leaves them so.
+    pub fn write_plain(&mut self, t: &Test, off: u64, len: u64) -> Result<(), Fail> {
+        self.put(off, len);
+        let bytes = &self.expect[off as usize..(off + len) as usize];
+        self.open()
+            .change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
+            .or_fail(|| "plain write".into())
+    }
+
+    /// A plain write of these bytes.
+    pub fn overwrite_plain(&mut self, t: &Test, off: u64, bytes: &[u8]) -> Result<(), Fail> {
+        let len = bytes.len() as u64;
+        self.open()
+            .change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
+            .or_fail(|| "plain write".into())?;
+        let (from, end) = (off as usize, off as usize + bytes.len());
+        self.expect.resize(self.expect.len().max(end), 0);
+        self.expect[from..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// fsync, which must succeed.
+    pub fn synced(&self, t: &Test, when: &str) -> Result<(), Fail> {
+        let result = self.open().fsync(t.world)?;
+        t.check(result == 0, || {
+            format!("fsync {when} returned {}", result_text(result))
+        });
+        Ok(())
+    }
+
+    /// The call must have written all of it: else what the file holds is not known, and it is no
+    /// use to go on.
+    pub fn check_result(&self, what: &str, done: &Done, len: u64) -> Result<(), Fail> {
+        if done.result == len as i64 {
+            return Ok(());
+        }
+        Err(Fail::Error(format!(
+            "{what} returned {}, expected {len}",
+            result_text(done.result)
+        )))
     }
 
     /// What must be after a call that wrote this, in every way that needs no remount.
     pub fn check_call(&self, t: &Test, done: &Done, off: u64, len: u64) -> Result<(), Fail> {
         let what = format!("call {} (offset {off}, length {len})", done.call);
-        if done.result != len as i64 {
-            // What the file holds now is not known: no use to go on.
-            return Err(Fail::Error(format!(
-                "{what} returned {}, expected {len}",
-                result_text(done.result)
-            )));
-        }
+        self.check_result(&what, done, len)?;
         self.check_size(t, &what)?;
         self.check_clean(t, &what, done.call, off, len)?;
         self.check_on_disk(t, &what, off, len)?;
@@ -179,6 +240,15 @@ impl Subject {
             }
         }
         Ok(())
+    }
+
+    /// The file's pages can be taken out of the page cache: nobody holds on to them.
+    pub fn check_evicts(&self, t: &Test, when: &str) {
+        match self.evict(t) {
+            Ok(()) => {}
+            Err(Fail::Error(why)) => t.fail(format!("evicting {when}: {why}")),
+            Err(other) => t.fail(format!("evicting {when}: {other:?}")),
+        }
     }
 
     fn check_size(&self, t: &Test, what: &str) -> Result<(), Fail> {
@@ -265,7 +335,7 @@ impl Subject {
     }
 
     /// A reader sees what was written.
-    fn check_range(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
+    pub fn check_range(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
         let (from, to) = rounded(t.world.bsize, off, len);
         let to = to.min(self.expect.len() as u64);
         let mut seen = vec![0; (to - from) as usize];

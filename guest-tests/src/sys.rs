@@ -6,7 +6,9 @@
 //! `io::Result` elsewhere.
 
 pub mod aio;
+pub mod guarded;
 pub mod mapping;
+pub mod odd;
 mod pages;
 pub mod uffd;
 pub mod uring;
@@ -28,9 +30,10 @@ const FICLONERANGE: libc::c_ulong = 0x4020_940d;
 /// FIFREEZE and FITHAW, `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
 const FIFREEZE: libc::c_ulong = 0xc004_5877;
 const FITHAW: libc::c_ulong = 0xc004_5878;
-/// LOOP_CTL_GET_FREE and LOOP_SET_FD of `include/uapi/linux/loop.h`.
+/// LOOP_CTL_GET_FREE, LOOP_SET_FD and LOOP_CLR_FD of `include/uapi/linux/loop.h`.
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4c82;
 const LOOP_SET_FD: libc::c_ulong = 0x4c00;
+const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
 
 /// The return value of a system call as "value or minus errno".
 fn ret(r: libc::c_long) -> i64 {
@@ -59,7 +62,13 @@ pub fn errno_name(errno: i64) -> String {
         libc::EIO => "EIO",
         libc::EAGAIN => "EAGAIN",
         libc::ENOMEM => "ENOMEM",
+        libc::EBADF => "EBADF",
         libc::EBUSY => "EBUSY",
+        libc::EFBIG => "EFBIG",
+        libc::EINTR => "EINTR",
+        libc::EROFS => "EROFS",
+        libc::ESPIPE => "ESPIPE",
+        libc::ETXTBSY => "ETXTBSY",
         libc::EINVAL => "EINVAL",
         libc::EFAULT => "EFAULT",
         libc::ENOSPC => "ENOSPC",
@@ -306,6 +315,16 @@ pub fn loop_bind(file: &File) -> io::Result<String> {
         libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, file.as_raw_fd())
     }))?;
     Ok(path)
+}
+
+/// Takes the file away from a loop device that nobody has open.
+pub fn loop_free(path: &str) -> io::Result<()> {
+    let device = File::open(path)?;
+    // SAFETY: no argument.
+    check(i64::from(unsafe {
+        libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD)
+    }))
+    .map(drop)
 }
 
 /// Whether `io_uring_setup(2)` works.

@@ -39,6 +39,8 @@ pub struct Findings {
     pub failures: Mutex<Vec<String>>,
     /// What is worth telling.
     pub notes: Mutex<Vec<String>>,
+    /// Who waited for whom, one line each.
+    pub waits: Mutex<Vec<String>>,
     /// The thread that runs the test; 0 before it started.
     pub tid: AtomicI32,
 }
@@ -56,6 +58,8 @@ pub struct Test {
 
 /// More lines than this help nobody.
 const MOST_LINES: usize = 20;
+/// Lines of who waited: they are data, and no test makes more.
+const MOST_WAITS: usize = 100;
 
 impl Test {
     /// A test about to run in the calling thread.
@@ -77,7 +81,7 @@ impl Test {
 
     /// Records that something is wrong; the test goes on.
     pub fn fail(&self, what: impl Into<String>) {
-        push(&self.findings.failures, what.into());
+        push(&self.findings.failures, what.into(), MOST_LINES);
     }
 
     /// Records that something is wrong unless `held`.
@@ -89,15 +93,26 @@ impl Test {
 
     /// Records something worth telling.
     pub fn note(&self, what: impl Into<String>) {
-        push(&self.findings.notes, what.into());
+        push(&self.findings.notes, what.into(), MOST_LINES);
+    }
+
+    /// Records whether something waited while a call of this kind was in flight, and where; and what
+    /// the semantics say of it: `waits`, `goes-on` or `open`. The harness keeps it as a table.
+    pub fn waited(&self, beside: &str, deed: &str, place: Option<&str>, must: &str) {
+        let (did, place) = match place {
+            Some(place) => ("waited", place),
+            None => ("went-on", "-"),
+        };
+        let line = format!("beside={beside} deed={deed} did={did} at={place} must={must}");
+        push(&self.findings.waits, line, MOST_WAITS);
     }
 }
 
-fn push(list: &Mutex<Vec<String>>, line: String) {
+fn push(list: &Mutex<Vec<String>>, line: String, most: usize) {
     let mut list = list.lock().unwrap_or_else(|e| e.into_inner());
     match list.len() {
-        n if n < MOST_LINES => list.push(line),
-        MOST_LINES => list.push("... more of this left out".into()),
+        n if n < most => list.push(line),
+        n if n == most => list.push("... more of this left out".into()),
         _ => {}
     }
 }

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::recording::RecordingArgs;
 use crate::harness::accel::Choice;
+use crate::harness::matrix;
 use crate::harness::qemu::Machine;
 use crate::harness::run::{self, Options};
 
@@ -34,6 +35,10 @@ pub struct RunArgs {
     /// With --defect: succeed exactly if the findings are those of the defect table.
     #[arg(long)]
     expect: bool,
+    /// Every defect (or the one of --defect) with every test, the sound kernel first: who finds
+    /// what. The whole matrix on our own kernel is written to docs/defects.md.
+    #[arg(long, conflicts_with = "expect")]
+    matrix: bool,
     /// KVM or emulation; auto proves KVM by a boot and remembers.
     #[arg(long, value_enum, default_value = "auto")]
     accel: Choice,
@@ -105,8 +110,10 @@ fn flag_value(text: &str) -> Result<u32, String> {
 impl RunArgs {
     /// Runs; the exit status.
     pub fn run(self) -> Result<u8> {
-        let command = command_line(&["--seed", "--out"]);
-        let one_test = command_line(&["--seed", "--out", "--test", "--repeat"]);
+        // A row of the matrix is repeated by a run with its defect.
+        let rows: &[&str] = if self.matrix { &["--defect"] } else { &[] };
+        let command = command_line(&[&["--seed", "--out"], rows].concat());
+        let one_test = command_line(&[&["--seed", "--out", "--test", "--repeat"], rows].concat());
         let options = Options {
             scenarios: self.scenario,
             tests: self.test,
@@ -129,7 +136,12 @@ impl RunArgs {
             command,
             one_test,
         };
-        run::run(options, &mut Patient(std::io::stdout().lock()))
+        let mut print = Patient(std::io::stdout().lock());
+        if self.matrix {
+            matrix::run(options, &mut print)
+        } else {
+            run::run(options, &mut print)
+        }
     }
 }
 
@@ -154,6 +166,8 @@ fn left_of(typed: impl Iterator<Item = String>, without: &[&str]) -> Vec<String>
         let option = word.split('=').next().unwrap_or_default();
         if skip {
             skip = false;
+        } else if word == "--matrix" {
+            // A flag: it has no value that follows.
         } else if !without.contains(&option) {
             words.push(word);
         } else {
@@ -192,6 +206,8 @@ mod tests {
         let left = left_of(typed(), &["--seed", "--test", "--repeat"]);
         assert_eq!(left, ["run", "--tags", "off"]);
         assert_eq!(left_of(typed(), &["--seed"]).len(), 8);
+        let typed = "run --matrix --repeat 3".split(' ').map(str::to_owned);
+        assert_eq!(left_of(typed, &["--seed"]), ["run", "--repeat", "3"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! One test's result: the guest's own word, the kernel's log, the promises.
 
 use super::console::{ConsoleTest, Outcome};
-use crate::report::model::{Subtest, TestResult, Verdict};
+use crate::report::model::{Subtest, TestResult, Verdict, Wait};
 use crate::verify::group::Group;
 use crate::verify::render;
 use crate::verify::verdict::{self, PromiseVerdict, Verdicts};
@@ -28,7 +28,17 @@ pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
         unfinished: None,
         subtests,
         unexpected: None,
+        waits: waits(test),
     }
+}
+
+/// The guest's lines of who waited.
+fn waits(test: &ConsoleTest) -> Vec<Wait> {
+    let begin = format!("{}: waits: ", test.name);
+    let lines = test.diagnostics.iter();
+    lines
+        .filter_map(|line| Wait::read(line.strip_prefix(&begin)?))
+        .collect()
 }
 
 fn guest(test: &ConsoleTest) -> Subtest {

@@ -12,6 +12,7 @@ pub mod image;
 pub mod judge;
 pub mod kernel;
 mod kernel_log;
+pub mod matrix;
 pub mod paths;
 pub mod progress;
 pub mod qemu;

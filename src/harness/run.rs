@@ -531,7 +531,7 @@ fn in_words(ended: &Ended) -> String {
     }
 }
 
-fn draw_seed() -> u64 {
+pub(super) fn draw_seed() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -547,7 +547,7 @@ fn held(dir: &Path) -> bool {
 }
 
 /// The folder for results: given (must not hold a run already), or a new one in the cache.
-fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
+pub(super) fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = given {
         fs::create_dir_all(dir).with_context(|| format!("cannot make --out {}", dir.display()))?;
         if dir.join("results.json").exists() || dir.join("boot-1").exists() {

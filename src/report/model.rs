@@ -34,6 +34,47 @@ pub struct Subtest {
     pub findings: Vec<serde_json::Value>,
 }
 
+/// Something that was done beside a call in flight: whether it waited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Wait {
+    /// What kind of call was in flight.
+    pub beside: String,
+    /// What was done.
+    pub deed: String,
+    /// Whether it waited.
+    pub waited: bool,
+    /// The kernel function that it waited in; null where it went on.
+    pub at: Option<String>,
+    /// What the semantics say: `waits`, `goes-on`, or `open`.
+    pub must: String,
+}
+
+impl Wait {
+    /// Reads a line of the guest: `beside=B deed=D did=waited at=PLACE must=M`.
+    pub fn read(line: &str) -> Option<Wait> {
+        let mut words = line.split(' ').map(|word| word.split_once('='));
+        let mut next = |key: &str| {
+            let (name, value) = words.next()??;
+            (name == key && !value.is_empty()).then(|| value.to_owned())
+        };
+        let (beside, deed) = (next("beside")?, next("deed")?);
+        let waited = match next("did")?.as_str() {
+            "waited" => true,
+            "went-on" => false,
+            _ => return None,
+        };
+        let at = next("at")?;
+        let must = next("must").filter(|m| ["waits", "goes-on", "open"].contains(&m.as_str()))?;
+        Some(Wait {
+            beside,
+            deed,
+            waited,
+            at: waited.then_some(at),
+            must,
+        })
+    }
+}
+
 /// One test in one repetition.
 #[derive(Clone, Debug, Serialize)]
 pub struct TestResult {
@@ -53,6 +94,8 @@ pub struct TestResult {
     pub unexpected: Option<Vec<String>>,
     /// Its findings of promises by what is taken to be their cause.
     pub groups: Vec<Group>,
+    /// Who waited for a call in flight and who went on, where the test looked at that.
+    pub waits: Vec<Wait>,
 }
 
 impl TestResult {
@@ -141,6 +184,29 @@ pub(crate) mod tests {
             subtests,
             unexpected: None,
             groups: Vec::new(),
+            waits: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_guests_line_of_who_waited_is_read_or_passed_over() {
+        let wait = Wait::read("beside=sync deed=read did=waited at=rwsem must=waits").unwrap();
+        assert_eq!((wait.waited, wait.at.as_deref()), (true, Some("rwsem")));
+        assert_eq!(
+            (wait.beside.as_str(), wait.must.as_str()),
+            ("sync", "waits")
+        );
+        let on = Wait::read("beside=async deed=read did=went-on at=- must=open").unwrap();
+        assert_eq!((on.waited, on.at), (false, None));
+        for odd in [
+            "",
+            "beside=sync deed=read",
+            "deed=read beside=sync did=waited at=x must=waits",
+            "beside=sync deed=read did=slept at=x must=waits",
+            "beside=sync deed=read did=waited at=x must=maybe",
+            "beside= deed=read did=waited at=x must=waits",
+        ] {
+            assert_eq!(Wait::read(odd), None, "{odd}");
         }
     }
 

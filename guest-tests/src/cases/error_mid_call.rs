@@ -17,7 +17,7 @@ use crate::call::Call;
 use crate::faulty::{FaultyCall, run_faulty};
 use crate::pages;
 use crate::probe::{Came, Probe};
-use crate::subject::{Subject, check_after_remount, stale};
+use crate::subject::{Subject, check_after_remount};
 use crate::sys::uffd::PAGE;
 use crate::sys::{self, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -47,6 +47,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             len: LEN,
             missing: MISSING,
             first: first(t.world),
+            by_aio: false,
         },
     )?;
     let what = format!("call {} (offset 0, length {LEN})", done.call);
@@ -96,8 +97,11 @@ fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fai
             return Err(hung(t, &s, call, "fsync"));
         }
     }
-    old_or_new(t, &s, failed)?;
+    old_or_new(t, &s, failed, "in the page cache")?;
     s.open().tell_pages(world, "after-fsync")?;
+    // And what is on the disk: blocks of which nothing was written read as zeros.
+    s.check_evicts(t, "after the error");
+    old_or_new(t, &s, failed, "on the disk")?;
     let version = s.next_version();
     let rewrite = start_rewrite(t, &s, call, version);
     match outcome(t, &rewrite)? {
@@ -202,7 +206,7 @@ fn hung(t: &Test, s: &Subject, call: u64, kind: &str) -> Fail {
 }
 
 /// Each block is what it was or what the failed call wanted, nothing else.
-fn old_or_new(t: &Test, s: &Subject, failed: u32) -> Result<(), Fail> {
+fn old_or_new(t: &Test, s: &Subject, failed: u32, place: &str) -> Result<(), Fail> {
     let mut seen = vec![0; LEN as usize];
     s.open()
         .file
@@ -217,13 +221,13 @@ fn old_or_new(t: &Test, s: &Subject, failed: u32) -> Result<(), Fail> {
             new += 1;
         } else {
             t.fail(format!(
-                "block {i} holds neither its old bytes nor the failed call's{}",
-                stale(block)
+                "block {i} {place} holds neither its old bytes nor the failed call's{}",
+                s.open().tell_stale(t.world, (i * b) as u64, block)
             ));
         }
     }
     t.note(format!(
-        "after the error {new} blocks are new and {old} old"
+        "after the error {new} blocks are new and {old} old {place}"
     ));
     Ok(())
 }

@@ -2,25 +2,37 @@
 //! The test cases: one file each, one line of registration here.
 
 mod async_calls;
+mod async_error_mid_call;
+mod bad_buffer;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
 mod concurrent_calls;
+mod dirty_by_mapping;
+mod dirty_neighbours;
+mod disk_full;
 mod dsync;
+mod errnos;
 mod error_mid_call;
 mod errseq;
+mod fails_unwritten;
 mod fails_while_held;
+mod few_bios;
 mod freeze_in_flight;
 mod held_writes;
+pub mod killed;
 mod multi_extent;
 mod ordered_writes;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod returns_after_io;
+mod stable_among_three;
 mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
+mod umount_in_flight;
 mod unsupported;
+mod waits;
 
 use crate::test::{Fail, Test};
 use crate::world::World;
@@ -55,6 +67,22 @@ pub const ALL: &[Case] = &[
     Case { name: "stable-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_in_flight::run },
     Case { name: "blocks-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: blocks_in_flight::run },
     Case { name: "freeze-in-flight", needs: &[Need::Flag, Need::Aio], run: freeze_in_flight::run },
+    Case { name: "dirty-neighbours", needs: &[Need::Flag, Need::Cachestat], run: dirty_neighbours::run },
+    Case { name: "dirty-by-mapping", needs: &[Need::Flag, Need::Cachestat], run: dirty_by_mapping::run },
+    Case { name: "fails-unwritten", needs: &[Need::Flag], run: fails_unwritten::run },
+    Case { name: "bad-buffer", needs: &[Need::Flag], run: bad_buffer::run },
+    Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
+    Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
+    Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
+    Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
+    Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
+    Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
+    Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
+    Case { name: "waits-beside-sync", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_sync },
+    Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
+    Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
+    Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
+    Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -69,6 +97,16 @@ pub const AIDS: &[Case] = &[
 /// The case or aid of this name.
 pub fn find(name: &str) -> Option<&'static Case> {
     ALL.iter().chain(AIDS).find(|c| c.name == name)
+}
+
+/// How many limits of a test the case is given: one, or more where it has as many parts as others
+/// have together.
+pub fn limits(case: &Case) -> u32 {
+    if case.name.starts_with("waits-beside-") {
+        3
+    } else {
+        1
+    }
 }
 
 /// Something that a case needs of the guest.
@@ -86,6 +124,8 @@ pub enum Need {
     Uring,
     /// Blocks of the file system that are no larger than a page: rules name places in pages.
     SmallBlocks,
+    /// A kernel with our switch that takes the memory for bios away.
+    BioReserve,
     /// With the defect `misaligned`: a logical block smaller than the file
     /// system's, else it rounds to the same and is no defect.
     SmallSectorsForMisaligned,
@@ -119,6 +159,8 @@ impl Need {
                     world.bsize
                 )
             }),
+            Need::BioReserve => (!std::path::Path::new(few_bios::SWITCH).exists())
+                .then(|| format!("the kernel has no {}", few_bios::SWITCH)),
             Need::SmallSectorsForMisaligned => {
                 let asked = world.params.defect.as_deref() == Some("misaligned");
                 (asked && world.lbs >= world.bsize).then(|| {

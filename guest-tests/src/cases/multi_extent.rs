@@ -4,6 +4,7 @@
 //! between, which the call has to allocate.
 
 use crate::call::OpenFile;
+use crate::flying::{Caller, Engine};
 use crate::subject::{Subject, check_after_remount};
 use crate::sys;
 use crate::test::{Fail, OrFail, Test};
@@ -11,8 +12,30 @@ use crate::test::{Fail, OrFail, Test};
 /// Extents of each file.
 pub const EXTENTS: u64 = 8;
 
-/// Runs the case.
+/// Runs the case with synchronous calls.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    extents(t, |s, t, off, len| s.writethrough(t, off, len).map(drop))
+}
+
+/// Runs it with calls by AIO, and by io_uring where there is one.
+pub fn run_async(t: &mut Test) -> Result<(), Fail> {
+    let mut by_uring = false;
+    extents(t, |s, t, off, len| {
+        let engine = match by_uring && t.world.fact("io_uring") == "yes" {
+            true => Engine::Uring,
+            false => Engine::Aio,
+        };
+        by_uring = !by_uring;
+        s.put(off, len);
+        let done = Caller::start(t, s, engine, off, len, 0).thread.finish()?;
+        s.check_call(t, &done, off, len)
+    })
+}
+
+fn extents(
+    t: &mut Test,
+    mut call: impl FnMut(&mut Subject, &Test, u64, u64) -> Result<(), Fail>,
+) -> Result<(), Fail> {
     let chunk = 4 * t.world.bsize;
     let mut down = descending(t, chunk)?;
     let mut up = holes(t, chunk)?;
@@ -20,8 +43,8 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         let len = s.expect.len() as u64;
         // The first call converts unwritten extents and fills holes, the second
         // meets written ones.
-        s.writethrough(t, 0, len)?;
-        s.writethrough(t, chunk / 2 + 100, len - chunk)?;
+        call(s, t, 0, len)?;
+        call(s, t, chunk / 2 + 100, len - chunk)?;
         s.check_whole(t, "after all calls")?;
     }
     check_after_remount(t, &mut [down, up])

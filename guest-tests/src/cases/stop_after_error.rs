@@ -13,8 +13,18 @@ use crate::test::{Fail, Test};
 /// Length of each extent: whole pages, so that none begins inside a folio of the one before.
 const CHUNK: u64 = 64 << 10;
 
-/// Runs the case.
+/// Runs the case with a synchronous call.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    stop(t, "fail-first-extent", false)
+}
+
+/// Runs it with a call by AIO: the submission stands still, and must send no more.
+pub fn run_async(t: &mut Test) -> Result<(), Fail> {
+    stop(t, "async-fail-first-extent", true)
+}
+
+/// The rules are those of `guest-tests/scenarios/stop-after-error.toml` and `async-stop-after-error.toml`.
+fn stop(t: &mut Test, rule: &'static str, by_aio: bool) -> Result<(), Fail> {
     let len = EXTENTS * CHUNK;
     let mut s = descending(t, CHUNK)?;
     s.prepare(t, 0, len)?;
@@ -24,10 +34,11 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     let [mut s] = list;
     let version = s.next_version();
     let faulty = FaultyCall {
-        rule: "fail-first-extent",
+        rule,
         len,
         missing: CHUNK as usize + 2 * PAGE,
         first: CHUNK,
+        by_aio,
     };
     let done = run_faulty(t, &s, version, &faulty)?;
     let what = format!("call {} (offset 0, length {len})", done.call);
@@ -56,6 +67,7 @@ fn aftermath(t: &Test, s: &mut Subject, call: u64, len: u64) -> Result<(), Fail>
     t.check(synced == 0 || synced == -i64::from(libc::EIO), || {
         format!("fsync returned {}", result_text(synced))
     });
+    s.check_evicts(t, "after the error");
     s.writethrough(t, 0, len)?;
     s.check_whole(t, "after the second call")
 }

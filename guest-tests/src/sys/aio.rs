@@ -46,7 +46,7 @@ struct IoEvent {
 /// those that have not come back: dropped before that, it is leaked.
 pub struct Writes {
     ctx: libc::c_ulong,
-    data: ManuallyDrop<super::Pages>,
+    data: ManuallyDrop<Box<dyn Send>>,
     /// Submitted and not yet collected.
     left: usize,
 }
@@ -62,6 +62,35 @@ impl Writes {
         rw_flags: u32,
     ) -> io::Result<Writes> {
         assert!(each * offsets.len() <= data.len());
+        let address = data.address(0);
+        // SAFETY: so many bytes are mapped there as long as `data` lives, which it keeps.
+        unsafe {
+            Writes::submit_raw(
+                file,
+                address,
+                Box::new(data),
+                each,
+                offsets,
+                ioprio,
+                rw_flags,
+            )
+        }
+    }
+
+    /// The same of memory that is no Rust slice: one write of `each` bytes per offset, one behind
+    /// the other from `address` on.
+    ///
+    /// # Safety
+    /// All of it must be mapped, or cause a fault that somebody serves, as long as `keep` lives.
+    pub(super) unsafe fn submit_raw(
+        file: &File,
+        address: u64,
+        keep: Box<dyn Send>,
+        each: usize,
+        offsets: &[u64],
+        ioprio: Option<u16>,
+        rw_flags: u32,
+    ) -> io::Result<Writes> {
         let mut ctx: libc::c_ulong = 0;
         // SAFETY: `ctx` is the zeroed word that io_setup wants.
         check(unsafe { libc::syscall(libc::SYS_io_setup, offsets.len(), &raw mut ctx) })?;
@@ -76,7 +105,7 @@ impl Writes {
                 // The priority is a 16-bit pattern; the field's sign means nothing.
                 reqprio: ioprio.unwrap_or(0) as i16,
                 fd: file.as_raw_fd() as u32,
-                buf: data.address(i * each),
+                buf: address + (i * each) as u64,
                 nbytes: each as u64,
                 offset: offset as i64,
                 flags: if ioprio.is_some() { FLAG_IOPRIO } else { 0 },
@@ -86,7 +115,7 @@ impl Writes {
         let pointers: Vec<*mut Iocb> = iocbs.iter_mut().map(|i| &raw mut *i).collect();
         let mut writes = Writes {
             ctx,
-            data: ManuallyDrop::new(data),
+            data: ManuallyDrop::new(keep),
             left: 0,
         };
         // SAFETY: the pointers lead to iocbs that live through the call (the kernel

@@ -5,9 +5,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Pages, check, poll_readable};
+use super::{Pages, aio, check, poll_readable};
 
 /// Of `include/uapi/linux/userfaultfd.h`.
 const UFFD_API: u64 = 0xaa;
@@ -94,6 +95,31 @@ impl FaultingBuffer {
         // SAFETY: the pages are mapped as long as `self` lives; the fault at
         // the missing one is what this is for.
         unsafe { super::pwritev2_raw(file, &iov, off, flags) }
+    }
+
+    /// The same by `io_submit(2)`: it is the submission that stops.
+    pub fn submit(
+        self: &Arc<Self>,
+        file: &File,
+        len: usize,
+        off: u64,
+        ioprio: Option<u16>,
+        flags: u32,
+    ) -> io::Result<aio::Writes> {
+        assert!(len <= self.pages.len());
+        let keep = Box::new(Arc::clone(self));
+        // SAFETY: as for `pwritev2`; the write keeps the buffer.
+        unsafe {
+            aio::Writes::submit_raw(
+                file,
+                self.pages.address(0),
+                keep,
+                len,
+                &[off],
+                ioprio,
+                flags,
+            )
+        }
     }
 
     /// Waits until somebody stops at the page; `false` when the time is over.

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The caller's buffer ends too early: a call that copied something returns how much, and no
+//! more than that, and what it says is on the disk.
+
+use wtblk_shared::{RWF_DSYNC, pattern};
+
+use crate::call::Call;
+use crate::subject::{Subject, check_after_remount};
+use crate::sys::guarded::Guarded;
+use crate::sys::result_text;
+use crate::test::{Fail, OrFail, Test};
+
+/// Bytes behind the good ones that the call asks for, and cannot get.
+const BAD: usize = 4000;
+
+/// Where, how many good bytes, whether the bad ones are an iovec of their own, more flags.
+type Place = (u64, u64, bool, u32);
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let b = t.world.bsize;
+    let mut written = Subject::written(t, "written", 64 * b)?;
+    let mut append = Subject::written(t, "append", 2 * b + 100)?;
+    let mut allocated = Subject::create(t, "allocated")?;
+    allocated.allocate(t, 0, 32 * b)?;
+    allocated.synced(t, "before the calls")?;
+    let places: &[Place] = &[
+        (0, 4 * b, false, 0),
+        (8 * b + 100, 3 * b + 5, false, 0),
+        (16 * b, 2 * b, true, 0),
+        (24 * b + 7, b, true, RWF_DSYNC),
+    ];
+    for place in places {
+        short(t, &mut written, *place)?;
+        // New blocks, whose pages are not up to date.
+        short(t, &mut allocated, *place)?;
+    }
+    for (good, apart) in [(b, false), (300, false), (2 * b + 77, true)] {
+        let end = append.expect.len() as u64;
+        short(t, &mut append, (end, good, apart, 0))?;
+    }
+    nothing(t, &mut written)?;
+    let mut files = [written, append, allocated];
+    for s in &mut files {
+        s.synced(t, "after all calls")?;
+    }
+    check_after_remount(t, &mut files)
+}
+
+fn short(t: &Test, s: &mut Subject, place: Place) -> Result<(), Fail> {
+    let (off, good, apart, more) = place;
+    let version = s.next_version();
+    let result = call(t, s, version, place)?;
+    let (call, result) = result;
+    let what = format!(
+        "call {call} (offset {off}, {good} good bytes of {})",
+        good + BAD as u64
+    );
+    t.check(result > 0 && result <= good as i64, || {
+        format!("{what} returned {}", result_text(result))
+    });
+    // Whatever it says, more than the good bytes cannot be there.
+    let there = (result.max(0) as u64).min(good);
+    if there == 0 {
+        return Ok(());
+    }
+    if there < good {
+        t.note(format!("{what} returned {there}"));
+    }
+    s.put_version(version, off, there);
+    let size = s.open().size().or_fail(|| "fstat".into())?;
+    let want = s.expect.len() as u64;
+    t.check(size == want, || {
+        format!("{what}: i_size is {size}, expected {want}")
+    });
+    s.check_clean(t, &what, call, off, there)?;
+    s.check_on_disk(t, &what, off, there)?;
+    let _ = (apart, more);
+    s.check_whole(t, &what)
+}
+
+/// The call: its number and what it returned.
+fn call(t: &Test, s: &Subject, version: u32, place: Place) -> Result<(u64, i64), Fail> {
+    let (off, good, apart, more) = place;
+    let buffer = Guarded::new(good as usize, |bytes| {
+        pattern::fill(s.number, version, off, bytes);
+    })
+    .or_fail(|| "a buffer with a bad page".into())?;
+    let call = Call {
+        words: &["short-copy"],
+        len: good + BAD as u64,
+        pattern: (s.number, version),
+        ..s.call(t, off, good, more)
+    };
+    let done = call.marked(|_| buffer.pwritev2(&call.file.file, BAD, apart, off, call.flags))?;
+    Ok((done.call, done.result))
+}
+
+/// Not one good byte: EFAULT, and nothing has happened.
+fn nothing(t: &Test, s: &mut Subject) -> Result<(), Fail> {
+    let b = t.world.bsize;
+    let version = s.next_version();
+    let (number, result) = call(t, s, version, (40 * b, 0, false, 0))?;
+    t.check(result == -i64::from(libc::EFAULT), || {
+        format!(
+            "call {number} without a good byte returned {}, expected -EFAULT",
+            result_text(result)
+        )
+    });
+    s.check_whole(t, "after a call without a good byte")
+}
