@@ -20,6 +20,7 @@ mod pages;
 mod probe;
 mod runner;
 mod subject;
+mod sweep;
 mod sys;
 mod task;
 mod test;
@@ -40,6 +41,14 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    eprintln!("wtblk-guest is the init of a test guest; outside one it only knows --list");
+    if std::env::args().nth(1).as_deref() == Some("--list-sweep") {
+        for shape in cases::SWEPT {
+            println!("{} {}", shape.test, shape.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    eprintln!(
+        "wtblk-guest is the init of a test guest; outside one it only knows --list and --list-sweep"
+    );
     ExitCode::from(2)
 }

@@ -2,8 +2,10 @@
 //! A file under test and what it must hold: every step writes into both, every
 //! check compares them: in the page cache, on the disk, after a remount.
 
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wtblk_shared::mark::Extent;
@@ -72,6 +74,27 @@ impl Subject {
             self.expect.resize(end, 0);
         }
         Ok(())
+    }
+
+    /// The same by several steps of the caller's, up to `end`, told as one change.
+    pub fn allocate_by(
+        &mut self,
+        t: &Test,
+        end: u64,
+        how: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), Fail> {
+        self.open()
+            .change(t.world, "extend", 0, end, how)?
+            .or_fail(|| "fallocate".into())?;
+        if self.expect.len() < end as usize {
+            self.expect.resize(end as usize, 0);
+        }
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The open file.
