@@ -71,7 +71,10 @@ mod tests {
             warning("4,710,5140900,-;WARNING: CPU: 0\n SUBSYSTEM=x\n"),
             Some("WARNING: CPU: 0")
         );
-        assert_eq!(warning("3,1,2,-;I/O error, dev vda"), Some("I/O error, dev vda"));
+        assert_eq!(
+            warning("3,1,2,-;I/O error, dev vda"),
+            Some("I/O error, dev vda")
+        );
         assert_eq!(warning("6,1,2,-;XFS (vda): Mounting"), None);
         assert_eq!(warning("12,1,2,-;ours"), None);
         assert_eq!(warning("nothing"), None);

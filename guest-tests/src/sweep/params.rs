@@ -98,7 +98,10 @@ mod tests {
         ] {
             assert_eq!(p.word(key, value), Ok(true), "{key}");
         }
-        assert_eq!((p.all, p.pairs, p.from, p.most, p.rules), (true, true, 7, 1, 64));
+        assert_eq!(
+            (p.all, p.pairs, p.from, p.most, p.rules),
+            (true, true, 7, 1, 64)
+        );
         assert_eq!(p.tests, ["a", "b"]);
         assert_eq!(p.counts, [8, 0]);
         assert_eq!(p.shard, Shard { part: 2, of: 3 });

@@ -180,7 +180,9 @@ fn is_shut_down(end: &PointEnd) -> bool {
 fn remove_all(dir: &Path) -> Result<(), Fail> {
     let left = fs::read_dir(dir).or_fail(|| format!("reading {}", dir.display()))?;
     for entry in left {
-        let path = entry.or_fail(|| format!("reading {}", dir.display()))?.path();
+        let path = entry
+            .or_fail(|| format!("reading {}", dir.display()))?
+            .path();
         fs::remove_file(&path).or_fail(|| format!("unlink {}", path.display()))?;
     }
     Ok(())
