@@ -17,4 +17,4 @@ pub mod paths;
 pub mod progress;
 pub mod qemu;
 pub mod run;
-//pub mod sweep;
+pub mod sweep;
