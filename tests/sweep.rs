@@ -44,7 +44,11 @@ fn grid(results: &Value) -> BTreeMap<(String, String, String), String> {
     points
         .iter()
         .map(|p| {
-            let key = (text(&p["shape"]), text(&p["fault"]), p["requests"].to_string());
+            let key = (
+                text(&p["shape"]),
+                text(&p["fault"]),
+                p["requests"].to_string(),
+            );
             (key, text(&p["outcome"]))
         })
         .collect()
@@ -63,7 +67,10 @@ fn assert_all(output: &Output, results: &Value, points: usize, outcome: &str) {
 #[test]
 fn every_data_write_of_a_call_over_extents_fails_in_turn_and_the_sound_kernel_is_silent() {
     let dir = tempfile::tempdir().unwrap();
-    let output = begin(dir.path(), &["--test", "multi-extent", "--fault", "ioerr,drop"]);
+    let output = begin(
+        dir.path(),
+        &["--test", "multi-extent", "--fault", "ioerr,drop"],
+    );
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let results = results(dir.path());
     let counted: u64 = (results["clean"].as_array().unwrap().iter())
@@ -72,7 +79,12 @@ fn every_data_write_of_a_call_over_extents_fails_in_turn_and_the_sound_kernel_is
     // Eight extents each of two shapes at least, and the third has holes between.
     assert!(counted >= 24, "{}", said(&output));
     assert_all(&output, &results, 2 * counted as usize, "held");
-    assert_eq!(results["boots"].as_array().unwrap().len(), 1, "{}", said(&output));
+    assert_eq!(
+        results["boots"].as_array().unwrap().len(),
+        1,
+        "{}",
+        said(&output)
+    );
     for point in results["grid"].as_array().unwrap() {
         let failed = point["result"].as_i64().unwrap() < 0;
         assert_eq!(failed, point["fault"] == "ioerr", "{point}");
@@ -88,7 +100,11 @@ fn a_swallowed_error_is_found_at_every_request() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let results = results(dir.path());
     let grid = grid(&results);
-    assert!(grid.len() >= 24 && grid.values().all(|o| o == "broken"), "{}", said(&output));
+    assert!(
+        grid.len() >= 24 && grid.values().all(|o| o == "broken"),
+        "{}",
+        said(&output)
+    );
     for point in results["grid"].as_array().unwrap() {
         let broken = point["broken"].as_array().unwrap();
         assert!(broken.iter().any(|b| b == "error-report"), "{point}");
@@ -96,7 +112,11 @@ fn a_swallowed_error_is_found_at_every_request() {
     // Alike ones stand together: far fewer groups than points.
     let groups = results["groups"].as_array().unwrap();
     assert!(groups.len() < grid.len() / 2, "{}", said(&output));
-    assert!(groups[0]["points"].as_u64().unwrap() as usize == grid.len(), "{}", said(&output));
+    assert!(
+        groups[0]["points"].as_u64().unwrap() as usize == grid.len(),
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]
@@ -111,7 +131,12 @@ fn a_log_write_that_fails_shuts_the_file_system_down_and_the_sweep_goes_on() {
     assert!(count("held") >= 3, "{}", said(&output));
     assert!(count("shut-down") >= 3, "{}", said(&output));
     assert_eq!(count("broken") + count("undecided"), 0, "{}", said(&output));
-    assert_eq!(results["boots"].as_array().unwrap().len(), 1, "{}", said(&output));
+    assert_eq!(
+        results["boots"].as_array().unwrap().len(),
+        1,
+        "{}",
+        said(&output)
+    );
 }
 
 #[test]
@@ -123,7 +148,10 @@ fn a_guest_that_hangs_is_booted_again_behind_that_point() {
     let results = results(dir.path());
     let grid = grid(&results);
     let hang = grid.iter().filter(|((_, fault, _), _)| fault == "hang");
-    let hung = hang.clone().filter(|(_, outcome)| *outcome == "hung").count();
+    let hung = hang
+        .clone()
+        .filter(|(_, outcome)| *outcome == "hung")
+        .count();
     assert!(hung >= 2 && hung == hang.count(), "{}", said(&output));
     let boots = results["boots"].as_array().unwrap().len();
     assert!((hung..=hung + 1).contains(&boots), "{}", said(&output));
@@ -131,7 +159,14 @@ fn a_guest_that_hangs_is_booted_again_behind_that_point() {
 
 #[test]
 fn parts_of_a_sweep_have_the_result_of_the_whole() {
-    let test = ["--test", "overwrite-aligned", "--test", "overwrite-unaligned", "--requests", "all"];
+    let test = [
+        "--test",
+        "overwrite-aligned",
+        "--test",
+        "overwrite-unaligned",
+        "--requests",
+        "all",
+    ];
     let dir = tempfile::tempdir().unwrap();
     let mut merge = Vec::new();
     for (name, shard) in [("whole", "1/1"), ("one", "1/2"), ("two", "2/2")] {
@@ -165,7 +200,10 @@ fn parts_of_a_sweep_have_the_result_of_the_whole() {
     );
     let (parts, all) = (settled(&parts), settled(&all));
     for (point, outcome) in &parts {
-        assert!(all.get(point).is_none_or(|other| other == outcome), "{point:?}");
+        assert!(
+            all.get(point).is_none_or(|other| other == outcome),
+            "{point:?}"
+        );
     }
     assert!(parts.len() * 2 > due, "{}", said(&merged));
     // One part alone decides nothing of the rest.
@@ -220,7 +258,17 @@ fn what_cannot_be_swept_is_refused_with_the_reason() {
     for (args, why) in [
         (&["--test", "errseq"][..], "multi-extent"),
         (&["--test", "multi-extent", "--fault", "rust"], "ioerr"),
-        (&["--test", "multi-extent", "--fault", "drop", "--requests", "all"], "a lie"),
+        (
+            &[
+                "--test",
+                "multi-extent",
+                "--fault",
+                "drop",
+                "--requests",
+                "all",
+            ],
+            "a lie",
+        ),
         (&["--test", "dsync", "--test", "dsync"], "twice"),
         (&["--test", "dsync", "--fault", "ioerr,ioerr"], "twice"),
         (&["--test", "dsync", "--shard", "3/2"], "K/N"),
@@ -228,9 +276,18 @@ fn what_cannot_be_swept_is_refused_with_the_reason() {
     ] {
         let output = begin(&dir.path().join("out"), args);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(String::from_utf8_lossy(&output.stderr).contains(why), "{}", said(&output));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(why),
+            "{}",
+            said(&output)
+        );
     }
-    for args in [&["--resume", "/nonexistent"][..], &["--merge", "/nonexistent"], &[], &["--resume", "x", "--pairs"]] {
+    for args in [
+        &["--resume", "/nonexistent"][..],
+        &["--merge", "/nonexistent"],
+        &[],
+        &["--resume", "x", "--pairs"],
+    ] {
         let output = sweep(args);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
     }

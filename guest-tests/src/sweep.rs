@@ -127,10 +127,15 @@ fn sweep(world: &'static World, at: &At) -> Result<(), Fail> {
             shape: shape.name.to_owned(),
             ..PointBegin::default()
         };
-        world.post(&Mark::Sweep(SweepMark::Begin(begin)))?;
-        let end = point::run(world, shape, &[COUNTER.to_owned()], at, &mut log);
-        let (counted, spoilt) = (end.counted, end.failures.first().cloned());
-        world.post(&Mark::Sweep(SweepMark::End(end)))?;
+        // Twice: the first finds a disk on which no file of this shape was before, and may come out
+        // otherwise than all that follow.
+        let (mut counted, mut spoilt) = (None, None);
+        for _ in 0..2 {
+            world.post(&Mark::Sweep(SweepMark::Begin(begin.clone())))?;
+            let end = point::run(world, shape, &[COUNTER.to_owned()], at, &mut log);
+            (counted, spoilt) = (end.counted, end.failures.first().cloned());
+            world.post(&Mark::Sweep(SweepMark::End(end)))?;
+        }
         counts.push(counted.ok_or_else(|| {
             let why = spoilt.unwrap_or_else(|| "the device does not say".into());
             Fail::Error(format!(

@@ -120,11 +120,17 @@ fn descends(s: &Subject) -> Result<bool, Fail> {
             .all(|w| w[0].physical > w[1].physical + w[1].length))
 }
 
-/// A file of extents with holes between.
+/// A file of extents with holes between. Behind each extent on the disk lies one of another file,
+/// so that no hole can be filled with the blocks next to it: where these are free would depend on
+/// what was done before.
 fn holes(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut s = Subject::create(t, "holes")?;
+    let spacer = File::create(t.dir.join("spacer-holes")).or_fail(|| "a file between".into())?;
     s.allocate_by(t, (2 * EXTENTS - 1) * chunk, |file| {
-        (0..EXTENTS).try_for_each(|i| sys::fallocate(file, 0, 2 * i * chunk, chunk))
+        (0..EXTENTS).try_for_each(|i| {
+            sys::fallocate(file, 0, 2 * i * chunk, chunk)?;
+            sys::fallocate(&spacer, 0, i * chunk, chunk)
+        })
     })?;
     s.open().tell_pages(t.world, "prepared")?;
     let ascends = s

@@ -3,7 +3,7 @@
 //! told how the boot began and then this point's events, so that no point's verdict depends on
 //! which points were done before it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use crate::harness::boot::Watch;
 use crate::harness::console::kind_of;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event, RequestId};
 use crate::verify::Verifier;
+use crate::verify::group::shape;
 use crate::verify::render;
 use crate::verify::story::Stories;
 use crate::verify::verdict::{Verdict, Verdicts};
@@ -26,8 +27,21 @@ use crate::verify::verdict::{Verdict, Verdicts};
 const MAX_EVENTS: usize = 100_000;
 /// So long nothing may happen in a guest. Its own limits are far shorter.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Findings of a point that are told from near.
+/// Findings of a point that are kept.
 const MAX_FOUND: usize = 16;
+/// Alike findings of one boot that are told from near; of further ones only what happened.
+const MAX_NEAR: u32 = 8;
+/// Kinds of findings that are counted for that.
+const MAX_KINDS: usize = 1024;
+
+/// What a boot did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SweptBoot {
+    /// Points that came to an end, that of the guest included.
+    pub points: u64,
+    /// Seconds from the first point's begin to the last one's end.
+    pub seconds: f64,
+}
 
 /// What a boot gives.
 pub enum Given {
@@ -47,6 +61,8 @@ pub struct Judge<'a> {
     take: &'a mut Taker<'a>,
     /// The clean passes that points are held against, by shape.
     cleans: HashMap<usize, Clean>,
+    /// Shapes that have had a clean pass in this boot.
+    warm: HashSet<usize>,
     /// What every verifier is told first.
     base: Vec<Event>,
     /// The file systems' logs.
@@ -59,8 +75,9 @@ pub struct Judge<'a> {
     last: Instant,
     /// Time of the first begin and the last end of a point that is no clean pass, ns.
     times: Option<(u64, u64)>,
-    /// Points that came to an end.
-    pub points: u64,
+    points: u64,
+    /// Findings so far, by source and what happened without its numbers.
+    alike: HashMap<(String, String), u32>,
 }
 
 /// A point that has begun.
@@ -87,6 +104,7 @@ impl<'a> Judge<'a> {
             boot: boot.to_owned(),
             take,
             cleans: cleans.map(|clean| (clean.shape, clean)).collect(),
+            warm: HashSet::new(),
             base: Vec::new(),
             logs: Vec::new(),
             in_flight: HashMap::new(),
@@ -96,27 +114,42 @@ impl<'a> Judge<'a> {
             last: Instant::now(),
             times: None,
             points: 0,
+            alike: HashMap::new(),
         }
     }
 
     /// The boot is over; `ended` says how, where the guest did not end by itself. A point that was
-    /// under way is one that the guest did not survive. Seconds from the first point's begin to the last one's end.
-    pub fn finish(mut self, ended: Option<&str>) -> Result<f64> {
+    /// under way is one that the guest did not survive.
+    pub fn finish(mut self, ended: Option<&str>) -> Result<SweptBoot> {
         if let Some(trouble) = self.trouble {
             return Err(trouble);
         }
         if let (Some(open), Some(how)) = (self.open.take(), ended) {
             let end = PointEnd::default();
-            let died = Found {
-                source: "guest".into(),
-                happened: format!("the guest did not survive: {how}"),
-                text: vec![format!("the guest did not survive: {how}")],
-                finding: None,
-            };
+            let died = said("guest", &format!("the guest did not survive: {how}"));
             self.judge(&open, &end, Some(died))?;
         }
         let (first, last) = self.times.unwrap_or_default();
-        Ok(Duration::from_nanos(last.saturating_sub(first)).as_secs_f64())
+        Ok(SweptBoot {
+            points: self.points,
+            seconds: Duration::from_nanos(last.saturating_sub(first)).as_secs_f64(),
+        })
+    }
+
+    /// Of very many alike findings only the first are kept from near.
+    fn shorten(&mut self, findings: &mut [Found]) {
+        for found in findings {
+            let key = (found.source.clone(), shape(&found.happened));
+            if self.alike.len() >= MAX_KINDS && !self.alike.contains_key(&key) {
+                continue;
+            }
+            let n = self.alike.entry(key).or_default();
+            *n += 1;
+            if *n > MAX_NEAR {
+                found.text = vec![found.happened.clone()];
+                found.finding = None;
+            }
+        }
     }
 
     fn take_event(&mut self, event: &Event) -> Result<()> {
@@ -220,6 +253,8 @@ impl<'a> Judge<'a> {
         point.own_checks();
         let clean = self.cleans.get(&open.shape);
         let (outcome, why) = point.outcome(&open.begin, clean, open.lost);
+        let Point { mut findings, .. } = point;
+        self.shorten(&mut findings);
         let first = open.events.first().map_or(0, |e| e.seq);
         let last = open.events.last().map_or(first, |e| e.seq);
         self.points += 1;
@@ -235,7 +270,7 @@ impl<'a> Judge<'a> {
             fsync: end.fsync,
             rewrite: end.rewrite,
             decided: decided(&verdicts),
-            findings: point.findings,
+            findings,
             boot: self.boot.clone(),
             events: (first, last),
         })))
@@ -266,7 +301,9 @@ impl<'a> Judge<'a> {
             // Nothing to hold points against; the guest says why and ends.
             return Ok(());
         }
-        if self.cleans.contains_key(&open.shape) {
+        // The first of a boot only warms up (`guest-tests/src/sweep.rs`).
+        let warmed = !self.warm.insert(open.shape);
+        if !warmed || self.cleans.contains_key(&open.shape) {
             return Ok(());
         }
         self.cleans.insert(open.shape, clean.clone());

@@ -141,9 +141,8 @@ pub fn merge(dirs: &[PathBuf], out: Option<&Path>, print: &mut impl Write) -> Re
             );
         }
     }
-    let all: u64 = records.iter().map(|r| r.points.len() as u64).sum();
     whole.print(print)?;
-    let status = if all < whole.points() && whole.status() == status::HELD {
+    let status = if whole.done() < whole.points() && whole.status() == status::HELD {
         writeln!(
             print,
             "# not all parts are here: nothing is decided of the rest"
@@ -420,13 +419,11 @@ impl Sweep {
         };
         let mut judge = Judge::new(&header.swept, &name, cleans.into_iter(), &mut take);
         let ran = boot::follow(&plan, &mut judge)?;
-        let points = judge.points;
         let died = match &ran.ended {
-            Ended::Guest(_) | Ended::Interrupted | Ended::Device(_) | Ended::Qemu(_) => None,
+            Ended::Interrupted | Ended::Device(_) | Ended::Qemu(_) => None,
             how => Some(in_words(how)),
         };
-        let died = died.or_else(|| ran.console.panic.clone());
-        let sweeping = judge.finish(died.as_deref())?;
+        let swept = judge.finish(died.as_deref())?;
         let seconds = begun.elapsed().as_secs_f64();
         if let Some(why) = &ran.store_error {
             bail!(
@@ -443,25 +440,25 @@ impl Sweep {
             bail!("the guest cannot be swept: {skipped}");
         }
         if keep {
-            let points = points + u64::from(died.is_some());
             self.record.add(Line::Boot(Booted {
                 dir: name.clone(),
                 ended: in_words(&ran.ended),
                 seconds: rounded(seconds),
-                points,
-                sweeping: rounded(sweeping),
+                points: swept.points,
+                sweeping: rounded(swept.seconds),
             }))?;
             // Nobody will look at the trace of a boot in which everything held; it is large.
             let of_boot = self.record.points.values().filter(|p| p.boot == name);
             if of_boot.clone().all(|p| p.findings.is_empty())
                 && matches!(ran.ended, Ended::Guest(_))
             {
-                let _ = std::fs::remove_file(dir.join(TRACE));
+                let contents = dir.join(format!("{TRACE}.data"));
+                let _ = std::fs::remove_file(dir.join(TRACE)).and(std::fs::remove_file(contents));
             }
         } else {
             let _ = std::fs::remove_dir_all(&dir);
         }
-        Ok((ran, (points, seconds)))
+        Ok((ran, (swept.points, seconds)))
     }
 
     fn words(&self, from: u64, most: u64) -> Vec<String> {

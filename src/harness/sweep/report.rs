@@ -78,6 +78,11 @@ impl<'a> Whole<'a> {
         self.done.values().filter(|d| d.outcome == outcome).count() as u64
     }
 
+    /// Points that are done.
+    pub fn done(&self) -> u64 {
+        self.done.len() as u64
+    }
+
     /// All points of the sweep, done or not; 0 where that is not known yet.
     pub fn points(&self) -> u64 {
         let swept = &self.header.swept;
@@ -169,16 +174,16 @@ impl<'a> Whole<'a> {
                 writeln!(out, "  {line}")?;
             }
         }
-        let mut whys: BTreeMap<(Outcome, String), u64> = BTreeMap::new();
+        let mut whys: BTreeMap<(Outcome, String), (&str, u64)> = BTreeMap::new();
         for done in self.done.values() {
             if let Some(why) = &done.why
                 && done.outcome != Outcome::Hung
             {
-                *whys.entry((done.outcome, shape(why))).or_default() += 1;
+                whys.entry((done.outcome, shape(why))).or_insert((why, 0)).1 += 1;
             }
         }
-        for ((outcome, why), n) in whys.iter().take(16) {
-            writeln!(out, "# {n} points {}: {why}", word(*outcome))?;
+        for ((outcome, _), (why, n)) in whys.iter().take(16) {
+            writeln!(out, "# {n} points {}, the first: {why}", word(*outcome))?;
         }
         let sums: Vec<String> = OUTCOMES
             .iter()
