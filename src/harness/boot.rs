@@ -88,6 +88,9 @@ pub trait Watch {
     /// The next event.
     fn event(&mut self, event: &Event);
 
+    /// The console said something.
+    fn heard(&mut self) {}
+
     /// Nothing comes of waiting any longer: the guest is ended as if its limit were reached.
     fn gives_up(&self) -> bool {
         false
@@ -420,6 +423,7 @@ impl<'a> Follower<'a> {
     }
 
     fn line(&mut self, line: String) {
+        self.watch.heard();
         if self.console.line(&line, self.in_flight.len()) {
             self.log.line(self.seq, &line);
         }
