@@ -19,7 +19,7 @@ use crate::task::limited;
 use crate::test::Fail;
 use crate::world::{Counters, MOUNT, World};
 use crate::xfs::Superblock;
-use crate::{cases, console, discover, runner, sys};
+use crate::{cases, console, discover, runner, sweep, sys};
 
 /// A disk is there when the kernel starts init, or soon after on PCI.
 const DISK_LIMIT: Duration = Duration::from_secs(5);
@@ -53,7 +53,11 @@ pub fn run() -> ! {
         Err(why) => could_not_run(&why),
     };
     console::diagnostic(&discover::env_line(&world.facts));
-    let mut code = runner::run(world);
+    let mut code = if world.params.sweep.tests.is_empty() {
+        runner::run(world)
+    } else {
+        sweep::run(world)
+    };
     // After a hang neither sync nor umount: both would wait for the same page.
     if code != exit::HUNG
         && let Err(e) = world.umount()

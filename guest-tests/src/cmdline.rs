@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::sweep::params::SweepParams;
+
 /// The parameters of a boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Params {
@@ -28,6 +30,8 @@ pub struct Params {
     pub then: Then,
     /// Rounds of the aid `churn`.
     pub rounds: u32,
+    /// A sweep instead of tests.
+    pub sweep: SweepParams,
 }
 
 /// What the aid `held-writes` does when its writes are held.
@@ -57,6 +61,7 @@ impl Default for Params {
             hold: 1,
             then: Then::Wait,
             rounds: 1,
+            sweep: SweepParams::default(),
         }
     }
 }
@@ -125,7 +130,11 @@ impl Params {
                     };
                 }
                 "wtblk_list" if value.is_empty() => p.list = true,
-                _ => return Err(bad("a parameter of docs/guest-tests.md")),
+                _ => match p.sweep.word(key, value) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(bad("a parameter of docs/guest-tests.md")),
+                    Err(expected) => return Err(bad(expected)),
+                },
             }
         }
         Ok(p)

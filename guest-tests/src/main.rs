@@ -20,6 +20,7 @@ mod pages;
 mod probe;
 mod runner;
 mod subject;
+mod sweep;
 mod sys;
 mod task;
 mod test;
@@ -47,6 +48,14 @@ fn main() -> ExitCode {
     {
         return cases::killed::child(rest);
     }
-    eprintln!("wtblk-guest is the init of a test guest; outside one it only knows --list");
+    if std::env::args().nth(1).as_deref() == Some("--list-sweep") {
+        for shape in cases::SWEPT {
+            println!("{} {}", shape.test, shape.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    eprintln!(
+        "wtblk-guest is the init of a test guest; outside one it only knows --list and --list-sweep"
+    );
     ExitCode::from(2)
 }

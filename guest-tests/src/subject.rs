@@ -2,6 +2,8 @@
 //! A file under test and what it must hold: every step writes into both, every
 //! check compares them: in the page cache, on the disk, after a remount.
 
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,14 +76,30 @@ impl Subject {
         Ok(())
     }
 
+    /// The same by several steps of the caller's, up to `end`, told as one change.
+    pub fn allocate_by(
+        &mut self,
+        t: &Test,
+        end: u64,
+        how: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<(), Fail> {
+        self.open()
+            .change(t.world, "extend", 0, end, how)?
+            .or_fail(|| "fallocate".into())?;
+        if self.expect.len() < end as usize {
+            self.expect.resize(end as usize, 0);
+        }
+        Ok(())
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The open file.
     pub fn open(&self) -> &Arc<OpenFile> {
         self.file.as_ref().expect("the file is open")
-    }
-
-    /// Its path.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The version written last.

@@ -17,6 +17,7 @@ pub mod selftest;
 pub mod serve;
 mod shape_args;
 mod speed_args;
+pub mod sweep;
 pub mod trace;
 pub mod verify;
 
@@ -43,6 +44,8 @@ struct Cli {
 enum Command {
     /// Boot a kernel, run guest tests against the device, print the verdict as KTAP.
     Run(run::RunArgs),
+    /// Let every request of a test's call fail in turn, all in one boot, and print a grid.
+    Sweep(sweep::SweepArgs),
     /// Serve a disk over vhost-user, beside your own QEMU.
     Serve(serve::ServeArgs),
     /// Look into a trace.
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Run(args) => args.run(),
+        Command::Sweep(args) => args.run(),
         Command::Serve(args) => serve::run(&args).map(|()| status::HELD),
         Command::Trace(TraceVerb::Show { file }) => {
             trace::show(&file, &mut std::io::stdout().lock()).map(|()| 0)

@@ -78,7 +78,7 @@ pub struct RunArgs {
 
 /// Standard output of a run. Whoever reads it may go (`| head`): the run goes on,
 /// its results and its status are the same.
-struct Patient<W>(W);
+pub(super) struct Patient<W>(pub(super) W);
 
 impl<W: Write> Write for Patient<W> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -96,7 +96,7 @@ impl<W: Write> Write for Patient<W> {
     }
 }
 
-fn flag_value(text: &str) -> Result<u32, String> {
+pub(super) fn flag_value(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16),
         None => text.parse(),
@@ -146,7 +146,7 @@ impl RunArgs {
 }
 
 /// What was typed, without these options and their values.
-fn command_line(without: &[&str]) -> String {
+pub(super) fn command_line(without: &[&str]) -> String {
     let mut typed = std::env::args();
     // As typed: who has it not on the PATH must be able to paste the line.
     let program = typed.next().unwrap_or_else(|| "wtblk".to_owned());

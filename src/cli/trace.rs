@@ -270,7 +270,7 @@ fn known_mark(mark: &Mark) -> String {
             Control::WaitFired(rule, n) => format!("wait until {rule} has fired {n} times"),
             Control::SetState(state) => format!("set state {state}"),
         },
-        Mark::Boot | Mark::Env(_) | Mark::Fs { .. } | Mark::File(_) => {
+        Mark::Boot | Mark::Env(_) | Mark::Fs { .. } | Mark::File(_) | Mark::Sweep(_) => {
             let line = mark.to_line();
             let after = line.split_once(' ').map_or("", |(_, rest)| rest);
             clean(after)

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use wtblk_shared::exit;
 
-use super::accel::Accel;
 use super::child::{self, Guarded};
 use super::console::Console;
+use super::ground::Ground;
 use super::image;
 use super::kernel_log::KernelLog;
-use super::qemu::{Machine, Qemu, Vm};
+use super::qemu::Vm;
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
@@ -32,16 +32,8 @@ use crate::verify::verdict::Verdicts;
 
 /// What to boot.
 pub struct Plan<'a> {
-    /// The QEMU to use.
-    pub qemu: &'a Qemu,
-    /// The board.
-    pub machine: Machine,
-    /// How the CPU is made.
-    pub accel: Accel,
-    /// The kernel image.
-    pub kernel: &'a Path,
-    /// The initramfs.
-    pub initramfs: &'a Path,
+    /// QEMU, kernel and initramfs.
+    pub ground: &'a Ground,
     /// Names of the tests to run in this boot.
     pub tests: &'a [String],
     /// Scenario files for the device.
@@ -83,14 +75,42 @@ pub enum Ended {
     Interrupted,
 }
 
-/// What a boot gave.
+/// What a boot gave, and what the promises say of it.
 pub struct Outcome {
+    /// The boot.
+    pub ran: Ran,
+    /// What the verifier found.
+    pub verdicts: Verdicts,
+}
+
+/// Somebody who is told every event while the guest runs.
+pub trait Watch {
+    /// The next event.
+    fn event(&mut self, event: &Event);
+
+    /// The console said something.
+    fn heard(&mut self) {}
+
+    /// Nothing comes of waiting any longer: the guest is ended as if its limit were reached.
+    fn gives_up(&self) -> bool {
+        false
+    }
+}
+
+impl Watch for Verifier {
+    fn event(&mut self, event: &Event) {
+        Verifier::event(self, event);
+    }
+}
+
+/// What a boot gave.
+pub struct Ran {
     /// How it ended.
     pub ended: Ended,
     /// What the console said.
     pub console: Console,
-    /// What the verifier found.
-    pub verdicts: Verdicts,
+    /// What the kernel said there, and when.
+    pub log: KernelLog,
     /// The console's last lines, for messages.
     pub last_lines: Vec<String>,
     /// Seconds from QEMU's start to its end.
@@ -114,10 +134,23 @@ const LAST: usize = 30;
 
 /// Boots, follows to the end, judges.
 pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
+    let mut verifier = Verifier::of_trace();
+    let ran = follow(plan, &mut verifier)?;
+    let mut verdicts = verifier.finish();
+    let trace = plan.dir.join(TRACE);
+    tell(&mut verdicts, &trace, &ran.log, plan.repeat_with)?;
+    Ok(Outcome { ran, verdicts })
+}
+
+/// The trace's name in the folder of its boot.
+pub const TRACE: &str = "trace.wtblk";
+
+/// Boots and follows to the end; `watch` is told what happens.
+pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
     std::fs::create_dir_all(plan.dir)
         .with_context(|| format!("cannot make {}", plan.dir.display()))?;
     let image = plan.dir.join("data.img");
-    let trace = plan.dir.join("trace.wtblk");
+    let trace = plan.dir.join(TRACE);
     let _image = Removed(image.clone());
     image::xfs(&image, plan.shape.block())?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
@@ -130,10 +163,10 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let mut reader = open_trace(&trace, &mut device, &plan.dir.join("device.log"))?;
 
     let vm = Vm {
-        machine: plan.machine,
-        accel: plan.accel,
-        kernel: plan.kernel,
-        initramfs: plan.initramfs,
+        machine: plan.ground.machine,
+        accel: plan.ground.accel,
+        kernel: &plan.ground.kernel,
+        initramfs: &plan.ground.initramfs,
         words: &plan.words,
         disks: Some((&qemu_fds.0, &qemu_fds.1)),
         queues: plan.shape.queues.unwrap_or(1),
@@ -141,7 +174,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         memory: 512,
         name: plan.dir.display().to_string(),
     };
-    let mut command = vm.command(plan.qemu);
+    let mut command = vm.command(&plan.ground.qemu);
     let qemu_log = plan.dir.join("qemu.log");
     command
         .stdout(Stdio::piped())
@@ -153,7 +186,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let stdout = qemu.inner().stdout.take().context("no pipe from QEMU")?;
     let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
 
-    let mut follower = Follower::new();
+    let mut follower = Follower::new(watch);
     let ended = follower.run(
         plan,
         &mut reader,
@@ -176,12 +209,10 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         ));
     }
     follower.console.finish();
-    let mut verdicts = follower.verifier.finish();
-    tell(&mut verdicts, &trace, &follower.log, plan.repeat_with)?;
-    Ok(Outcome {
+    Ok(Ran {
         ended,
         console: follower.console,
-        verdicts,
+        log: follower.log,
         store_error: follower.store_error,
         fired: follower.fired,
         last_lines: follower.last,
@@ -296,9 +327,9 @@ fn follow_console(from: impl Read + Send + 'static, mut log: File) -> Receiver<S
 }
 
 /// Follows trace and console of one boot.
-struct Follower {
+struct Follower<'a> {
     console: Console,
-    verifier: Verifier,
+    watch: &'a mut dyn Watch,
     in_flight: HashSet<u64>,
     store_error: Option<String>,
     fired: BTreeSet<String>,
@@ -308,11 +339,11 @@ struct Follower {
     seq: u64,
 }
 
-impl Follower {
-    fn new() -> Follower {
+impl<'a> Follower<'a> {
+    fn new(watch: &'a mut dyn Watch) -> Follower<'a> {
         Follower {
             console: Console::default(),
-            verifier: Verifier::of_trace(),
+            watch,
             in_flight: HashSet::new(),
             store_error: None,
             fired: BTreeSet::new(),
@@ -367,7 +398,7 @@ impl Follower {
                     return Ok(Ended::Device(format!("{status}: {}", said.trim())));
                 }
             }
-            if begun.elapsed() > plan.limit {
+            if begun.elapsed() > plan.limit || self.watch.gives_up() {
                 return Ok(Ended::Limit);
             }
         }
@@ -392,6 +423,7 @@ impl Follower {
     }
 
     fn line(&mut self, line: String) {
+        self.watch.heard();
         if self.console.line(&line, self.in_flight.len()) {
             self.log.line(self.seq, &line);
         }
@@ -425,6 +457,6 @@ impl Follower {
             }
             _ => {}
         }
-        self.verifier.event(event);
+        self.watch.event(event);
     }
 }

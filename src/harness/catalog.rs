@@ -14,16 +14,7 @@ use super::paths;
 /// Names of the tests in this initramfs. The guest program is a static Linux binary, so
 /// the host just asks it: no second list to keep in step.
 pub fn tests(initramfs: &Path) -> Result<Vec<String>> {
-    let list = initramfs.with_extension("list");
-    let text = match std::fs::read_to_string(&list) {
-        Ok(text) => text,
-        Err(_) => {
-            let text = ask(initramfs)?;
-            // A read-only folder only costs the asking again.
-            let _ = paths::write_whole(&list, text.as_bytes());
-            text
-        }
-    };
+    let text = listed(initramfs, "list")?;
     let tests: Vec<String> = text.lines().map(str::to_owned).collect();
     if tests.is_empty() {
         bail!("{} lists no test", initramfs.display());
@@ -31,7 +22,31 @@ pub fn tests(initramfs: &Path) -> Result<Vec<String>> {
     Ok(tests)
 }
 
-fn ask(initramfs: &Path) -> Result<String> {
+/// What can be swept: test and name of each shape.
+pub fn shapes(initramfs: &Path) -> Result<Vec<(String, String)>> {
+    let text = listed(initramfs, "list-sweep")?;
+    let words = text.lines().filter_map(|line| line.split_once(' '));
+    Ok(words
+        .map(|(test, name)| (test.to_owned(), name.to_owned()))
+        .collect())
+}
+
+/// What the guest program answers to this option, kept beside the initramfs.
+fn listed(initramfs: &Path, option: &str) -> Result<String> {
+    let list = initramfs.with_extension(option);
+    let text = match std::fs::read_to_string(&list) {
+        Ok(text) => text,
+        Err(_) => {
+            let text = ask(initramfs, option)?;
+            // A read-only folder only costs the asking again.
+            let _ = paths::write_whole(&list, text.as_bytes());
+            text
+        }
+    };
+    Ok(text)
+}
+
+fn ask(initramfs: &Path, option: &str) -> Result<String> {
     let bytes =
         std::fs::read(initramfs).with_context(|| format!("cannot read {}", initramfs.display()))?;
     let init = cpio::find(&bytes, "init")
@@ -41,7 +56,7 @@ fn ask(initramfs: &Path) -> Result<String> {
     std::fs::write(&path, init)?;
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
     let output = Command::new(&path)
-        .arg("--list")
+        .arg(format!("--{option}"))
         .stdin(Stdio::null())
         .output()
         .with_context(|| {
@@ -52,7 +67,7 @@ fn ask(initramfs: &Path) -> Result<String> {
         })?;
     if !output.status.success() {
         bail!(
-            "the /init of {} does not list its tests",
+            "the /init of {} does not know --{option}",
             initramfs.display()
         );
     }

@@ -71,6 +71,12 @@ const PATTERNS: &[(&str, &str)] = &[
     ("soft lockup", "stall"),
 ];
 
+/// What kind of finding a line of the kernel's log is, if it is one.
+pub fn kind_of(line: &str) -> Option<&'static str> {
+    let found = PATTERNS.iter().find(|(pattern, _)| line.contains(pattern));
+    found.map(|(_, kind)| *kind)
+}
+
 /// Longest console line that is kept; a longer one is cut (a hostile guest may
 /// never send a newline).
 const LINE_MAX: usize = 4096;
@@ -103,8 +109,8 @@ impl Console {
         if self.guest_line(said) {
             return false;
         }
-        if let Some((_, kind)) = PATTERNS.iter().find(|(pattern, _)| line.contains(pattern)) {
-            if *kind == "panic" && self.panic.is_none() {
+        if let Some(kind) = kind_of(line) {
+            if kind == "panic" && self.panic.is_none() {
                 self.panic = Some(said.to_owned());
             }
             if self.kernel.len() < KEEP {

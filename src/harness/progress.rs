@@ -19,11 +19,20 @@ pub struct Progress {
 impl Progress {
     /// Begins a step of about `total` units (an estimate is good enough).
     pub fn new(what: &str, total: u64) -> Progress {
+        let template = "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}";
+        Progress::with_template(what, total, template)
+    }
+
+    /// The same for many units alike: the bar tells how many a second there are, and the time left.
+    pub fn with_rate(what: &str, total: u64) -> Progress {
+        let template = "{prefix} [{bar:30}] {pos}/{len} {per_sec} left {eta} {wide_msg}";
+        Progress::with_template(what, total, template)
+    }
+
+    fn with_template(what: &str, total: u64, template: &str) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total);
-            let style = ProgressStyle::with_template(
-                "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}",
-            );
+            let style = ProgressStyle::with_template(template);
             bar.set_style(
                 style
                     .unwrap_or_else(|_| ProgressStyle::default_bar())

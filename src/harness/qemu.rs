@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use super::accel::Accel;
 
@@ -79,7 +80,8 @@ pub fn machine_for(kernel: &Path) -> Result<Machine> {
 }
 
 /// The board.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Machine {
     /// virtio-mmio, no PCI: the fastest boot.
     Microvm,

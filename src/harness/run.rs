@@ -12,15 +12,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use wtblk_shared::exit;
 
-use super::accel::{self, Choice};
+use super::accel::Choice;
 use super::boot::{self, Ended, Plan};
 use super::catalog::{self, Defect};
 use super::console::{ConsoleTest, Outcome};
-use super::guest;
+use super::ground::{Ground, Wanted};
 use super::judge;
-use super::kernel;
 use super::paths;
-use super::qemu::{Machine, Qemu, machine_for};
+use super::qemu::{Machine, Qemu};
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::fault::{MAX_TEXT, Scenario};
@@ -86,11 +85,7 @@ const TEST_LIMIT: u64 = 20;
 /// Everything that is the same for all boots of a run.
 struct Run {
     options: Options,
-    qemu: Qemu,
-    kernel: PathBuf,
-    initramfs: PathBuf,
-    machine: Machine,
-    accel: accel::Accel,
+    ground: Ground,
     seed: u64,
     out: PathBuf,
     defect: Option<Defect>,
@@ -174,28 +169,17 @@ impl Run {
         let seed = options.seed.or(launch.seed()).unwrap_or_else(draw_seed);
         let tags = options.tags.or(launch.tags()).unwrap_or(true);
         let out = out_dir(options.out.as_deref())?;
-        let kernel = match &options.kernel {
-            Some(kernel) if !kernel.is_file() => {
-                bail!("--kernel {}: no such file", kernel.display())
-            }
-            Some(kernel) => kernel.clone(),
-            None => kernel::build()?.vmlinux(),
-        };
-        let initramfs = match &options.initramfs {
-            Some(file) if !file.is_file() => {
-                bail!("--initramfs {}: there is no such file", file.display())
-            }
-            Some(file) => file.clone(),
-            None => guest::initramfs()?,
-        };
-        let machine = options.machine.map_or_else(|| machine_for(&kernel), Ok)?;
-        let accel = accel::resolve(options.accel, &qemu, machine, &kernel, &initramfs)?;
-        Ok(Run {
+        let ground = Ground::prepare(
             qemu,
-            kernel,
-            initramfs,
-            machine,
-            accel,
+            &Wanted {
+                kernel: options.kernel.as_deref(),
+                initramfs: options.initramfs.as_deref(),
+                machine: options.machine,
+                accel: options.accel,
+            },
+        )?;
+        Ok(Run {
+            ground,
             seed,
             out,
             defect,
@@ -235,7 +219,7 @@ impl Run {
     }
 
     fn chosen_tests(&self) -> Result<Vec<String>> {
-        let names = catalog::tests(&self.initramfs)?;
+        let names = catalog::tests(&self.ground.initramfs)?;
         let wanted = match (&self.options.tests, &self.defect) {
             (tests, _) if !tests.is_empty() => tests.clone(),
             // The tests that the table speaks of; all others say nothing of this defect.
@@ -295,11 +279,7 @@ impl Run {
             BOOT_LIMIT + TEST_LIMIT * tests.len() as u64,
         ));
         let outcome = boot::boot(&Plan {
-            qemu: &self.qemu,
-            machine: self.machine,
-            accel: self.accel,
-            kernel: &self.kernel,
-            initramfs: &self.initramfs,
+            ground: &self.ground,
             tests: &tests,
             scenarios,
             shape: &self.shape,
@@ -311,9 +291,10 @@ impl Run {
             repeat_with: &repeat_with,
             interrupted: &self.interrupted,
         })?;
+        let (outcome, verdicts) = (outcome.ran, outcome.verdicts);
         self.boots.push(BootSummary {
             dir: name.clone(),
-            contract: outcome.verdicts.contract.clone(),
+            contract: verdicts.contract.clone(),
             ended: in_words(&outcome.ended),
             guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
@@ -367,7 +348,7 @@ impl Run {
             }
             left.pop_front();
             let died = test.name == console.tests.last().map_or("", |t| t.name.as_str());
-            let mut result = judge::test(test, &outcome.verdicts);
+            let mut result = judge::test(test, &verdicts);
             result.repeat = round;
             result.boot = name.clone();
             result.unfinished = unfinished.clone().filter(|_| died);
@@ -421,22 +402,6 @@ impl Run {
         print: &mut impl Write,
     ) -> Result<()> {
         let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
-        let mut environment = std::collections::BTreeMap::new();
-        environment.insert("kernel", self.kernel.display().to_string());
-        environment.insert("initramfs", self.initramfs.display().to_string());
-        environment.insert(
-            "qemu",
-            format!("{}.{}", self.qemu.version.0, self.qemu.version.1),
-        );
-        environment.insert("accel", self.accel.name().to_owned());
-        environment.insert("machine", format!("{:?}", self.machine).to_lowercase());
-        environment.insert(
-            "host",
-            fs::read_to_string("/proc/sys/kernel/osrelease")
-                .unwrap_or_default()
-                .trim()
-                .to_owned(),
-        );
         let document = Results {
             schema: SCHEMA,
             wtblk: env!("CARGO_PKG_VERSION"),
@@ -444,7 +409,7 @@ impl Run {
             error: trouble.map(|error| format!("{error:#}")),
             repeat_with: repeat_with.clone(),
             seed: self.seed,
-            environment,
+            environment: self.ground.environment(),
             defect: self.defect.as_ref().map(|d| d.name.clone()),
             scenarios: self.kept_scenarios()?,
             idle_rules: self
@@ -500,7 +465,7 @@ fn checked_scenarios(files: &[PathBuf]) -> Result<Scenario> {
     Ok(Scenario::merge(parsed)?)
 }
 
-fn known_defect(name: &str) -> Result<Defect> {
+pub(super) fn known_defect(name: &str) -> Result<Defect> {
     let defects = catalog::defects()?;
     let names: Vec<String> = defects.iter().map(|d| d.name.clone()).collect();
     defects
@@ -514,7 +479,7 @@ fn known_defect(name: &str) -> Result<Defect> {
         })
 }
 
-fn in_words(ended: &Ended) -> String {
+pub(super) fn in_words(ended: &Ended) -> String {
     match ended {
         Ended::Guest(exit::OK) => "the guest ended: all its tests passed".to_owned(),
         Ended::Guest(exit::NOT_OK) => "the guest ended: some of its tests failed".to_owned(),

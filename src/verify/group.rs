@@ -84,7 +84,7 @@ pub fn groups(test: &TestVerdicts) -> Vec<Group> {
 }
 
 /// What happened, without its numbers and without the list behind the first colon.
-fn shape(happened: &str) -> String {
+pub(crate) fn shape(happened: &str) -> String {
     let head = happened.split([':', ';']).next().unwrap_or_default();
     let mut shape = String::new();
     for c in head.chars() {

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod mark;
 pub mod pattern;
 pub mod poison;
+pub mod sweep;
 pub mod tag;
 
 /// `RWF_WRITETHROUGH` as the RFC has it. The value is not merged, so it is a

@@ -10,6 +10,7 @@
 //! Numbers are decimal; offsets and lengths are bytes.
 
 mod file;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -20,6 +21,7 @@ use std::fmt;
 use crate::disk::MARK_MAX;
 
 pub use file::{Change, FileContents, FileMark, FilePages};
+pub use sweep::{PointBegin, PointEnd, SweepMark};
 use text::{Keys, Writer, shorten, words};
 
 /// The first word of every mark: name and schema version.
@@ -211,6 +213,8 @@ pub enum Mark {
     },
     /// Something about a file beside the marked calls.
     File(FileMark),
+    /// A point of a sweep begins, or is over.
+    Sweep(SweepMark),
     /// Free text, for the reader of a trace.
     Note {
         /// The text.
@@ -312,6 +316,7 @@ impl Mark {
                 w.num("probe", probe).num("result", result);
             }
             Mark::File(f) => f.write(&mut w),
+            Mark::Sweep(s) => s.write(&mut w),
             Mark::Note { text } => {
                 w.text("text", text);
             }
@@ -362,6 +367,7 @@ impl Mark {
             Mark::ProbeState(_) => "probe-state",
             Mark::ProbeEnd { .. } => "probe-end",
             Mark::File(f) => f.verb(),
+            Mark::Sweep(s) => s.verb(),
             Mark::Note { .. } => "note",
             Mark::Control(Control::Release(_)) => "release",
             Mark::Control(Control::Arm(_)) => "arm",
@@ -492,6 +498,7 @@ impl Mark {
                 result: keys.num("result")?,
             },
             _ if file::VERBS.contains(&verb) => Mark::File(FileMark::parse(verb, &keys)?),
+            _ if sweep::VERBS.contains(&verb) => Mark::Sweep(SweepMark::parse(verb, &keys)?),
             "note" => Mark::Note {
                 text: keys.text("text")?,
             },

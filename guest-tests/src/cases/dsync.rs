@@ -6,6 +6,7 @@
 use wtblk_shared::RWF_DSYNC;
 
 use crate::subject::{Subject, check_after_remount};
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Runs the case.
@@ -20,4 +21,27 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     allocated.allocate(t, 0, 8 * b)?;
     allocated.writethrough_with(t, 0, 4 * b, 1, RWF_DSYNC)?;
     check_after_remount(t, &mut [s, allocated])
+}
+
+/// To be swept: over written blocks.
+pub fn overwrite(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "written", 16 * b)?;
+    Ok(Fresh::of(s, 3 * b, 2 * b).with(RWF_DSYNC))
+}
+
+/// To be swept: size and blocks change, so the log has to follow.
+pub fn extend(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "extended", 16 * b)?;
+    Ok(Fresh::of(s, 16 * b, b + 100).with(RWF_DSYNC))
+}
+
+/// To be swept: unwritten blocks become written ones.
+pub fn allocated(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let mut s = Subject::create(t, "allocated")?;
+    s.allocate(t, 0, 8 * b)?;
+    s.open().tell_pages(t.world, "prepared")?;
+    Ok(Fresh::of(s, 0, 4 * b).with(RWF_DSYNC))
 }

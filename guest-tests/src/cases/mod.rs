@@ -34,6 +34,7 @@ mod umount_in_flight;
 mod unsupported;
 mod waits;
 
+use crate::sweep::Shape;
 use crate::test::{Fail, Test};
 use crate::world::World;
 
@@ -92,6 +93,24 @@ pub const AIDS: &[Case] = &[
     Case { name: "churn", needs: &[], run: churn::run },
     Case { name: "held-writes", needs: &[], run: held_writes::run },
     Case { name: "ordered-writes", needs: &[], run: ordered_writes::run },
+];
+
+/// What can be swept: calls of the cases above, each on a fresh file. A line for each.
+#[rustfmt::skip]
+pub const SWEPT: &[Shape] = &[
+    Shape { test: "overwrite-aligned", name: "one", fresh: overwrite_aligned::one },
+    Shape { test: "overwrite-aligned", name: "whole", fresh: overwrite_aligned::whole },
+    Shape { test: "overwrite-unaligned", name: "sectors", fresh: overwrite_unaligned::sectors },
+    Shape { test: "overwrite-unaligned", name: "evicted", fresh: overwrite_unaligned::evicted },
+    Shape { test: "multi-extent", name: "unwritten", fresh: multi_extent::unwritten },
+    Shape { test: "multi-extent", name: "written", fresh: multi_extent::written },
+    Shape { test: "multi-extent", name: "holes", fresh: multi_extent::filled },
+    Shape { test: "beyond-eof", name: "append", fresh: beyond_eof::append },
+    Shape { test: "beyond-eof", name: "far", fresh: beyond_eof::far },
+    Shape { test: "beyond-eof", name: "empty", fresh: beyond_eof::empty },
+    Shape { test: "dsync", name: "overwrite", fresh: dsync::overwrite },
+    Shape { test: "dsync", name: "extend", fresh: dsync::extend },
+    Shape { test: "dsync", name: "allocated", fresh: dsync::allocated },
 ];
 
 /// The case or aid of this name.

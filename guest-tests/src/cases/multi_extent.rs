@@ -3,9 +3,12 @@
 //! file order and disk order are opposites; in the other they ascend with holes
 //! between, which the call has to allocate.
 
+use std::fs::File;
+
 use crate::call::OpenFile;
 use crate::flying::{Caller, Engine};
 use crate::subject::{Subject, check_after_remount};
+use crate::sweep::Fresh;
 use crate::sys;
 use crate::test::{Fail, OrFail, Test};
 
@@ -50,6 +53,28 @@ fn extents(
     check_after_remount(t, &mut [down, up])
 }
 
+/// To be swept: all of the descending extents, unwritten.
+pub fn unwritten(t: &Test) -> Result<Fresh, Fail> {
+    let chunk = 4 * t.world.bsize;
+    Ok(Fresh::of(descending(t, chunk)?, 0, EXTENTS * chunk))
+}
+
+/// To be swept: the same, written, from the middle of the first to the middle of the last.
+pub fn written(t: &Test) -> Result<Fresh, Fail> {
+    let chunk = 4 * t.world.bsize;
+    let mut s = descending(t, chunk)?;
+    let len = EXTENTS * chunk;
+    s.prepare(t, 0, len)?;
+    Ok(Fresh::of(s, chunk / 2 + 100, len - chunk))
+}
+
+/// To be swept: extents with holes between, which the call has to allocate.
+pub fn filled(t: &Test) -> Result<Fresh, Fail> {
+    let chunk = 4 * t.world.bsize;
+    let len = (2 * EXTENTS - 1) * chunk;
+    Ok(Fresh::of(holes(t, chunk)?, 0, len))
+}
+
 /// A file whose extents descend on the disk, with blocks of another file between
 /// them: neighbours would be merged into one request, which has no order. The
 /// plain way first: allocating from the end. Where the allocator finds room
@@ -57,11 +82,14 @@ fn extents(
 /// is, but sets the reflink flag.
 pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut plain = Subject::create(t, "descending")?;
-    let mut spacer = Subject::create(t, "spacer")?;
-    for i in (0..EXTENTS).rev() {
-        plain.allocate(t, i * chunk, chunk)?;
-        spacer.allocate(t, (EXTENTS - 1 - i) * chunk, chunk)?;
-    }
+    // No call is ever made on this one: what is done to it need not be told.
+    let spacer = File::create(t.dir.join("spacer")).or_fail(|| "a file between".into())?;
+    plain.allocate_by(t, EXTENTS * chunk, |file| {
+        (0..EXTENTS).rev().try_for_each(|i| {
+            sys::fallocate(file, 0, i * chunk, chunk)?;
+            sys::fallocate(&spacer, 0, (EXTENTS - 1 - i) * chunk, chunk)
+        })
+    })?;
     if descends(&plain)? {
         plain.open().tell_pages(t.world, "prepared")?;
         return Ok(plain);
@@ -115,12 +143,18 @@ fn descends(s: &Subject) -> Result<bool, Fail> {
             .all(|w| w[0].physical > w[1].physical + w[1].length))
 }
 
-/// A file of extents with holes between.
+/// A file of extents with holes between. Behind each extent on the disk lies one of another file,
+/// so that no hole can be filled with the blocks next to it: where these are free would depend on
+/// what was done before.
 fn holes(t: &Test, chunk: u64) -> Result<Subject, Fail> {
     let mut s = Subject::create(t, "holes")?;
-    for i in 0..EXTENTS {
-        s.allocate(t, 2 * i * chunk, chunk)?;
-    }
+    let spacer = File::create(t.dir.join("spacer-holes")).or_fail(|| "a file between".into())?;
+    s.allocate_by(t, (2 * EXTENTS - 1) * chunk, |file| {
+        (0..EXTENTS).try_for_each(|i| {
+            sys::fallocate(file, 0, 2 * i * chunk, chunk)?;
+            sys::fallocate(&spacer, 0, i * chunk, chunk)
+        })
+    })?;
     s.open().tell_pages(t.world, "prepared")?;
     let ascends = s
         .extents()?

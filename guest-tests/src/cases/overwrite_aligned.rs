@@ -3,6 +3,7 @@
 //! from one buffer and from an iovec, and the same ones again.
 
 use crate::subject::{Subject, check_after_remount};
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Runs the case.
@@ -19,4 +20,16 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     s.writethrough(t, 0, len)?;
     s.check_whole(t, "after all calls")?;
     check_after_remount(t, &mut [s])
+}
+
+/// To be swept: one block.
+pub fn one(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    Ok(Fresh::of(Subject::written(t, "file", 8 * b)?, 3 * b, b))
+}
+
+/// To be swept: all of a file that is more than one request can carry.
+pub fn whole(t: &Test) -> Result<Fresh, Fail> {
+    let len = (1 << 20_u64).max(64 * t.world.bsize);
+    Ok(Fresh::of(Subject::written(t, "file", len)?, 0, len))
 }

@@ -6,6 +6,7 @@
 //! rounds to sectors instead of blocks (defect `misaligned`) shows only there.
 
 use crate::subject::{Subject, check_after_remount};
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Calls at random places, besides the chosen ones.
@@ -37,6 +38,21 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     }
     s.check_whole(t, "after all calls")?;
     check_after_remount(t, &mut [s])
+}
+
+/// To be swept: whole sectors at both ends that are no blocks.
+pub fn sectors(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "file", 16 * b)?;
+    Ok(Fresh::of(s, 4 * b + 512, 3 * b))
+}
+
+/// To be swept: head and tail have to be read first, which may fail, too.
+pub fn evicted(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "file", 16 * b)?;
+    s.evict(t)?;
+    Ok(Fresh::of(s, 4 * b + 100, 3 * b))
 }
 
 /// splitmix64: the same seed gives the same calls.

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What boots stand on: QEMU, a kernel, an initramfs, a board, found or built once.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use super::accel::{self, Accel, Choice};
+use super::guest;
+use super::kernel;
+use super::qemu::{Machine, Qemu, machine_for};
+
+/// What was asked for; what is `None` is ours, built if need be.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// A kernel image.
+    pub kernel: Option<&'a Path>,
+    /// An initramfs.
+    pub initramfs: Option<&'a Path>,
+    /// The board; `None`: the one that suits the kernel image.
+    pub machine: Option<Machine>,
+    /// KVM or emulation.
+    pub accel: Choice,
+}
+
+/// What boots stand on.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// QEMU.
+    pub qemu: Qemu,
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+    /// The board.
+    pub machine: Machine,
+    /// How the CPU is made.
+    pub accel: Accel,
+}
+
+impl Ground {
+    /// Finds or builds it.
+    pub fn prepare(qemu: Qemu, wanted: &Wanted<'_>) -> Result<Ground> {
+        let kernel = match wanted.kernel {
+            Some(kernel) if !kernel.is_file() => {
+                bail!("--kernel {}: no such file", kernel.display())
+            }
+            Some(kernel) => kernel.to_path_buf(),
+            None => kernel::build()?.vmlinux(),
+        };
+        let initramfs = match wanted.initramfs {
+            Some(file) if !file.is_file() => {
+                bail!("--initramfs {}: there is no such file", file.display())
+            }
+            Some(file) => file.to_path_buf(),
+            None => guest::initramfs()?,
+        };
+        let machine = wanted.machine.map_or_else(|| machine_for(&kernel), Ok)?;
+        let accel = accel::resolve(wanted.accel, &qemu, machine, &kernel, &initramfs)?;
+        Ok(Ground {
+            qemu,
+            kernel,
+            initramfs,
+            machine,
+            accel,
+        })
+    }
+
+    /// The same in words, for results.
+    pub fn environment(&self) -> BTreeMap<&'static str, String> {
+        let (major, minor) = self.qemu.version;
+        let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        BTreeMap::from([
+            ("kernel", self.kernel.display().to_string()),
+            ("initramfs", self.initramfs.display().to_string()),
+            ("qemu", format!("{major}.{minor}")),
+            ("accel", self.accel.name().to_owned()),
+            ("machine", format!("{:?}", self.machine).to_lowercase()),
+            ("host", host.trim().to_owned()),
+        ])
+    }
+}
