@@ -20,6 +20,8 @@ pub struct Params {
     pub test: Duration,
     /// The defect that the kernel must show as switched on.
     pub defect: Option<String>,
+    /// The file system under test is to send every overwrite to new blocks.
+    pub always_cow: bool,
     /// Only print the tests' names.
     pub list: bool,
     /// How many writes the aid `held-writes` lets the device hold.
@@ -53,6 +55,7 @@ impl Default for Params {
             probe: Duration::from_millis(2000),
             test: Duration::from_millis(15_000),
             defect: None,
+            always_cow: false,
             list: false,
             hold: 1,
             then: Then::Wait,
@@ -124,6 +127,7 @@ impl Params {
                         _ => return Err(bad("wtblk_then=wait, exit, poweroff or reset")),
                     };
                 }
+                "wtblk_always_cow" if value.is_empty() => p.always_cow = true,
                 "wtblk_list" if value.is_empty() => p.list = true,
                 _ => return Err(bad("a parameter of docs/guest-tests.md")),
             }

@@ -33,8 +33,13 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// below, blocks are borrowed from another file, which gives any order there
 /// is, but sets the reflink flag.
 pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
-    let mut plain = Subject::create(t, "descending")?;
-    let mut spacer = Subject::create(t, "spacer")?;
+    descending_named(t, "descending", chunk)
+}
+
+/// The same with a name of its own.
+pub fn descending_named(t: &Test, name: &str, chunk: u64) -> Result<Subject, Fail> {
+    let mut plain = Subject::create(t, name)?;
+    let mut spacer = Subject::create(t, &format!("{name}-spacer"))?;
     for i in (0..EXTENTS).rev() {
         plain.allocate(t, i * chunk, chunk)?;
         spacer.allocate(t, (EXTENTS - 1 - i) * chunk, chunk)?;
@@ -43,8 +48,8 @@ pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
         plain.open().tell_pages(t.world, "prepared")?;
         return Ok(plain);
     }
-    let donor = Subject::written(t, "donor", 2 * EXTENTS * chunk)?;
-    let mut cloned = Subject::create(t, "descending-cloned")?;
+    let donor = Subject::written(t, &format!("{name}-donor"), 2 * EXTENTS * chunk)?;
+    let mut cloned = Subject::create(t, &format!("{name}-cloned"))?;
     cloned.expect.resize((EXTENTS * chunk) as usize, 0);
     let from = donor.open();
     for i in (0..EXTENTS).rev() {
