@@ -122,7 +122,12 @@ struct Outcome {
 
 fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
-    image::xfs(&dir.path().join("data.img"), 512).unwrap();
+    image::xfs(
+        &dir.path().join("data.img"),
+        image::Kind::named(None, 512).unwrap(),
+        512,
+    )
+    .unwrap();
     let number = queues.to_string();
     let args = [&["--image", "data.img", "--queues", &number], args].concat();
     let mut serve = Serve::start_in(dir, scenario, &args);

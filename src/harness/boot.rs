@@ -19,16 +19,16 @@ use wtblk_shared::exit;
 use super::accel::Accel;
 use super::child::{self, Guarded};
 use super::console::Console;
-use super::image;
+use super::image::{self, Kind, Repair};
 use super::kernel_log::KernelLog;
 use super::qemu::{Machine, Qemu, Vm};
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
-use crate::verify::Verifier;
 use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
+use crate::verify::{Verifier, touches_data};
 
 /// What to boot.
 pub struct Plan<'a> {
@@ -48,6 +48,8 @@ pub struct Plan<'a> {
     pub scenarios: &'a [PathBuf],
     /// What the scenarios and options say of the data disk.
     pub shape: &'a Shape,
+    /// The file system on it.
+    pub fs: &'a Kind,
     /// What the device records of the requests' data.
     pub recording: Recording,
     /// Our words for the kernel command line.
@@ -100,6 +102,8 @@ pub struct Outcome {
     pub store_error: Option<String>,
     /// Names of the rules that fired.
     pub fired: BTreeSet<String>,
+    /// Whether the file system is consistent.
+    pub repair: Repair,
 }
 
 /// How long the device may take to end after SIGTERM: its own limit for store
@@ -119,7 +123,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join("trace.wtblk");
     let _image = Removed(image.clone());
-    image::xfs(&image, plan.shape.block())?;
+    image::xfs(&image, plan.fs, plan.shape.block())?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
     let (mark_ours, mark_theirs) = UnixStream::pair()?;
     let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
@@ -154,6 +158,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
     let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
 
     let mut follower = Follower::new();
+    follower.console.large_blocks = plan.fs.block > image::PAGE;
     let ended = follower.run(
         plan,
         &mut reader,
@@ -176,6 +181,7 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         ));
     }
     follower.console.finish();
+    let repair = repaired(&ended, &follower, &image)?;
     let mut verdicts = follower.verifier.finish();
     tell(&mut verdicts, &trace, &follower.log, plan.repeat_with)?;
     Ok(Outcome {
@@ -186,7 +192,23 @@ pub fn boot(plan: &Plan<'_>) -> Result<Outcome> {
         fired: follower.fired,
         last_lines: follower.last,
         seconds,
+        repair,
     })
+}
+
+/// Whether the image is consistent; only where the guest unmounted it, and the device kept what it was given.
+fn repaired(ended: &Ended, follower: &Follower, image: &Path) -> Result<Repair> {
+    let why = match ended {
+        Ended::Guest(exit::OK | exit::NOT_OK) if follower.store_error.is_some() => {
+            "the device could not store everything"
+        }
+        Ended::Guest(exit::OK | exit::NOT_OK) if follower.touched_data => {
+            "a rule stored something else than was sent, or nothing"
+        }
+        Ended::Guest(exit::OK | exit::NOT_OK) => return image::repair(image),
+        _ => "the guest did not unmount it",
+    };
+    Ok(Repair::NotChecked(why.into()))
 }
 
 /// Reads the trace again for what the findings look like from near.
@@ -302,6 +324,8 @@ struct Follower {
     in_flight: HashSet<u64>,
     store_error: Option<String>,
     fired: BTreeSet<String>,
+    /// A fault has stored something else than was sent, or nothing.
+    touched_data: bool,
     last: Vec<String>,
     log: KernelLog,
     /// Number of the last event that was read.
@@ -316,6 +340,7 @@ impl Follower {
             in_flight: HashSet::new(),
             store_error: None,
             fired: BTreeSet::new(),
+            touched_data: false,
             last: Vec::new(),
             log: KernelLog::default(),
             seq: 0,
@@ -414,8 +439,11 @@ impl Follower {
             Body::Submit(submit) if submit.disk == DATA_DISK => {
                 self.in_flight.insert(event.seq);
             }
-            Body::Decide(decide) if !self.fired.contains(&decide.name) => {
-                self.fired.insert(decide.name.clone());
+            Body::Decide(decide) => {
+                self.touched_data |= touches_data(decide);
+                if !self.fired.contains(&decide.name) {
+                    self.fired.insert(decide.name.clone());
+                }
             }
             Body::Complete(complete) => {
                 self.in_flight.remove(&complete.request);
