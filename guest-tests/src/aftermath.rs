@@ -24,20 +24,28 @@ const EIO: i64 = -(libc::EIO as i64);
 /// There are rules for so many requests of a call.
 const MOST: u32 = 32;
 
-/// Which data requests of a call fail, and when.
+/// Which requests of a call fail, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Point {
-    /// The request, from 1; `None`: every one.
-    nth: Option<u32>,
-    /// Held first, and failed when the call waits for it.
-    late: bool,
+pub enum Point {
+    /// Data writes.
+    Write {
+        /// The write, from 1; `None`: every one.
+        nth: Option<u32>,
+        /// Held first, and failed when the call waits for it.
+        late: bool,
+    },
+    /// The first read of what is missing of a block.
+    Read,
 }
 
 impl Point {
     /// The rule's name.
     pub fn rule(self) -> String {
-        let when = if self.late { "late" } else { "fail" };
-        match self.nth {
+        let Point::Write { nth, late } = self else {
+            return "points-read".into();
+        };
+        let when = if late { "late" } else { "fail" };
+        match nth {
             Some(n) => format!("points-{when}-{n}"),
             None => format!("points-{when}-all"),
         }
@@ -55,9 +63,12 @@ pub fn points(requests: u32) -> Vec<Point> {
             some.extend([last / 2 + 1, last]);
             some.dedup();
         }
-        points.extend(some.into_iter().map(|n| Point { nth: Some(n), late }));
+        points.extend(
+            some.into_iter()
+                .map(|n| Point::Write { nth: Some(n), late }),
+        );
         if last > 1 {
-            points.push(Point { nth: None, late });
+            points.push(Point::Write { nth: None, late });
         }
     }
     points
@@ -81,7 +92,7 @@ pub fn error_point(
         done.result == EIO || (0..stage.len as i64).contains(&done.result),
         || {
             format!(
-                "{what} returned {} although a write of it failed",
+                "{what} returned {} although a request of it failed",
                 result_text(done.result)
             )
         },
@@ -118,12 +129,12 @@ fn faulty_call(
     let rule = Rule::named(point.rule());
     let caller = stage.caller(t);
     rule.switch_on(t)?;
-    let done = if point.late {
+    let done = if let Point::Write { nth, late: true } = point {
         let thread = Beside::start(t.world, format!("the call of {name}"), |gate| {
             caller.make(gate)
         });
         // With every one held it goes on sending; with the first it has to stand still in the end.
-        let waits = rule.until_held(t).and_then(|()| match point.nth {
+        let waits = rule.until_held(t).and_then(|()| match nth {
             Some(_) => Ok(thread.waits(t)?.is_some()),
             None => Ok(!thread.gate.is_over()),
         });
@@ -147,8 +158,9 @@ fn faulty_call(
         return Ok(Some(done));
     }
     // Fewer requests than the clean pass had: told, and no error point.
-    t.check(point.nth.is_some_and(|n| n > 1), || {
-        format!("{name}: call {} sent no data request", done.call)
+    let later = matches!(point, Point::Write { nth: Some(n), .. } if n > 1);
+    t.check(later, || {
+        format!("{name}: call {} sent no request that could fail", done.call)
     });
     t.check(done.result == stage.len as i64, || {
         format!(

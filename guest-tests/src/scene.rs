@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use wtblk_shared::pattern;
 
-use crate::aftermath;
+use crate::aftermath::{self, Point};
 use crate::beside::Gate;
 use crate::call::{Call, Done, OpenFile};
 use crate::rules::Rule;
@@ -175,12 +175,23 @@ impl<'a> Play<'a> {
             self.t.note(format!("{name}: no error points without tags"));
             return Ok(());
         }
-        for point in aftermath::points(requests) {
-            let file = format!("{name}-{}", point.rule());
-            let stage = make(self.t, &file)?;
-            let files = aftermath::error_point(self.t, &file, stage, point)?;
-            self.files.extend(files);
-        }
+        let points = aftermath::points(requests);
+        points
+            .into_iter()
+            .try_for_each(|point| self.point(name, point, &make))
+    }
+
+    /// One more error point of a scene.
+    pub fn point(
+        &mut self,
+        name: &str,
+        point: Point,
+        make: impl FnOnce(&Test, &str) -> Result<Stage, Fail>,
+    ) -> Result<(), Fail> {
+        let file = format!("{name}-{}", point.rule());
+        let stage = make(self.t, &file)?;
+        let files = aftermath::error_point(self.t, &file, stage, point)?;
+        self.files.extend(files);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Calls that begin and end inside blocks: what is missing of them is read before, or is in the
-//! page cache; and whole sectors that are no whole block.
+//! page cache; and a few bytes inside of one block. And where that read fails nothing is written.
 
+use crate::aftermath::Point;
 use crate::scene::{Play, Stage};
 use crate::subject::Subject;
 use crate::test::{Fail, Test};
@@ -19,13 +20,17 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         // One block with neither its begin nor its end.
         ("inside", 3 * b + sector.min(half), 64, false),
     ] {
-        play.scene(name, |t, name| {
+        let make = |t: &Test, name: &str| {
             let s = Subject::written(t, name, 8 * b)?;
             if !cached {
                 s.evict(t)?;
             }
             Ok(Stage::new(s, off, len))
-        })?;
+        };
+        play.scene(name, make)?;
+        if !cached {
+            play.point(name, Point::Read, make)?;
+        }
     }
     play.end()
 }
