@@ -122,7 +122,12 @@ struct Outcome {
 
 fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
-    image::xfs(&dir.path().join("data.img"), 512).unwrap();
+    image::xfs(
+        &dir.path().join("data.img"),
+        image::Kind::named(None, 512).unwrap(),
+        512,
+    )
+    .unwrap();
     let number = queues.to_string();
     let args = [&["--image", "data.img", "--queues", &number], args].concat();
     let mut serve = Serve::start_in(dir, scenario, &args);
@@ -216,7 +221,12 @@ action = { drop = true }
 fn every_block_is_right_though_the_device_is_killed() {
     let kills: usize = std::env::var("WTBLK_KILLS").map_or(4, |n| n.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
-    image::xfs(&dir.path().join("data.img"), 512).unwrap();
+    image::xfs(
+        &dir.path().join("data.img"),
+        image::Kind::named(None, 512).unwrap(),
+        512,
+    )
+    .unwrap();
     // Poison tells a block that was lost from one that is old.
     let args = [
         "--image",

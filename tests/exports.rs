@@ -35,7 +35,12 @@ impl Guest {
     fn run() -> Guest {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        image::xfs(&path("before.img"), 512).unwrap();
+        image::xfs(
+            &path("before.img"),
+            image::Kind::named(None, 512).unwrap(),
+            512,
+        )
+        .unwrap();
         std::fs::copy(path("before.img"), path("data.img")).unwrap();
         let [data, mark] = [(); 2].map(|()| UnixStream::pair().unwrap());
         let ours = (data.0, mark.0);

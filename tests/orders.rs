@@ -83,7 +83,12 @@ impl Drop for Ends {
 fn events() -> Vec<Event> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("orders.toml"), scenario()).unwrap();
-    image::xfs(&dir.path().join("data.img"), 512).unwrap();
+    image::xfs(
+        &dir.path().join("data.img"),
+        image::Kind::named(None, 512).unwrap(),
+        512,
+    )
+    .unwrap();
     let [data, mark] = [(); 2].map(|()| UnixStream::pair().unwrap());
     let theirs = (OwnedFd::from(data.1), OwnedFd::from(mark.1));
     let mut serve = wtblk();

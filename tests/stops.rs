@@ -43,7 +43,12 @@ impl Held {
     fn start(count: u32, then: &str, machine: Machine) -> Held {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("hold.toml"), HOLD_ALL).unwrap();
-        image::xfs(&dir.path().join("data.img"), 512).unwrap();
+        image::xfs(
+            &dir.path().join("data.img"),
+            image::Kind::named(None, 512).unwrap(),
+            512,
+        )
+        .unwrap();
         let [data, mark] = [(); 2].map(|()| UnixStream::pair().unwrap());
         let (ours, theirs) = (
             (data.0, mark.0),

@@ -19,6 +19,10 @@ use crate::world::World;
 /// Limit of each wait.
 pub const LIMIT: Duration = Duration::from_secs(5);
 
+/// Limit of looking whether a thread waits: that takes many round trips, and a machine with too
+/// much to do is no finding.
+const LOOKING: Duration = Duration::from_secs(12);
+
 /// Says when the thread is inside of what may wait, and when it is over: its marks wait for the
 /// device, too, and are not meant.
 #[derive(Clone, Default)]
@@ -57,7 +61,7 @@ impl Gate {
         let begun = Instant::now();
         let mut last = None;
         let mut alike = 0;
-        while begun.elapsed() < LIMIT {
+        while begun.elapsed() < LOOKING {
             // A mark round trip between the looks: standing still is not being preempted.
             t.world.note(format!("looking at {what}"));
             let idle = t.world.device_is_idle();
@@ -75,7 +79,7 @@ impl Gate {
         let state = self.task().map(Task::describe);
         Err(Fail::Error(format!(
             "{what} neither stood still nor went on in {} s ({})",
-            LIMIT.as_secs(),
+            LOOKING.as_secs(),
             state.as_deref().unwrap_or("it did not begin")
         )))
     }

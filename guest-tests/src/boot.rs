@@ -72,6 +72,9 @@ pub fn run() -> ! {
     finish(code)
 }
 
+/// XFS's knob; only in kernels with `XFS_DEBUG`.
+const ALWAYS_COW: &str = "/sys/fs/xfs/debug/always_cow";
+
 /// Mounts the kernel's own file systems. Only debugfs may be missing.
 fn mounts() -> Result<(), String> {
     for (kind, target, needed) in [
@@ -144,6 +147,17 @@ fn prepare(params: Params) -> Result<World, String> {
         world.fact("stable_writes").to_owned(),
     )];
     world.post(&Mark::Env(stable.into())).map_err(err)?;
+    // Looked at when a file system is mounted.
+    if world.params.always_cow {
+        let word = match fs::write(ALWAYS_COW, "1") {
+            Ok(()) => "on".to_owned(),
+            Err(e) => format!(
+                "failed-{}",
+                sys::errno_name(i64::from(e.raw_os_error().unwrap_or(libc::EIO)))
+            ),
+        };
+        world.facts.insert("always_cow".into(), word);
+    }
     world.mount().map_err(err)?;
     let dev = fs::metadata(MOUNT)
         .map_err(|e| format!("stat {MOUNT}: {e}"))?

@@ -22,6 +22,8 @@ pub struct Params {
     pub test: Duration,
     /// The defect that the kernel must show as switched on.
     pub defect: Option<String>,
+    /// The file system under test is to send every overwrite to new blocks.
+    pub always_cow: bool,
     /// Only print the tests' names.
     pub list: bool,
     /// How many writes the aid `held-writes` lets the device hold.
@@ -57,6 +59,7 @@ impl Default for Params {
             probe: Duration::from_millis(2000),
             test: Duration::from_millis(15_000),
             defect: None,
+            always_cow: false,
             list: false,
             hold: 1,
             then: Then::Wait,
@@ -129,6 +132,7 @@ impl Params {
                         _ => return Err(bad("wtblk_then=wait, exit, poweroff or reset")),
                     };
                 }
+                "wtblk_always_cow" if value.is_empty() => p.always_cow = true,
                 "wtblk_list" if value.is_empty() => p.list = true,
                 _ => match p.sweep.word(key, value) {
                     Ok(true) => {}

@@ -2,6 +2,7 @@
 //! `wtblk-guest`: PID 1 of the test guest. `docs/guest-tests.md` says what it
 //! does, what it takes and what it gives.
 
+mod aftermath;
 mod beside;
 mod boot;
 mod call;
@@ -18,7 +19,9 @@ mod marks;
 mod open_file;
 mod pages;
 mod probe;
+mod rules;
 mod runner;
+mod scene;
 mod subject;
 mod sweep;
 mod sys;

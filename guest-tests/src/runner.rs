@@ -62,6 +62,7 @@ enum Verdict {
 
 fn run_one(world: &'static World, case: &'static Case) -> Verdict {
     let missing = cases::defect_missing(world)
+        .or_else(|| cases::kind_missing(world))
         .or_else(|| case.needs.iter().find_map(|need| need.missing(world)));
     if let Some(why) = missing {
         return Verdict::Skip(why);

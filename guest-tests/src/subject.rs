@@ -12,6 +12,7 @@ use wtblk_shared::mark::Extent;
 use wtblk_shared::pattern;
 
 use crate::call::{Call, Done, OpenFile};
+use crate::sys::mapping::Mapping;
 use crate::sys::{self, Pages, result_text};
 use crate::test::{Fail, OrFail, Test};
 use crate::{fiemap, pages};
@@ -24,7 +25,9 @@ pub struct Subject {
     /// The file's number in the pattern.
     pub number: u32,
     version: u32,
-    /// What the file must hold; its length is i_size.
+    /// Offset in the file from which on its contents are followed: 0 but for very long files.
+    base: u64,
+    /// What the file must hold from `base` on; its end is i_size.
     pub expect: Vec<u8>,
 }
 
@@ -37,8 +40,16 @@ impl Subject {
             path,
             number: t.world.next_file(),
             version: 0,
+            base: 0,
             expect: Vec::new(),
         })
+    }
+
+    /// A new file with a hole up to `base`, from which on it is followed.
+    pub fn create_at(t: &Test, name: &str, base: u64) -> Result<Subject, Fail> {
+        let mut s = Subject::create(t, name)?;
+        s.base = base;
+        Ok(s)
     }
 
     /// A new file of `len` bytes, written and synced by unmarked calls: clean
@@ -51,11 +62,71 @@ impl Subject {
 
     /// Writes and syncs a range by unmarked calls.
     pub fn prepare(&mut self, t: &Test, off: u64, len: u64) -> Result<(), Fail> {
+        self.prepare_in_steps(t, off, len, len)
+    }
+
+    /// The same by writes of so many bytes each: the folios are no larger than that.
+    pub fn prepare_in_steps(
+        &mut self,
+        t: &Test,
+        off: u64,
+        len: u64,
+        step: u64,
+    ) -> Result<(), Fail> {
+        let ends = off + len;
+        let steps = (off..ends).step_by(step as usize);
+        let parts: Vec<_> = steps.map(|at| (at, step.min(ends - at))).collect();
         self.put(off, len);
-        let bytes = &self.expect[off as usize..(off + len) as usize];
+        self.write(t, &parts)?;
+        self.sync(t)
+    }
+
+    /// Writes ranges, ascending, by unmarked calls and syncs nothing: dirty pages, and no blocks yet
+    /// where there were none.
+    pub fn dirty(&mut self, t: &Test, parts: &[(u64, u64)]) -> Result<(), Fail> {
+        let version = self.next_version();
+        for &(off, len) in parts {
+            self.put_version(version, off, len);
+        }
+        self.write(t, parts)
+    }
+
+    /// Writes these bytes by an unmarked call and syncs them.
+    pub fn prepare_bytes(&mut self, t: &Test, off: u64, bytes: &[u8]) -> Result<(), Fail> {
+        let len = bytes.len() as u64;
+        self.grow(off + len);
+        let at = self.index(off);
+        self.expect[at..at + bytes.len()].copy_from_slice(bytes);
+        self.write(t, &[(off, len)])?;
+        self.sync(t)
+    }
+
+    /// Stores a byte through a mapping of the file.
+    pub fn store(&mut self, t: &Test, map: &Mapping, off: u64, byte: u8) -> Result<(), Fail> {
+        let at = self.index(off);
+        self.expect[at] = byte;
+        self.open()
+            .change(t.world, "mmap", off, 1, |_| map.store(off as usize, byte))
+    }
+
+    /// Writes what is expected in these ranges: told as one change of all that lies between.
+    fn write(&self, t: &Test, parts: &[(u64, u64)]) -> Result<(), Fail> {
+        let (Some(&(from, _)), Some(&(last, len))) = (parts.first(), parts.last()) else {
+            return Ok(());
+        };
+        self.open()
+            .change(t.world, "write", from, last + len - from, |f| {
+                parts.iter().try_for_each(|&(off, len)| {
+                    let bytes = &self.expect[self.index(off)..self.index(off + len)];
+                    f.write_all_at(bytes, off)
+                })
+            })?
+            .or_fail(|| "preparing write".into())
+    }
+
+    /// Syncs what was prepared.
+    pub fn sync(&self, t: &Test) -> Result<(), Fail> {
         let file = self.open();
-        file.change(t.world, "write", off, len, |f| f.write_all_at(bytes, off))?
-            .or_fail(|| "preparing write".into())?;
         let synced = file.fsync(t.world)?;
         if synced != 0 {
             return Err(Fail::Error(format!(
@@ -69,11 +140,49 @@ impl Subject {
     /// Allocates blocks that are unwritten; the file grows.
     pub fn allocate(&mut self, t: &Test, off: u64, len: u64) -> Result<(), Fail> {
         self.open().allocate(t.world, 0, off, len)?;
-        let end = (off + len) as usize;
+        self.grow(off + len);
+        Ok(())
+    }
+
+    /// Cuts the file, by an unmarked call, and syncs it.
+    pub fn truncate(&mut self, t: &Test, len: u64) -> Result<(), Fail> {
+        self.open()
+            .change(t.world, "truncate", len, self.end() - len, |f| {
+                f.set_len(len)
+            })?
+            .or_fail(|| "truncate".into())?;
+        self.expect.truncate(self.index(len));
+        self.sync(t)
+    }
+
+    /// Where a byte of the file is in `expect`.
+    pub fn index(&self, off: u64) -> usize {
+        (off - self.base) as usize
+    }
+
+    /// The expected i_size.
+    pub fn end(&self) -> u64 {
+        match self.expect.len() as u64 {
+            0 => 0,
+            len => self.base + len,
+        }
+    }
+
+    /// Offset in the file from which on its contents are followed.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn grow(&mut self, end: u64) {
+        let end = self.index(end);
         if self.expect.len() < end {
             self.expect.resize(end, 0);
         }
-        Ok(())
     }
 
     /// The same by several steps of the caller's, up to `end`, told as one change.
@@ -90,11 +199,6 @@ impl Subject {
             self.expect.resize(end as usize, 0);
         }
         Ok(())
-    }
-
-    /// Where it lies.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The open file.
@@ -121,16 +225,10 @@ impl Subject {
 
     /// Expects this version in a range.
     pub fn put_version(&mut self, version: u32, off: u64, len: u64) {
-        let end = (off + len) as usize;
-        if self.expect.len() < end {
-            self.expect.resize(end, 0);
-        }
-        pattern::fill(
-            self.number,
-            version,
-            off,
-            &mut self.expect[off as usize..end],
-        );
+        self.grow(off + len);
+        let (from, to) = (self.index(off), self.index(off + len));
+        let part = &mut self.expect[from..to];
+        pattern::fill(self.number, version, off, part);
     }
 
     /// One marked writethrough call of one buffer, checked in every way that
@@ -252,7 +350,7 @@ impl Subject {
         let file = &self.open().file;
         sys::evict(file).or_fail(|| "fadvise".into())?;
         if t.world.fact("cachestat") == "yes" {
-            let left = pages::state(file, 0, self.expect.len() as u64)?.cached;
+            let left = pages::state(file, 0, self.end())?.cached;
             if left > 0 {
                 return Err(Fail::Error(format!("{left} pages stay in the page cache")));
             }
@@ -271,7 +369,7 @@ impl Subject {
 
     fn check_size(&self, t: &Test, what: &str) -> Result<(), Fail> {
         let size = self.open().size().or_fail(|| "fstat".into())?;
-        let want = self.expect.len() as u64;
+        let want = self.end();
         t.check(size == want, || {
             format!("{what}: i_size is {size}, expected {want}")
         });
@@ -355,7 +453,7 @@ impl Subject {
     /// A reader sees what was written.
     pub fn check_range(&self, t: &Test, what: &str, off: u64, len: u64) -> Result<(), Fail> {
         let (from, to) = rounded(t.world.bsize, off, len);
-        let to = to.min(self.expect.len() as u64);
+        let to = to.min(self.end());
         let mut seen = vec![0; (to - from) as usize];
         self.open()
             .file
@@ -375,8 +473,9 @@ impl Subject {
     pub fn check_whole(&self, t: &Test, when: &str) -> Result<(), Fail> {
         let what = format!("{} {when}", self.path.display());
         self.check_size(t, &what)?;
-        if self.open().size().or_fail(|| "fstat".into())? >= self.expect.len() as u64 {
-            self.check_range(t, &what, 0, self.expect.len() as u64)?;
+        let end = self.end();
+        if end > 0 && self.open().size().or_fail(|| "fstat".into())? >= end {
+            self.check_range(t, &what, self.base, end - self.base)?;
         }
         Ok(())
     }
@@ -403,7 +502,7 @@ impl Subject {
     /// Where `seen`, read from `from` on, differs from what is expected: the
     /// index in it. Beyond i_size a block's bytes are zeros.
     fn difference(&self, from: u64, seen: &[u8]) -> Option<usize> {
-        let known = self.expect.get(from as usize..).unwrap_or_default();
+        let known = self.expect.get(self.index(from)..).unwrap_or_default();
         let n = known.len().min(seen.len());
         // Whole slices first: byte by byte is slow under emulation.
         if seen[..n] == known[..n] && seen[n..].iter().all(|&b| b == 0) {

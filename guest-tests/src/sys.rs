@@ -6,6 +6,7 @@
 //! `io::Result` elsewhere.
 
 pub mod aio;
+pub mod cut;
 pub mod guarded;
 pub mod mapping;
 pub mod odd;
@@ -59,6 +60,7 @@ fn check(r: libc::c_long) -> io::Result<i64> {
 pub fn errno_name(errno: i64) -> String {
     let name = match i32::try_from(errno).unwrap_or(0) {
         libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
         libc::EIO => "EIO",
         libc::EAGAIN => "EAGAIN",
         libc::ENOMEM => "ENOMEM",

@@ -66,6 +66,10 @@ pub struct RunArgs {
     /// Queues of the data disk, and CPUs; what a scenario says, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: Option<u16>,
+    /// The file system on the data disk: xfs-1k, xfs-2k, xfs-4k, xfs-8k, xfs-64k (by block size) or
+    /// xfs-always-cow; what a scenario says, else xfs-4k.
+    #[arg(long, value_name = "NAME")]
+    fs: Option<String>,
     /// More words for the kernel command line, as one argument; the last word on a key counts.
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -130,6 +134,7 @@ impl RunArgs {
             flag: self.flag,
             tags: self.tags.map(|tags| tags == "on"),
             queues: self.queues,
+            fs: self.fs,
             recording: self.recording.recording(),
             append: self.append,
             limit: self.limit.map(Duration::from_secs),

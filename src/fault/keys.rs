@@ -151,6 +151,11 @@ pub(super) const LAUNCH: &[Key] = &[
     ),
     key("seed", Integer(0, i64::MAX), "seed of everything random"),
     key("tags", Bool, "the guest tags its calls; default true"),
+    key(
+        "fs",
+        NAME,
+        "kind of file system on the data disk, as `--fs` takes it; default `xfs-4k`",
+    ),
 ];
 
 const PROMISES: Kind = List(&Words(promise::NAMES));

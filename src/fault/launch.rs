@@ -18,6 +18,7 @@ pub struct Launch {
     expect: Option<Set<bool>>,
     seed: Option<Set<u64>>,
     tags: Option<Set<bool>>,
+    fs: Option<Set<String>>,
 }
 
 impl Launch {
@@ -46,6 +47,11 @@ impl Launch {
         self.tags.as_ref().map(|s| s.value)
     }
 
+    /// The kind of file system on the data disk.
+    pub fn fs(&self) -> Option<&str> {
+        self.fs.as_ref().map(|s| s.value.as_str())
+    }
+
     /// Takes what a further file says.
     pub(super) fn join(&mut self, from: Launch, merge: &mut Merge<'_>) {
         merge.setting("tests", &mut self.tests, from.tests);
@@ -53,6 +59,7 @@ impl Launch {
         merge.setting("expect", &mut self.expect, from.expect);
         merge.setting("seed", &mut self.seed, from.seed);
         merge.setting("tags", &mut self.tags, from.tags);
+        merge.setting("fs", &mut self.fs, from.fs);
     }
 }
 
@@ -70,6 +77,9 @@ pub(super) fn launch(reader: &mut Reader<'_>, table: &DeTable<'_>) -> Launch {
     }
     if let Some(value) = get(table, "defect") {
         launch.defect = set(value, word(reader, "defect", value));
+    }
+    if let Some(value) = get(table, "fs") {
+        launch.fs = set(value, word(reader, "fs", value));
     }
     for (key, into) in [("expect", &mut launch.expect), ("tags", &mut launch.tags)] {
         if let Some(value) = get(table, key) {

@@ -349,7 +349,7 @@ fn contradictions_name_both_files() {
 fn what_is_to_be_run() {
     let s = Scenario::parse(
         "f",
-        "version = 1\n[run]\ntests = [\"a\", \"b\"]\ndefect = \"d\"\nexpect = true\nseed = 7\ntags = false",
+        "version = 1\n[run]\ntests = [\"a\", \"b\"]\ndefect = \"d\"\nexpect = true\nseed = 7\ntags = false\nfs = \"xfs-1k\"",
     )
     .unwrap();
     assert_eq!(s.launch.tests(), ["a", "b"]);
@@ -358,6 +358,7 @@ fn what_is_to_be_run() {
         (Some("d"), Some(true))
     );
     assert_eq!((s.launch.seed(), s.launch.tags()), (Some(7), Some(false)));
+    assert_eq!(s.launch.fs(), Some("xfs-1k"));
     let said = |text: &str| {
         let text = format!("version = 1\n[run]\n{text}");
         Scenario::parse("f", &text).unwrap_err().to_string()

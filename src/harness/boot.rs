@@ -19,16 +19,16 @@ use wtblk_shared::exit;
 use super::child::{self, Guarded};
 use super::console::Console;
 use super::ground::Ground;
-use super::image;
+use super::image::{self, Kind, Repair};
 use super::kernel_log::KernelLog;
 use super::qemu::Vm;
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event};
-use crate::verify::Verifier;
 use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
+use crate::verify::{Verifier, touches_data};
 
 /// What to boot.
 pub struct Plan<'a> {
@@ -40,6 +40,8 @@ pub struct Plan<'a> {
     pub scenarios: &'a [PathBuf],
     /// What the scenarios and options say of the data disk.
     pub shape: &'a Shape,
+    /// The file system on it.
+    pub fs: &'a Kind,
     /// What the device records of the requests' data.
     pub recording: Recording,
     /// Our words for the kernel command line.
@@ -120,6 +122,8 @@ pub struct Ran {
     pub store_error: Option<String>,
     /// Names of the rules that fired.
     pub fired: BTreeSet<String>,
+    /// Whether the file system is consistent.
+    pub repair: Repair,
 }
 
 /// How long the device may take to end after SIGTERM: its own limit for store
@@ -152,7 +156,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join(TRACE);
     let _image = Removed(image.clone());
-    image::xfs(&image, plan.shape.block())?;
+    image::xfs(&image, plan.fs, plan.shape.block())?;
     let (data_ours, data_theirs) = UnixStream::pair()?;
     let (mark_ours, mark_theirs) = UnixStream::pair()?;
     let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
@@ -187,6 +191,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
     let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
 
     let mut follower = Follower::new(watch);
+    follower.console.large_blocks = plan.fs.block > image::PAGE;
     let ended = follower.run(
         plan,
         &mut reader,
@@ -209,6 +214,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         ));
     }
     follower.console.finish();
+    let repair = repaired(&ended, &follower, &image)?;
     Ok(Ran {
         ended,
         console: follower.console,
@@ -217,7 +223,23 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         fired: follower.fired,
         last_lines: follower.last,
         seconds,
+        repair,
     })
+}
+
+/// Whether the image is consistent; only where the guest unmounted it, and the device kept what it was given.
+fn repaired(ended: &Ended, follower: &Follower, image: &Path) -> Result<Repair> {
+    let why = match ended {
+        Ended::Guest(exit::OK | exit::NOT_OK) if follower.store_error.is_some() => {
+            "the device could not store everything"
+        }
+        Ended::Guest(exit::OK | exit::NOT_OK) if follower.touched_data => {
+            "a rule stored something else than was sent, or nothing"
+        }
+        Ended::Guest(exit::OK | exit::NOT_OK) => return image::repair(image),
+        _ => "the guest did not unmount it",
+    };
+    Ok(Repair::NotChecked(why.into()))
 }
 
 /// Reads the trace again for what the findings look like from near.
@@ -333,6 +355,8 @@ struct Follower<'a> {
     in_flight: HashSet<u64>,
     store_error: Option<String>,
     fired: BTreeSet<String>,
+    /// A fault has stored something else than was sent, or nothing.
+    touched_data: bool,
     last: Vec<String>,
     log: KernelLog,
     /// Number of the last event that was read.
@@ -347,6 +371,7 @@ impl<'a> Follower<'a> {
             in_flight: HashSet::new(),
             store_error: None,
             fired: BTreeSet::new(),
+            touched_data: false,
             last: Vec::new(),
             log: KernelLog::default(),
             seq: 0,
@@ -446,8 +471,11 @@ impl<'a> Follower<'a> {
             Body::Submit(submit) if submit.disk == DATA_DISK => {
                 self.in_flight.insert(event.seq);
             }
-            Body::Decide(decide) if !self.fired.contains(&decide.name) => {
-                self.fired.insert(decide.name.clone());
+            Body::Decide(decide) => {
+                self.touched_data |= touches_data(decide);
+                if !self.fired.contains(&decide.name) {
+                    self.fired.insert(decide.name.clone());
+                }
             }
             Body::Complete(complete) => {
                 self.in_flight.remove(&complete.request);

@@ -74,12 +74,16 @@ fn ask(initramfs: &Path, option: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The scenario that belongs to a test, if it has one.
+/// The scenario that belongs to a test, if it has one. Several tests may have the same: a link.
 pub fn scenario_of(test: &str) -> Result<Option<PathBuf>> {
     let path = paths::root()?
         .join("guest-tests/scenarios")
         .join(format!("{test}.toml"));
-    Ok(path.is_file().then_some(path))
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let whole = path.canonicalize();
+    whole.with_context(|| path.display().to_string()).map(Some)
 }
 
 /// A defect of the second kernel patch and what it must show.

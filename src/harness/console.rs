@@ -37,14 +37,33 @@ pub struct KernelFinding {
     /// Requests that the device had in flight when the line came. A hung-task
     /// line counts only at 0: a task that waits for us is our doing.
     pub in_flight: usize,
+    /// Why it does not count although it looks like a finding.
+    pub excused: Option<&'static str>,
 }
 
 impl KernelFinding {
     /// Whether the line counts.
     pub fn counts(&self) -> bool {
-        self.kind != "hung-task" || self.in_flight == 0
+        self.excused.is_none() && (self.kind != "hung-task" || self.in_flight == 0)
+    }
+
+    /// Why it does not count, where it does not.
+    pub fn passed_over(&self) -> String {
+        match self.excused {
+            Some(why) => format!("{why}: {}", self.line),
+            None => format!(
+                "the device had {} requests in flight: {}",
+                self.in_flight, self.line
+            ),
+        }
     }
 }
+
+/// Linux 6.12 warns so once in its life when a file with blocks above the page size is truncated
+/// inside a folio, flag or not: truncation splits folios to single pages, and is refused with a
+/// warning of DEBUG_VM ("Cannot split mapped folio below min-order", mm/huge_memory.c).
+const SPLIT: [&str; 2] = ["WARNING: CPU: ", " split_huge_page_to_list_to_order+"];
+const SPLIT_WHY: &str = "Linux 6.12 itself says that once with blocks above the page size";
 
 /// Line patterns and their kinds; the first that matches is taken.
 const PATTERNS: &[(&str, &str)] = &[
@@ -96,6 +115,9 @@ pub struct Console {
     pub bail_out: Option<String>,
     /// What the guest found out about itself (`docs/guest-tests.md`, "Keys of `env`").
     pub env: Option<String>,
+    /// The file system's blocks are larger than a page: [`SPLIT`] is no finding, once.
+    pub large_blocks: bool,
+    split: bool,
     diagnostics: Vec<String>,
     kernel: Vec<KernelFinding>,
 }
@@ -113,15 +135,28 @@ impl Console {
             if kind == "panic" && self.panic.is_none() {
                 self.panic = Some(said.to_owned());
             }
+            let excused = self.excused(line);
             if self.kernel.len() < KEEP {
                 self.kernel.push(KernelFinding {
                     line: line.to_owned(),
                     kind,
                     in_flight,
+                    excused,
                 });
             }
         }
         true
+    }
+
+    /// Why this line is no finding, where it is none.
+    fn excused(&mut self, line: &str) -> Option<&'static str> {
+        let release = self.env.as_deref().unwrap_or_default();
+        let known = self.large_blocks
+            && !self.split
+            && release.split(' ').any(|w| w.starts_with("release=6.12."))
+            && SPLIT.iter().all(|part| line.contains(part));
+        self.split |= known;
+        known.then_some(SPLIT_WHY)
     }
 
     /// Whether the line was the guest program's.
@@ -255,6 +290,34 @@ mod tests {
             console.panic.as_deref(),
             Some("Kernel panic - not syncing: x")
         );
+    }
+
+    #[test]
+    fn one_warning_of_6_12_is_known_where_blocks_are_larger_than_a_page() {
+        let warning = "[ 2.7] WARNING: CPU: 0 PID: 86 at mm/huge_memory.c:3575 \
+                       split_huge_page_to_list_to_order+0x6f/0x700";
+        let counting = |release: &str, large_blocks: bool, lines: &[&str]| -> usize {
+            let mut console = Console {
+                large_blocks,
+                ..Console::default()
+            };
+            console.line(
+                &format!("# wtblk-guest env fs=xfs release={release} x=y"),
+                0,
+            );
+            for line in lines {
+                console.line(line, 0);
+            }
+            console.kernel.iter().filter(|f| f.counts()).count()
+        };
+        assert_eq!(counting("6.12.117", true, &[warning]), 0);
+        assert_eq!(counting("6.12.117", true, &[warning, warning]), 1, "once");
+        assert_eq!(counting("6.12.117", false, &[warning]), 1);
+        assert_eq!(counting("6.13.1", true, &[warning]), 1);
+        let other = warning.replace("split_huge_page_to_list_to_order", "try_to_unmap");
+        assert_eq!(counting("6.12.117", true, &[other.as_str()]), 1);
+        let bug = warning.replace("WARNING: CPU: 0", "BUG: CPU: 0");
+        assert_eq!(counting("6.12.117", true, &[bug.as_str()]), 1);
     }
 
     #[test]

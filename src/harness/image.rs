@@ -15,20 +15,126 @@ use super::child;
 /// sparse file costs what is written.
 pub const DATA_LEN: u64 = 512 << 20;
 
-/// It takes a tenth of a second.
-const MKFS_LIMIT: Duration = Duration::from_secs(60);
+/// mkfs and repair take a tenth of a second.
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
+
+/// A kind of file system that the guest tests run on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// What `--fs` calls it.
+    pub name: &'static str,
+    /// Block size, bytes.
+    pub block: u32,
+    /// Every overwrite goes to new blocks: a knob of kernels with `XFS_DEBUG`.
+    pub always_cow: bool,
+}
+
+/// The guest's page size, bytes: blocks above it are a case of their own.
+pub const PAGE: u32 = 4096;
+
+/// All kinds. XFS only, as nothing else has the flag; all can share blocks (reflink).
+pub const KINDS: &[Kind] = &[
+    Kind::xfs("xfs-1k", 1024),
+    Kind::xfs("xfs-2k", 2048),
+    Kind::xfs("xfs-4k", 4096),
+    Kind::xfs("xfs-8k", 8192),
+    Kind::xfs("xfs-64k", 65536),
+    Kind {
+        name: "xfs-always-cow",
+        block: 4096,
+        always_cow: true,
+    },
+];
+
+/// What is taken where nobody says.
+const DEFAULT: &str = "xfs-4k";
+
+impl Kind {
+    const fn xfs(name: &'static str, block: u32) -> Kind {
+        Kind {
+            name,
+            block,
+            always_cow: false,
+        }
+    }
+
+    /// The kind of this name; the default without one. `sector` is the disk's logical block
+    /// in bytes: no file system has smaller blocks.
+    pub fn named(name: Option<&str>, sector: u32) -> Result<&'static Kind> {
+        let name = name.unwrap_or(DEFAULT);
+        let Some(kind) = KINDS.iter().find(|k| k.name == name) else {
+            let names: Vec<&str> = KINDS.iter().map(|k| k.name).collect();
+            bail!(
+                "there is no file system kind '{name}'; the kinds are: {}",
+                names.join(", ")
+            );
+        };
+        if kind.block < sector {
+            bail!(
+                "{name} has blocks of {} bytes, and the disk's logical blocks have {sector}: a \
+                 block cannot be smaller",
+                kind.block
+            );
+        }
+        Ok(kind)
+    }
+}
 
 /// Makes a fresh XFS image at `path`, which must not exist: no test begins on
 /// the remains of another. `-K`: no discard, a sparse file has nothing to discard.
 /// `sector` in bytes: no smaller than the logical block of the disk it will lie on.
-pub fn xfs(path: &Path, sector: u32) -> Result<()> {
+pub fn xfs(path: &Path, kind: &Kind, sector: u32) -> Result<()> {
     let file = File::create_new(path)
         .with_context(|| format!("cannot make the image {}", path.display()))?;
     file.set_len(DATA_LEN)
         .with_context(|| format!("cannot size the image {}", path.display()))?;
     drop(file);
     let sector = format!("size={sector}");
-    mkfs("mkfs.xfs", &["-q", "-K", "-s", &sector], path, "xfsprogs")
+    let block = format!("size={}", kind.block);
+    let options = ["-q", "-K", "-b", &block, "-s", &sector, "-m", "reflink=1"];
+    mkfs("mkfs.xfs", &options, path, "xfsprogs")
+}
+
+/// What `xfs_repair -n` says of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// All is in order.
+    Clean,
+    /// It is damaged: the lines that say so.
+    Damaged(Vec<String>),
+    /// It could not be decided: why.
+    NotChecked(String),
+}
+
+/// Most lines of a repair that are told.
+const REPAIR_LINES: usize = 20;
+
+/// Looks whether the file system of the image is consistent; changes nothing.
+pub fn repair(path: &Path) -> Result<Repair> {
+    let (status, said) = tool("xfs_repair", &["-n"], path, "xfsprogs")?;
+    Ok(verdict(status, &said))
+}
+
+/// `xfs_repair -n` ends with 1 where it found damage. Of a file system that was not unmounted it
+/// passes over the log, says so in a line with ALERT, and may find anything.
+fn verdict(status: Option<i32>, said: &str) -> Repair {
+    if said.contains("ALERT:") {
+        let why = "the log is not empty: the file system was shut down, or not unmounted";
+        return Repair::NotChecked(why.into());
+    }
+    if status == Some(0) {
+        return Repair::Clean;
+    }
+    let tells = |line: &&str| {
+        let progress = ["Phase ", "        - ", "No modify flag set"];
+        !line.trim().is_empty() && !progress.iter().any(|p| line.starts_with(p))
+    };
+    let mut lines: Vec<String> = said.lines().filter(tells).map(str::to_owned).collect();
+    lines.truncate(REPAIR_LINES);
+    if lines.is_empty() {
+        lines.push(format!("xfs_repair ended with {status:?} and no reason"));
+    }
+    Repair::Damaged(lines)
 }
 
 /// The bytes of an ext4 image just big enough to mount: a guest test asks that
@@ -47,6 +153,19 @@ pub fn small_ext4() -> Result<Vec<u8>> {
 }
 
 fn mkfs(program: &'static str, options: &[&str], path: &Path, package: &str) -> Result<()> {
+    match tool(program, options, path, package)? {
+        (Some(0), _) => Ok(()),
+        (status, said) => bail!("{program} failed ({status:?}): {}", said.trim()),
+    }
+}
+
+/// Runs a program of the file system on an image: its exit status and what it said, the beginning.
+fn tool(
+    program: &'static str,
+    options: &[&str],
+    path: &Path,
+    package: &str,
+) -> Result<(Option<i32>, String)> {
     // Debian keeps it where a user's PATH does not look.
     let search = format!(
         "{}:/usr/sbin:/sbin",
@@ -61,24 +180,70 @@ fn mkfs(program: &'static str, options: &[&str], path: &Path, package: &str) -> 
     let said = tempfile::tempfile().context("cannot make a temporary file")?;
     command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(said.try_clone()?)
         .stderr(said.try_clone()?);
     let mut child = child::spawn(program, command, &[])?;
-    let Some(status) = child.wait(MKFS_LIMIT)? else {
-        bail!("{program} did not end within {} s", MKFS_LIMIT.as_secs());
+    let Some(status) = child.wait(TOOL_LIMIT)? else {
+        bail!("{program} did not end within {} s", TOOL_LIMIT.as_secs());
     };
     match status.code() {
-        Some(0) => Ok(()),
         Some(127) => bail!("{program} is missing: install {package}, or run ci/setup"),
-        _ => bail!("{program} failed ({status}): {}", text_of(said).trim()),
+        code => Ok((code, text_of(said))),
     }
 }
 
 fn text_of(mut file: File) -> String {
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     // What cannot be read cannot be told; the status is told all the same.
     let _ = file
         .rewind()
-        .and_then(|()| file.take(4096).read_to_string(&mut text));
-    text
+        .and_then(|()| file.take(64 * 1024).read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_found_by_name() {
+        assert_eq!(Kind::named(None, 512).unwrap().block, 4096);
+        assert_eq!(Kind::named(Some("xfs-64k"), 4096).unwrap().block, 65536);
+        let unknown = Kind::named(Some("ext4"), 512).unwrap_err().to_string();
+        assert!(unknown.contains("xfs-1k, xfs-2k"), "{unknown}");
+        let small = Kind::named(Some("xfs-1k"), 4096).unwrap_err().to_string();
+        assert!(small.contains("1024") && small.contains("4096"), "{small}");
+    }
+
+    #[test]
+    fn a_fresh_image_of_each_kind_is_clean_and_a_damaged_one_is_not() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        for kind in KINDS {
+            let path = dir.path().join(kind.name);
+            xfs(&path, kind, 512).unwrap();
+            assert_eq!(repair(&path).unwrap(), Repair::Clean, "{}", kind.name);
+        }
+        let path = dir.path().join("xfs-4k");
+        let file = File::options().write(true).open(&path).unwrap();
+        // The free space's B+tree of the first group: block 1 of the image.
+        file.write_all_at(&[0xff; 512], 4096).unwrap();
+        let Repair::Damaged(lines) = repair(&path).unwrap() else {
+            panic!("a damaged image is clean");
+        };
+        assert!(!lines.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_is_not_empty_decides_nothing() {
+        let said = "Phase 2 - using internal log\nALERT: The filesystem has valuable metadata\n";
+        assert!(matches!(verdict(Some(1), said), Repair::NotChecked(_)));
+        assert!(matches!(verdict(Some(0), said), Repair::NotChecked(_)));
+        let said = "Phase 1 - find\nbad magic\n        - scan\n";
+        assert_eq!(
+            verdict(Some(1), said),
+            Repair::Damaged(vec!["bad magic".into()])
+        );
+        assert_eq!(verdict(Some(0), said), Repair::Clean);
+    }
 }

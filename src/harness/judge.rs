@@ -2,6 +2,7 @@
 //! One test's result: the guest's own word, the kernel's log, the promises.
 
 use super::console::{ConsoleTest, Outcome};
+use super::image::Repair;
 use crate::report::model::{Subtest, TestResult, Verdict, Wait};
 use crate::verify::group::Group;
 use crate::verify::render;
@@ -70,15 +71,7 @@ fn kernel_log(test: &ConsoleTest) -> Subtest {
     } else {
         Verdict::Broken
     };
-    let reasons = passed_over
-        .iter()
-        .map(|f| {
-            format!(
-                "the device had {} requests in flight: {}",
-                f.in_flight, f.line
-            )
-        })
-        .collect();
+    let reasons = passed_over.iter().map(|f| f.passed_over()).collect();
     Subtest {
         name: "kernel-log".into(),
         verdict,
@@ -89,6 +82,26 @@ fn kernel_log(test: &ConsoleTest) -> Subtest {
             .iter()
             .map(|f| serde_json::json!({"kind": f.kind, "line": f.line}))
             .collect(),
+    }
+}
+
+/// What `xfs_repair -n` said of the image after the boot, as a subtest of the boot's last test.
+pub fn repair(said: &Repair) -> Subtest {
+    let (verdict, reasons, text) = match said {
+        Repair::Clean => (Verdict::Held, Vec::new(), Vec::new()),
+        Repair::NotChecked(why) => (Verdict::NotChecked, vec![why.clone()], Vec::new()),
+        Repair::Damaged(lines) => (Verdict::Broken, Vec::new(), lines.clone()),
+    };
+    Subtest {
+        name: "repair".into(),
+        verdict,
+        decisions: u64::from(verdict != Verdict::NotChecked),
+        reasons,
+        findings: text
+            .iter()
+            .map(|line| serde_json::json!({"kind": "repair", "line": line}))
+            .collect(),
+        text,
     }
 }
 
@@ -129,5 +142,21 @@ fn promise(promise: &PromiseVerdict, groups: &[Group]) -> Subtest {
         reasons,
         text,
         findings,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_image_is_a_finding_and_an_open_log_is_none() {
+        let damaged = repair(&Repair::Damaged(vec!["bad magic".into()]));
+        assert_eq!(damaged.verdict, Verdict::Broken);
+        assert_eq!((damaged.text.len(), damaged.findings.len()), (1, 1));
+        let open = repair(&Repair::NotChecked("why".into()));
+        assert_eq!((open.verdict, open.decisions), (Verdict::NotChecked, 0));
+        assert_eq!(open.reasons, ["why"]);
+        assert_eq!(repair(&Repair::Clean).verdict, Verdict::Held);
     }
 }

@@ -17,6 +17,7 @@ use super::boot::{self, Ended, Plan};
 use super::catalog::{self, Defect};
 use super::console::{ConsoleTest, Outcome};
 use super::ground::{Ground, Wanted};
+use super::image::Kind;
 use super::judge;
 use super::paths;
 use super::qemu::{Machine, Qemu};
@@ -62,6 +63,8 @@ pub struct Options {
     pub tags: Option<bool>,
     /// Queues of the data disk; `None`: what the scenarios say, else 1.
     pub queues: Option<u16>,
+    /// The kind of file system; `None`: what the scenarios say, else XFS with blocks of a page.
+    pub fs: Option<String>,
     /// What the device records of the requests' data.
     pub recording: Recording,
     /// More words for the kernel command line.
@@ -94,6 +97,7 @@ struct Run {
     idle_rules: Vec<(String, String)>,
     /// What scenarios and options say of the data disk.
     shape: Shape,
+    fs: &'static Kind,
     tags: bool,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
@@ -166,6 +170,7 @@ impl Run {
         if options.expect && defect.is_none() {
             bail!("--expect compares with the defect table: it needs --defect");
         }
+        let fs = Kind::named(options.fs.as_deref().or(launch.fs()), shape.block())?;
         let seed = options.seed.or(launch.seed()).unwrap_or_else(draw_seed);
         let tags = options.tags.or(launch.tags()).unwrap_or(true);
         let out = out_dir(options.out.as_deref())?;
@@ -186,6 +191,7 @@ impl Run {
             scenarios: options.scenarios.clone(),
             idle_rules: scenario.rule_files(),
             shape,
+            fs,
             tags,
             options,
             interrupted,
@@ -283,6 +289,7 @@ impl Run {
             tests: &tests,
             scenarios,
             shape: &self.shape,
+            fs: self.fs,
             recording: self.options.recording,
             words: self.words(&tests),
             seed,
@@ -352,6 +359,9 @@ impl Run {
             result.repeat = round;
             result.boot = name.clone();
             result.unfinished = unfinished.clone().filter(|_| died);
+            if died {
+                result.subtests.push(judge::repair(&outcome.repair));
+            }
             result.unexpected = self.compare(test, &result);
             results.push(result);
         }
@@ -390,6 +400,9 @@ impl Run {
             words.push(format!("wtblk_defect={}", defect.name));
             words.push(format!("iomap.wt_defect={}", defect.name));
         }
+        if self.fs.always_cow {
+            words.push("wtblk_always_cow".to_owned());
+        }
         words.extend(self.options.append.clone());
         words
     }
@@ -402,6 +415,8 @@ impl Run {
         print: &mut impl Write,
     ) -> Result<()> {
         let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
+        let mut environment = self.ground.environment();
+        environment.insert("fs", self.fs.name.to_owned());
         let document = Results {
             schema: SCHEMA,
             wtblk: env!("CARGO_PKG_VERSION"),
@@ -409,7 +424,7 @@ impl Run {
             error: trouble.map(|error| format!("{error:#}")),
             repeat_with: repeat_with.clone(),
             seed: self.seed,
-            environment: self.ground.environment(),
+            environment,
             defect: self.defect.as_ref().map(|d| d.name.clone()),
             scenarios: self.kept_scenarios()?,
             idle_rules: self

@@ -179,23 +179,7 @@ impl World {
         if d.hold {
             self.flight.hold(d.request);
         }
-        // What only delays or fails a request; all other words are about its data or the disk.
-        const HARMLESS: [&str; 10] = [
-            "delay",
-            "hold",
-            "turn",
-            "by offset",
-            "hang",
-            "used length",
-            "nothing",
-            "IOERR",
-            "UNSUPP",
-            "0x",
-        ];
-        let told = !d.plan.is_empty() || d.hold || d.status.is_some();
-        let mut parts = d.plan.split(", ").filter(|p| !p.is_empty());
-        let harmless = |part: &str| HARMLESS.iter().any(|word| part.starts_with(word));
-        self.touched_data |= !told || !parts.all(harmless);
+        self.touched_data |= touches_data(d);
     }
 
     /// Whether a fault may have left other data on the disk, or shown other data, than was written.
@@ -598,4 +582,25 @@ impl World {
 
 fn key(tag: Tag) -> u64 {
     u64::from(tag.number())
+}
+
+/// Whether a fault may have left other data on the disk, or shown other data, than was written.
+pub fn touches_data(d: &Decide) -> bool {
+    // What only delays or fails a request; all other words are about its data or the disk.
+    const HARMLESS: [&str; 10] = [
+        "delay",
+        "hold",
+        "turn",
+        "by offset",
+        "hang",
+        "used length",
+        "nothing",
+        "IOERR",
+        "UNSUPP",
+        "0x",
+    ];
+    let told = !d.plan.is_empty() || d.hold || d.status.is_some();
+    let mut parts = d.plan.split(", ").filter(|p| !p.is_empty());
+    let harmless = |part: &str| HARMLESS.iter().any(|word| part.starts_with(word));
+    !told || !parts.all(harmless)
 }

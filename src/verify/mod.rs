@@ -63,6 +63,7 @@ mod tests;
 
 use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 
+pub use self::attribution::touches_data;
 use self::attribution::{GAP, NUMBER, STOPPED, TOO_MANY, World};
 use self::call::{Call, EndedCall, has_flag};
 use self::contract::Contract;

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The test cases: one file each, one line of registration here.
 
+mod across_2g;
 mod async_calls;
 mod async_error_mid_call;
 mod bad_buffer;
+mod behind_writeback;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
 mod concurrent_calls;
+mod dirty_beside;
 mod dirty_by_mapping;
+mod dirty_mapped;
 mod dirty_neighbours;
 mod disk_full;
 mod dsync;
@@ -20,18 +24,29 @@ mod fails_while_held;
 mod few_bios;
 mod freeze_in_flight;
 mod held_writes;
+mod hole;
+mod iovecs;
 pub mod killed;
+mod long_extent;
 mod multi_extent;
 mod ordered_writes;
+mod over_delalloc;
 mod overwrite_aligned;
 mod overwrite_unaligned;
-mod returns_after_io;
+mod racing_writers;
+mod reflink;
+pub(crate) mod returns_after_io;
+mod small_extents;
+mod source_faults;
+mod source_mapped;
 mod stable_among_three;
 mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
+mod sub_block;
 mod umount_in_flight;
 mod unsupported;
+mod unwritten;
 mod waits;
 
 use crate::sweep::Shape;
@@ -84,6 +99,21 @@ pub const ALL: &[Case] = &[
     Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
     Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
     Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
+    Case { name: "hole", needs: &[Need::Flag], run: hole::run },
+    Case { name: "unwritten", needs: &[Need::Flag], run: unwritten::run },
+    Case { name: "small-extents", needs: &[Need::Flag], run: small_extents::run },
+    Case { name: "long-extent", needs: &[Need::Flag], run: long_extent::run },
+    Case { name: "sub-block", needs: &[Need::Flag], run: sub_block::run },
+    Case { name: "reflink", needs: &[Need::Flag], run: reflink::run },
+    Case { name: "across-2g", needs: &[Need::Flag], run: across_2g::run },
+    Case { name: "iovecs", needs: &[Need::Flag], run: iovecs::run },
+    Case { name: "source-faults", needs: &[Need::Flag], run: source_faults::run },
+    Case { name: "source-mapped", needs: &[Need::Flag], run: source_mapped::run },
+    Case { name: "over-delalloc", needs: &[Need::Flag], run: over_delalloc::run },
+    Case { name: "dirty-beside", needs: &[Need::Flag], run: dirty_beside::run },
+    Case { name: "dirty-mapped", needs: &[Need::Flag], run: dirty_mapped::run },
+    Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
+    Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -199,6 +229,14 @@ pub fn defect_missing(world: &World) -> Option<String> {
     let shown = world.fact("defect");
     (!shows(shown, asked)).then(|| {
         format!("the kernel does not show the defect {asked} (iomap.wt_defect is '{shown}')")
+    })
+}
+
+/// Why no test may run: the kernel has not the kind of file system that the harness asked for.
+pub fn kind_missing(world: &World) -> Option<String> {
+    let is = world.fact("always_cow");
+    (world.params.always_cow && is != "on").then(|| {
+        format!("/sys/fs/xfs/debug/always_cow is {is}: it needs a kernel with CONFIG_XFS_DEBUG")
     })
 }
 

@@ -81,9 +81,15 @@ pub fn filled(t: &Test) -> Result<Fresh, Fail> {
 /// below, blocks are borrowed from another file, which gives any order there
 /// is, but sets the reflink flag.
 pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
-    let mut plain = Subject::create(t, "descending")?;
+    descending_named(t, "descending", chunk)
+}
+
+/// The same with a name of its own.
+pub fn descending_named(t: &Test, name: &str, chunk: u64) -> Result<Subject, Fail> {
+    let mut plain = Subject::create(t, name)?;
     // No call is ever made on this one: what is done to it need not be told.
-    let spacer = File::create(t.dir.join("spacer")).or_fail(|| "a file between".into())?;
+    let spacer = t.dir.join(format!("{name}-spacer"));
+    let spacer = File::create(spacer).or_fail(|| "a file between".into())?;
     plain.allocate_by(t, EXTENTS * chunk, |file| {
         (0..EXTENTS).rev().try_for_each(|i| {
             sys::fallocate(file, 0, i * chunk, chunk)?;
@@ -94,8 +100,8 @@ pub fn descending(t: &Test, chunk: u64) -> Result<Subject, Fail> {
         plain.open().tell_pages(t.world, "prepared")?;
         return Ok(plain);
     }
-    let donor = Subject::written(t, "donor", 2 * EXTENTS * chunk)?;
-    let mut cloned = Subject::create(t, "descending-cloned")?;
+    let donor = Subject::written(t, &format!("{name}-donor"), 2 * EXTENTS * chunk)?;
+    let mut cloned = Subject::create(t, &format!("{name}-cloned"))?;
     cloned.expect.resize((EXTENTS * chunk) as usize, 0);
     let from = donor.open();
     for i in (0..EXTENTS).rev() {

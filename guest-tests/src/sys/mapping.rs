@@ -43,6 +43,18 @@ impl Mapping {
         // other users see it.
         unsafe { self.at.wrapping_add(offset).write_volatile(byte) };
     }
+
+    /// `pwritev2(2)` to `file` with `len` bytes of the mapping as its source.
+    pub fn pwritev2(&self, file: &File, from: usize, len: usize, off: u64, flags: u32) -> i64 {
+        assert!(from + len <= self.len);
+        let iov = [libc::iovec {
+            iov_base: self.at.wrapping_add(from).cast(),
+            iov_len: len,
+        }];
+        // SAFETY: the range is mapped as long as `self` lives; the kernel only reads it, and it may
+        // change meanwhile, as nobody has a reference to it.
+        unsafe { super::pwritev2_raw(file, &iov, off, flags) }
+    }
 }
 
 impl Drop for Mapping {

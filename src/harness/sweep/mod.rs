@@ -28,6 +28,7 @@ use super::accel::Choice;
 use super::boot::{self, Ended, Plan, Ran, TRACE};
 use super::catalog;
 use super::ground::{Ground, Wanted};
+use super::image::Kind;
 use super::paths;
 use super::progress::Progress;
 use super::qemu::{Machine, Qemu};
@@ -395,6 +396,7 @@ impl Sweep {
             tests: &[],
             scenarios: &[scenario],
             shape: &Shape::default(),
+            fs: Kind::named(None, 512)?,
             recording: Recording::default(),
             words,
             seed: header.swept.seed,

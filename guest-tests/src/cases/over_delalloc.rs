@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Calls over pages that were written plainly and have no blocks yet: over all of them, over some
+//! between others, over parts of blocks. What was written plainly and is no part of the call stays
+//! dirty and reaches the disk by fsync.
+
+use crate::scene::{Play, Stage};
+use crate::subject::Subject;
+use crate::test::{Fail, Test};
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let mut play = Play::new(t);
+    let b = t.world.bsize;
+    for (name, off, len) in [
+        ("alone", 4 * b, 8 * b),
+        ("between", 7 * b, 2 * b),
+        ("parts", 6 * b + 100, 3 * b),
+        // Over the edge into written blocks.
+        ("edge", 2 * b + 100, 4 * b),
+    ] {
+        play.scene(name, |t, name| {
+            let mut s = Subject::written(t, name, 4 * b)?;
+            let older = s.expect.clone();
+            s.dirty(t, &[(4 * b, 8 * b)])?;
+            let mut stage = Stage::new(s, off, len);
+            stage.older = Some(older);
+            // Even all of them: what is dirty at the end of the loop may be of a folio around.
+            stage.dirty_beside = name != "alone";
+            Ok(stage)
+        })?;
+    }
+    play.end()
+}
