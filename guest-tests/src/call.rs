@@ -52,6 +52,8 @@ pub struct Begun {
     pub call: u64,
     /// Its tag.
     pub tag: Option<Tag>,
+    /// i_size before it.
+    isize: u64,
 }
 
 impl Call<'_> {
@@ -132,6 +134,7 @@ impl Call<'_> {
         let world = self.world;
         let tag = world.tag_thread()?;
         let call = world.next_call();
+        let isize = self.file.size().or_fail(|| "fstat".into())?;
         world.post(&Mark::Begin(CallBegin {
             call,
             test: self.test.to_owned(),
@@ -141,20 +144,25 @@ impl Call<'_> {
             off: self.off,
             len: self.len,
             flags: self.flag_words(),
-            isize: self.file.size().or_fail(|| "fstat".into())?,
+            isize,
             bsize: world.bsize,
             tag: tag.map(Tag::number),
             pattern: Some(self.pattern),
             extents: fiemap::extents(&self.file.file, self.off, self.len),
         }))?;
-        Ok(Begun { call, tag })
+        Ok(Begun { call, tag, isize })
     }
 
     fn end(&self, begun: &Begun, result: i64) -> Result<(), Fail> {
+        let isize = match self.file.size() {
+            // A file system that was shut down meanwhile answers nothing any more: what is known is told.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) && result < 0 => begun.isize,
+            size => size.or_fail(|| "fstat".into())?,
+        };
         self.world.post(&Mark::End(CallEnd {
             call: begun.call,
             result,
-            isize: self.file.size().or_fail(|| "fstat".into())?,
+            isize,
             extents: fiemap::extents(&self.file.file, self.off, self.len),
         }))
     }
