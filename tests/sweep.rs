@@ -54,14 +54,27 @@ fn grid(results: &Value) -> BTreeMap<(String, String, String), String> {
         .collect()
 }
 
-/// Each point of the grid has this outcome.
+/// Each point of the grid has this outcome. Where a call allocates, log writes come within it and
+/// the places lie otherwise in another boot: such points may diverge or stay undecided (told, and
+/// not counted as held), but never come out the other way.
 fn assert_all(output: &Output, results: &Value, points: usize, outcome: &str) {
     let grid = grid(results);
     assert_eq!(grid.len(), points, "{}", said(output));
     for (point, came) in &grid {
-        assert_eq!(came, outcome, "{point:?}: {}", said(output));
+        let open = point.0 == "holes" && ["diverged", "undecided"].contains(&came.as_str());
+        assert!(
+            came == outcome || open,
+            "{point:?} {came}: {}",
+            said(output)
+        );
     }
     assert_eq!(results["points"], points, "{}", said(output));
+}
+
+/// Points that came to a verdict.
+fn settled(results: &Value) -> impl Iterator<Item = &Value> {
+    let points = results["grid"].as_array().unwrap().iter();
+    points.filter(|p| p["outcome"] != "diverged" && p["outcome"] != "undecided")
 }
 
 #[test]
@@ -85,7 +98,7 @@ fn every_data_write_of_a_call_over_extents_fails_in_turn_and_the_sound_kernel_is
         "{}",
         said(&output)
     );
-    for point in results["grid"].as_array().unwrap() {
+    for point in settled(&results) {
         let failed = point["result"].as_i64().unwrap() < 0;
         assert_eq!(failed, point["fault"] == "ioerr", "{point}");
         assert!(point["decided"].as_u64().unwrap() > 5, "{point}");
@@ -99,21 +112,19 @@ fn a_swallowed_error_is_found_at_every_request() {
     let output = begin(dir.path(), &args);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let results = results(dir.path());
-    let grid = grid(&results);
-    assert!(
-        grid.len() >= 24 && grid.values().all(|o| o == "broken"),
-        "{}",
-        said(&output)
-    );
-    for point in results["grid"].as_array().unwrap() {
+    let all = grid(&results).len();
+    assert!(all >= 24, "{}", said(&output));
+    assert_all(&output, &results, all, "broken");
+    for point in settled(&results) {
         let broken = point["broken"].as_array().unwrap();
         assert!(broken.iter().any(|b| b == "error-report"), "{point}");
     }
     // Alike ones stand together: far fewer groups than points.
     let groups = results["groups"].as_array().unwrap();
-    assert!(groups.len() < grid.len() / 2, "{}", said(&output));
-    assert!(
-        groups[0]["points"].as_u64().unwrap() as usize == grid.len(),
+    assert!(groups.len() < all / 2, "{}", said(&output));
+    assert_eq!(
+        groups[0]["points"].as_u64().unwrap() as usize,
+        settled(&results).count(),
         "{}",
         said(&output)
     );

@@ -47,7 +47,7 @@ pub struct Stamp {
     /// Where it lies.
     pub path: PathBuf,
     len: u64,
-    modified_ns: u128,
+    modified_ns: u64,
 }
 
 impl Stamp {
@@ -58,7 +58,8 @@ impl Stamp {
         Ok(Stamp {
             path: path.to_path_buf(),
             len: meta.len(),
-            modified_ns: modified.map(|d| d.as_nanos()).unwrap_or_default(),
+            // A tagged line cannot hold more than 64 bits (serde); 584 years of ns go into them.
+            modified_ns: modified.map_or(0, |d| d.as_nanos() as u64),
         })
     }
 
