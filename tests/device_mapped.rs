@@ -100,3 +100,23 @@ fn a_full_tmpfs_fails_writes_and_keeps_what_was_written() {
     drop(d);
     serve.end().assert_paired();
 }
+
+/// The trace is mapped, too: who cuts it short loses the trace, not the disk.
+#[test]
+fn a_trace_that_is_cut_short_is_no_end_of_the_device() {
+    let serve = Serve::start("", &[]);
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    for name in ["trace", "trace.data"] {
+        let file = OpenOptions::new().write(true).open(serve.path(name));
+        file.unwrap().set_len(0).unwrap();
+    }
+    for sector in 0..200 {
+        assert_eq!(d.write(sector, &[2; 512]), 0);
+    }
+    assert_eq!(d.read(199, 512), (0, vec![2; 512]));
+    drop(d);
+    let mut serve = serve;
+    serve.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(serve.wait(), 0);
+}

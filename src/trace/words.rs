@@ -13,9 +13,14 @@ use std::sync::atomic::AtomicU64;
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 
+use crate::sigbus::Watched;
+
 /// A mapped piece of a file.
 #[derive(Debug)]
 pub(super) struct Words {
+    /// Somebody may cut the file short: what is written there then is lost, and no more than that.
+    /// `None` where too much is watched already. Dropped before it is unmapped.
+    _watched: Option<Watched>,
     map: MmapRaw,
 }
 
@@ -26,7 +31,13 @@ impl Words {
         within_file_limit(offset + len as u64)?;
         allocate(file, offset, len as u64)?;
         let map = MmapOptions::new().offset(offset).len(len).map_raw(file)?;
-        Ok(Words { map })
+        // SAFETY: the mapping lives as long as the value, which drops this first; it is touched by
+        // atomics only.
+        let watched = unsafe { Watched::new(map.as_mut_ptr(), len) }.ok();
+        Ok(Words {
+            _watched: watched,
+            map,
+        })
     }
 
     /// Brings its pages in for writing, so that no first use of one is a fault. Where the kernel
@@ -128,6 +139,20 @@ mod tests {
         file.read_exact_at(&mut bytes, 65536).unwrap();
         assert_eq!(bytes, 1u64.to_ne_bytes());
         assert_eq!(file.metadata().unwrap().len(), 131_072);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_loses_words_and_nothing_else() {
+        let file = tempfile::tempfile().unwrap();
+        let words = Words::allocate(&file, 0, 65536).unwrap();
+        words.get()[0].store(1, Ordering::Relaxed);
+        file.set_len(4096).unwrap();
+        words.get()[8000].store(2, Ordering::Relaxed);
+        assert_eq!(words.get()[8000].load(Ordering::Relaxed), 2);
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, 1u64.to_ne_bytes());
+        assert_eq!(file.metadata().unwrap().len(), 4096);
     }
 
     #[test]
