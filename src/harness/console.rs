@@ -115,7 +115,7 @@ pub struct Console {
     pub bail_out: Option<String>,
     /// What the guest found out about itself (`docs/guest-tests.md`, "Keys of `env`").
     pub env: Option<String>,
-    /// The file system's blocks are larger than a page: [`SPLIT`] is no finding, once.
+    /// The file system's blocks are larger than a page: the warning of such a split is no finding, once.
     pub large_blocks: bool,
     split: bool,
     diagnostics: Vec<String>,
