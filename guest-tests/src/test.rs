@@ -85,7 +85,9 @@ impl Test {
         let dir = PathBuf::from(crate::world::MOUNT).join(name);
         match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            removed => removed.or_fail(|| format!("removing {} of an earlier boot", dir.display()))?,
+            removed => {
+                removed.or_fail(|| format!("removing {} of an earlier boot", dir.display()))?
+            }
         }
         // XFS gives the blocks back in the background; this waits for it, and writes the log.
         let mount = std::fs::File::open(crate::world::MOUNT);
