@@ -13,6 +13,7 @@ pub mod fault;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod harness;
+mod holder;
 pub mod input;
 pub mod report;
 mod sigbus;

@@ -21,7 +21,7 @@ use wtblk::harness::accel::Accel;
 use wtblk::harness::image;
 use wtblk::harness::qemu::{Machine, Qemu, Vm};
 use wtblk::trace::TraceReader;
-use wtblk::trace::event::{Body, DATA_DISK, DataKind, Event, Op};
+use wtblk::trace::event::{Body, Complete, DATA_DISK, DataKind, Event, Op, Status, Submit};
 
 /// One run of a guest, for all tests here.
 struct Guest {
@@ -447,4 +447,59 @@ fn perfetto_gets_slices_that_do_not_overlap_and_flows_that_meet() {
     let (from, to) = (ids(of("s", "call")), ids(of("f", "call")));
     assert!(!from.is_empty());
     assert_eq!(from, to);
+}
+
+#[test]
+fn an_export_writes_over_nothing_and_leaves_no_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("t");
+    let writer = wtblk::trace::TraceWriter::create(&trace).unwrap();
+    let write = Submit {
+        op: Op::Write,
+        bytes: 512,
+        disk: DATA_DISK,
+        queue: 0,
+        sector: 8,
+        ioprio: 0,
+        epoch: 1,
+        avail_pos: 0,
+        digest: 0,
+    };
+    let request = writer.record(&Body::Submit(write));
+    writer.record(&Body::Complete(Complete {
+        request,
+        status: Status::OK,
+        avail_after: 1,
+        abandoned: false,
+        digest: 0,
+    }));
+    writer.close();
+    let data = dir.path().join("t.data");
+    let before = [&trace, &data].map(|path| std::fs::read(path).unwrap());
+    for out in [&trace, &data] {
+        for args in [
+            ["export", "--to", "jsonl", "--force"].as_slice(),
+            &["export", "--to", "log-writes", "--force"],
+        ] {
+            let (status, said) = typed(args, &trace, out);
+            assert_eq!(status, 2, "{said}");
+            assert!(said.contains("is the trace that is read"), "{said}");
+        }
+    }
+    assert_eq!(
+        before,
+        [&trace, &data].map(|path| std::fs::read(path).unwrap())
+    );
+    let other = dir.path().join("disk.img");
+    std::fs::write(&other, "somebody's").unwrap();
+    let (status, said) = typed(&["export", "--to", "perfetto"], &trace, &other);
+    assert_eq!((status, said.contains("--force")), (2, true), "{said}");
+    assert_eq!(std::fs::read(&other).unwrap(), b"somebody's");
+    let (status, said) = typed(&["export", "--to", "perfetto", "--force"], &trace, &other);
+    assert_eq!(status, 0, "{said}");
+    // Without contents there is no log, and no half of one.
+    let log = dir.path().join("log");
+    let (status, said) = typed(&["export", "--to", "log-writes"], &trace, &log);
+    assert_eq!(status, 2, "{said}");
+    assert!(!log.exists());
 }

@@ -431,3 +431,33 @@ fn a_device_is_not_replaced_by_a_trace() {
         "{error}"
     );
 }
+
+#[test]
+fn a_trace_that_is_written_is_nobody_elses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t");
+    let refused = |error: wtblk::trace::TraceError| {
+        let said = error.to_string();
+        assert!(said.contains("is in use by this process"), "{said}");
+    };
+    let first = TraceWriter::create(&path).unwrap();
+    first.record(&note("kept"));
+    refused(TraceWriter::create(&path).unwrap_err());
+    refused(TraceWriter::go_on(&path, |_| Ok(())).unwrap_err());
+    // Nor is its other file the name of a trace.
+    let error = TraceWriter::create(&data_of(&path)).unwrap_err();
+    assert!(error.to_string().contains("is no trace"), "{error}");
+    first.record(&note("this, too"));
+    first.close();
+    drop(first);
+    assert_eq!(read_all(&mut TraceReader::open(&path).unwrap()).len(), 2);
+    // What does not fit is left as it is.
+    let error = TraceWriter::go_on(&path, |_| Err("another disk".into())).unwrap_err();
+    assert!(error.to_string().contains("another disk"), "{error}");
+    assert!(TraceReader::open(&path).unwrap().closed());
+    let (second, _) = TraceWriter::go_on(&path, |_| Ok(())).unwrap();
+    refused(TraceWriter::create(&path).unwrap_err());
+    second.record(&note("third"));
+    drop(second);
+    assert_eq!(read_all(&mut TraceReader::open(&path).unwrap()).len(), 3);
+}

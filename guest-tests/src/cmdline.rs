@@ -90,6 +90,10 @@ impl Params {
                     if names.is_empty() {
                         return Err(bad("wtblk_tests=NAME[,NAME...]"));
                     }
+                    // The second one would find the files of the first.
+                    if (1..names.len()).any(|n| names[..n].contains(&names[n])) {
+                        return Err(bad("each test once in a boot"));
+                    }
                     p.tests = Some(names);
                 }
                 "wtblk_flag" => {
@@ -189,6 +193,7 @@ mod tests {
     fn what_cannot_be_understood_is_refused() {
         for word in [
             "wtblk_tests=",
+            "wtblk_tests=hole,dsync,hole",
             "wtblk_flag=0",
             "wtblk_flag=0x100000000",
             "wtblk_tags=yes",

@@ -19,10 +19,29 @@ const PIECE: usize = 900;
 pub fn open() -> io::Result<()> {
     let console = File::options().write(true).open("/dev/console")?;
     let _ = CONSOLE.set(console);
+    unlimited();
     if let Ok(log) = File::options().write(true).open("/dev/kmsg") {
         let _ = LOG.set(log);
     }
     Ok(())
+}
+
+/// Where the kernel says what may be written to the log; needs `CONFIG_SYSCTL`.
+const LOG_RULE: &str = "/proc/sys/kernel/printk_devkmsg";
+
+/// Takes away the kernel's limit of ten lines each five seconds, which would lose results. Where the
+/// command line has fixed it (`printk.devkmsg=`) that stays, and is said where it is not `on`.
+fn unlimited() {
+    // The kernel wants the newline (`devkmsg_sysctl_set_loglvl` of `kernel/printk/printk.c`).
+    let _ = std::fs::write(LOG_RULE, "on\n");
+    let limited = |rule: String| rule.trim_end() != "on";
+    if std::fs::read_to_string(LOG_RULE).is_ok_and(limited)
+        && let Some(mut console) = CONSOLE.get()
+    {
+        let _ = console.write_all(
+            b"# the kernel's log is limited: printk.devkmsg=on is missing on the command line\n",
+        );
+    }
 }
 
 /// Prints one line; a newline inside becomes a space. A line too long for the

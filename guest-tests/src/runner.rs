@@ -67,6 +67,19 @@ fn run_one(world: &'static World, case: &'static Case) -> Verdict {
     if let Some(why) = missing {
         return Verdict::Skip(why);
     }
+    if !cases::goes_on(case) {
+        let cleared = world.limited("the folder of the test", world.params.test, || {
+            Test::clear(case.name)
+        });
+        match cleared.and_then(|r| r) {
+            Ok(()) => {}
+            Err(Fail::Hung(why)) => return Verdict::Hung(why),
+            Err(e) => {
+                diagnostic(&format!("{}: {}", case.name, text(&e)));
+                return Verdict::NotOk;
+            }
+        }
+    }
     let findings = Arc::new(Findings::default());
     if let Err(e) = world.post(&Mark::TestBegin {
         name: case.name.to_owned(),

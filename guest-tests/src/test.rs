@@ -79,6 +79,23 @@ impl Test {
         })
     }
 
+    /// Removes what an earlier boot left in the folder of test `name`; no file in it has a marked call in
+    /// this boot. Call it before the test begins: what it writes is not the test's.
+    pub fn clear(name: &str) -> Result<(), Fail> {
+        let dir = PathBuf::from(crate::world::MOUNT).join(name);
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => {
+                removed.or_fail(|| format!("removing {} of an earlier boot", dir.display()))?
+            }
+        }
+        // XFS gives the blocks back in the background; this waits for it, and writes the log.
+        let mount = std::fs::File::open(crate::world::MOUNT);
+        mount
+            .and_then(|mount| crate::sys::syncfs(&mount))
+            .or_fail(|| "syncfs".into())
+    }
+
     /// Records that something is wrong; the test goes on.
     pub fn fail(&self, what: impl Into<String>) {
         push(&self.findings.failures, what.into(), MOST_LINES);

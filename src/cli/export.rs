@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `wtblk trace export` and `wtblk trace import`: other programs' formats.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
 use crate::report::model::status;
 use crate::trace::TraceReader;
-use crate::trace::blktrace::Blktrace;
+use crate::trace::blktrace::{Blktrace, MAX_QUEUES, file_of};
 use crate::trace::export::{ExportError, Sink, export};
 use crate::trace::jsonl::Jsonl;
 use crate::trace::log_writes::LogWrites;
@@ -48,6 +49,9 @@ pub struct ExportArgs {
     /// Where to; jsonl and perfetto go to standard output without it.
     #[arg(long, value_name = "PATH", required_if_eq_any([("to", "blktrace"), ("to", "log-writes")]))]
     out: Option<PathBuf>,
+    /// Replace files that are there and not empty
+    #[arg(long)]
+    force: bool,
 }
 
 impl ExportArgs {
@@ -55,6 +59,9 @@ impl ExportArgs {
     pub fn run(&self, stdout: &mut impl Write) -> anyhow::Result<u8> {
         let mut reader = TraceReader::open(&self.file)?;
         let out = self.out.clone().unwrap_or_default();
+        for path in self.outputs() {
+            self.may_write(&path)?;
+        }
         let mut sink: Box<dyn Sink + '_> = match (self.to, &self.out) {
             (To::Blktrace, _) => Box::new(Blktrace::new(&out, reader.began_wall_ns())?),
             (To::LogWrites, _) => Box::new(LogWrites::new(&out)?),
@@ -65,7 +72,17 @@ impl ExportArgs {
             }
             (to, None) => text(to, stdout, "standard output".into()),
         };
-        export(&mut reader, &mut *sink).map_err(|error| match error {
+        let exported = export(&mut reader, &mut *sink);
+        drop(sink);
+        if exported.is_err() {
+            // Half an export may look like a whole one.
+            for path in self.outputs() {
+                if fs::metadata(&path).is_ok_and(|m| m.is_file()) {
+                    let _ = fs::remove_file(&path);
+                }
+            }
+        }
+        exported.map_err(|error| match error {
             // `| head` is no error; the error below it says so to whoever prints it.
             ExportError::Output { source, .. }
                 if source.kind() == std::io::ErrorKind::BrokenPipe =>
@@ -80,6 +97,49 @@ impl ExportArgs {
         })?;
         Ok(status::HELD)
     }
+
+    /// Every file that may be written.
+    fn outputs(&self) -> Vec<PathBuf> {
+        match (&self.out, self.to) {
+            (Some(prefix), To::Blktrace) => (0..MAX_QUEUES).map(|n| file_of(prefix, n)).collect(),
+            (out, _) => out.iter().cloned().collect(),
+        }
+    }
+
+    /// An output is never the trace itself, and no other file of somebody's.
+    fn may_write(&self, path: &Path) -> anyhow::Result<()> {
+        let shown = path.display();
+        let Ok(meta) = fs::metadata(path) else {
+            return Ok(());
+        };
+        not_the_trace(&self.file, path)?;
+        if meta.file_type().is_block_device() {
+            bail!("cannot write {shown}: it is a block device");
+        }
+        if meta.is_file() && meta.len() > 0 && !self.force {
+            bail!("{shown} exists and is not empty: --force replaces it");
+        }
+        Ok(())
+    }
+}
+
+/// Refuses an output that is the trace which is read, or its data.
+pub(super) fn not_the_trace(trace: &Path, out: &Path) -> anyhow::Result<()> {
+    let Ok(out_is) = fs::metadata(out) else {
+        return Ok(());
+    };
+    let mut data = trace.as_os_str().to_owned();
+    data.push(".data");
+    for input in [trace, Path::new(&data)] {
+        let same = |m: fs::Metadata| (m.dev(), m.ino()) == (out_is.dev(), out_is.ino());
+        if fs::metadata(input).is_ok_and(same) {
+            bail!(
+                "{} is the trace that is read: it is not written over",
+                out.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 fn text<'w>(to: To, out: impl Write + 'w, path: PathBuf) -> Box<dyn Sink + 'w> {

@@ -76,6 +76,7 @@ pub(super) fn judge(events: &[Event], contract: &Contract) -> Verdicts {
 impl MinimizeArgs {
     /// Runs it; the exit status: 1, for the small trace shows the finding.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
+        super::export::not_the_trace(&self.file, &self.out)?;
         let (events, contract) = load(&self.file)?;
         let verdicts = judge(&events, &contract);
         let asked = |f: &&Finding| {

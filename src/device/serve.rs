@@ -65,8 +65,11 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let mark_socket = config.mark_socket.as_ref().map(Socket::open).transpose()?;
     let control = config.control.clone().map(Address::Path);
     let control = control.as_ref().map(Socket::open).transpose()?;
+    let size = opened.first().map_or(0, |o| o.3.store.capacity());
     let (trace, left) = match &config.trace {
-        Some(path) if config.continue_trace => TraceWriter::go_on(path)?,
+        Some(path) if config.continue_trace => {
+            TraceWriter::go_on(path, |left| same_size(&left.begin, size / SECTOR))?
+        }
         Some(path) => (TraceWriter::create(path)?, Left::default()),
         None => (TraceWriter::null(), Left::default()),
     };
@@ -330,6 +333,17 @@ fn end(running: Vec<Running>) {
     }
     for (disk, workers) in disks {
         disk.end(workers, MARGIN);
+    }
+}
+
+/// Whether the trace whose begin this is speaks of a disk of so many sectors.
+fn same_size(begin: &str, sectors: u64) -> Result<(), String> {
+    let begin: serde_json::Value = serde_json::from_str(begin).unwrap_or_default();
+    match begin["capacity_sectors"].as_u64() {
+        Some(before) if before != sectors => Err(format!(
+            "it is of a disk of {before} sectors, this one has {sectors}"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -6,12 +6,13 @@
 //! - bytes of the file as QEMU and its tools lock them, by open file description
 //!   locks (fcntl(2)), which name nobody.
 
-use std::fs::{self, File, TryLockError};
-use std::os::fd::AsRawFd;
+use std::fs::{File, TryLockError};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::holder::{at, holder};
 
 /// Of `enum` in QEMU's block/file-posix.c: a read lock at this byte and n says "I do n", where 0
 /// is to read, 1 to write, 3 to change the length ...
@@ -21,8 +22,6 @@ const FORBIDS: i64 = 200;
 const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
-/// Far from all these: a lock that says nothing.
-const NOTHING: i64 = 1 << 62;
 
 /// Takes the image, or tells who has it.
 pub(super) fn lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
@@ -33,7 +32,10 @@ pub(super) fn lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
     };
     match took {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!("image {shown} is in use by {}", holder(file)),
+        Err(TryLockError::WouldBlock) => bail!(
+            "image {shown} is in use by {}",
+            holder(file, "this process (as another disk)")
+        ),
         Err(TryLockError::Error(error)) => {
             // A file system without locks.
             tracing::warn!("image {shown} cannot be locked ({error}): nobody else is kept from it");
@@ -61,62 +63,10 @@ pub(super) fn lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
     Ok(())
 }
 
-fn at(byte: i64, kind: i32) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte,
-        l_len: 1,
-        l_pid: 0,
-    }
-}
-
-/// Who has the lock that we could not have.
-fn holder(file: &File) -> String {
-    match holder_of(file) {
-        Some(pid) if pid == std::process::id() => "this process (as another disk)".to_owned(),
-        Some(pid) => {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("process {pid} ({})", name.trim_end())
-        }
-        None => "another process".to_owned(),
-    }
-}
-
-fn holder_of(file: &File) -> Option<u32> {
-    // What the kernel calls the file there is not on every file system what stat(2) does (btrfs,
-    // overlayfs): a lock of our own tells.
-    fcntl(file, FcntlArg::F_OFD_SETLK(&at(NOTHING, libc::F_RDLCK))).ok()?;
-    let ours = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
-    let ours = ours.lines().filter_map(|line| line.strip_prefix("lock:"));
-    let name = ours.filter_map(words).find(|w| w.kind == "OFDLCK")?.file;
-    let all = fs::read_to_string("/proc/locks").ok()?;
-    let mut held = all.lines().filter_map(words);
-    let flock = held.find(|w| w.kind == "FLOCK" && w.file == name)?;
-    flock.pid.parse().ok()
-}
-
-/// A line of `/proc/locks`; one that waits for a lock is none.
-struct Words<'a> {
-    kind: &'a str,
-    pid: &'a str,
-    file: &'a str,
-}
-
-fn words(line: &str) -> Option<Words<'_>> {
-    // 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF
-    let mut words = line.split_ascii_whitespace().skip(1);
-    let kind = words.next().filter(|&kind| kind != "->")?;
-    let pid = words.nth(2)?;
-    Some(Words {
-        kind,
-        pid,
-        file: words.next()?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn open(path: &Path) -> File {
@@ -184,18 +134,5 @@ mod tests {
         let mut found = at(FORBIDS + READ, libc::F_WRLCK);
         fcntl(&qemu, FcntlArg::F_OFD_GETLK(&mut found)).unwrap();
         assert_eq!(i32::from(found.l_type), libc::F_UNLCK);
-    }
-
-    #[test]
-    fn a_line_of_proc_locks() {
-        let line = "1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF";
-        let found = words(line).unwrap();
-        assert_eq!(
-            (found.kind, found.pid, found.file),
-            ("FLOCK", "359", "00:13:11691")
-        );
-        assert!(words("1: -> FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF").is_none());
-        assert!(words("1: FLOCK").is_none());
-        assert!(words("").is_none());
     }
 }

@@ -48,7 +48,7 @@ const MAX_MESSAGE: usize = 128;
 /// Requests in flight that are followed.
 const MAX_OPEN: usize = 1 << 20;
 /// Queues: each is a file.
-const MAX_QUEUES: u16 = 256;
+pub const MAX_QUEUES: u16 = 256;
 
 /// Writes the files.
 #[derive(Debug)]
@@ -76,6 +76,13 @@ struct Record<'a> {
     pdu: &'a [u8],
 }
 
+/// PREFIX.blktrace.N.
+pub fn file_of(prefix: &Path, queue: u16) -> PathBuf {
+    let mut name = prefix.to_owned().into_os_string();
+    name.push(format!(".blktrace.{queue}"));
+    name.into()
+}
+
 impl Blktrace {
     /// Into PREFIX.blktrace.0 and so on; `wall_ns` is the wall clock at the begin of the trace.
     pub fn new(prefix: &Path, wall_ns: u64) -> Result<Blktrace, ExportError> {
@@ -97,9 +104,7 @@ impl Blktrace {
     /// The file of a queue, made when its first record comes.
     fn file(&mut self, cpu: u16) -> Result<&mut (PathBuf, BufWriter<File>), ExportError> {
         if !self.files.contains_key(&cpu) {
-            let mut name = self.prefix.clone().into_os_string();
-            name.push(format!(".blktrace.{cpu}"));
-            let path = PathBuf::from(name);
+            let path = file_of(&self.prefix, cpu);
             let file = File::create(&path).map_err(output(&path))?;
             self.files.insert(cpu, (path, BufWriter::new(file)));
             let wall = self.wall_ns.saturating_add(self.now_ns);

@@ -27,6 +27,22 @@ pub enum TraceError {
         /// Why.
         source: io::Error,
     },
+    /// Somebody writes it.
+    #[error("trace {path} is in use by {by}", path = path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// Who.
+        by: String,
+    },
+    /// It is not the trace to go on with.
+    #[error("cannot go on with trace {path}: {why}", path = path.display())]
+    Another {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// The file could not be opened.
     #[error("cannot open trace {path}: {source}", path = path.display())]
     Open {

@@ -9,10 +9,10 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::TraceError;
-use super::event::{Body, RequestId};
+use super::event::{Body, DeviceKind, RequestId};
 use super::format::{CHUNK_BYTES, HEADER_BYTES};
 use super::reader::TraceReader;
-use super::writer::data_path;
+use super::writer::{data_path, lock};
 
 /// Requests that are kept in mind; a trace with more in flight is not from us.
 const MAX_OPEN: usize = 1 << 20;
@@ -24,6 +24,8 @@ pub struct Left {
     pub open: Vec<(RequestId, u8)>,
     /// The highest epoch of a ring, by disk.
     pub epochs: BTreeMap<u8, u32>,
+    /// The text of the first begin: what the disk was like, as JSON. Empty where there is none.
+    pub begin: String,
 }
 
 /// Where a writer goes on.
@@ -44,6 +46,10 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
         path: path.to_owned(),
         source,
     };
+    let write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+    let index = write(path).map_err(failed)?;
+    // Before it is read: a live writer's would be cut in the middle.
+    lock(&index, path)?;
     let mut reader = TraceReader::open(path)?;
     let (mut open, mut left, mut last_ns) = (BTreeMap::new(), Left::default(), 0);
     while let Some(event) = reader.next()? {
@@ -61,12 +67,13 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
             Body::Complete(c) => {
                 open.remove(&c.request);
             }
+            Body::Device(d) if d.kind == DeviceKind::Begin && left.begin.is_empty() => {
+                left.begin = d.text;
+            }
             _ => {}
         }
     }
     left.open = open.into_iter().collect();
-    let write = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
-    let index = write(path).map_err(failed)?;
     let data = write(&data_path(path)).map_err(failed)?;
     // A killed writer's last chunk is used to nobody knows where: texts go on in the next.
     let used = data.metadata().map_err(failed)?.len();

@@ -4,7 +4,7 @@
 //! becomes a gap that the reader shows.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::holder::holder;
 
 use super::chunks::{Chunk, Chunks};
 use super::error::TraceError;
@@ -81,15 +83,24 @@ impl TraceWriter {
             source,
         };
         let data_path = data_path(path);
-        for name in [path, &data_path] {
+        for (name, magic) in [(path, INDEX_MAGIC), (&data_path, DATA_MAGIC)] {
             // The new file takes the name of the old: never that of an image, a
             // device, a folder or anything else that is no trace.
-            if let Some(why) = irreplaceable(name) {
+            if let Some(why) = irreplaceable(name, magic) {
                 let why = format!("{} exists and {why}", name.display());
                 return Err(failed(io::Error::other(why)));
             }
         }
+        // Kept until the new one has the name: of two that come at once one is told of the other.
+        let old = match File::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            old => Some(old.map_err(failed)?),
+        };
+        if let Some(old) = &old {
+            lock(old, path)?;
+        }
         let index = Fresh::create(path).map_err(failed)?;
+        lock(&index.file, path)?;
         let data = Fresh::create(&data_path).map_err(failed)?;
         let (ahead, wanted) = channel();
         let files = Files::begin(&index.file, &data.file, ahead).map_err(|source| match source
@@ -104,6 +115,7 @@ impl TraceWriter {
         })?;
         data.publish().map_err(failed)?;
         index.publish().map_err(failed)?;
+        drop(old);
         let files = Arc::new(files);
         make_ahead(Arc::downgrade(&files), wanted).map_err(failed)?;
         Ok(TraceWriter {
@@ -116,9 +128,17 @@ impl TraceWriter {
     }
 
     /// Goes on with the trace at PATH that another process, which must be dead, has left; makes
-    /// one where there is none. What that process left open is told.
-    pub fn go_on(path: &Path) -> Result<(TraceWriter, Left), TraceError> {
+    /// one where there is none. What that process left open is told. `fits` says why what is left
+    /// cannot be gone on with; then nothing is changed.
+    pub fn go_on(
+        path: &Path,
+        fits: impl FnOnce(&Left) -> Result<(), String>,
+    ) -> Result<(TraceWriter, Left), TraceError> {
         if !path.exists() {
+            tracing::info!(
+                "there is no trace {} to go on with: it is begun anew",
+                path.display()
+            );
             return Ok((TraceWriter::create(path)?, Left::default()));
         }
         let failed = |source| TraceError::Create {
@@ -126,6 +146,10 @@ impl TraceWriter {
             source,
         };
         let (place, left) = resume::look(path)?;
+        fits(&left).map_err(|why| TraceError::Another {
+            path: path.to_owned(),
+            why,
+        })?;
         let (ahead, wanted) = channel();
         let files = Files::go_on(&place, ahead).map_err(failed)?;
         let files = Arc::new(files);
@@ -254,8 +278,24 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Why a trace must not take this name; `None` where nothing or a trace has it.
-fn irreplaceable(name: &Path) -> Option<&'static str> {
+/// Takes the trace for this process, as long as the file is open. A file system without locks is no error.
+pub(super) fn lock(file: &File, path: &Path) -> Result<(), TraceError> {
+    match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(TraceError::InUse {
+            path: path.to_owned(),
+            by: holder(file, "this process"),
+        }),
+        Err(TryLockError::Error(error)) => {
+            let shown = path.display();
+            tracing::warn!("trace {shown} cannot be locked ({error}): nobody else is kept from it");
+            Ok(())
+        }
+    }
+}
+
+/// Why a trace must not take this name; `None` where nothing or such a file of a trace has it.
+fn irreplaceable(name: &Path, magic: u64) -> Option<&'static str> {
     let meta = fs::metadata(name).ok()?;
     if !meta.is_file() {
         return Some("is no regular file");
@@ -263,10 +303,10 @@ fn irreplaceable(name: &Path) -> Option<&'static str> {
     if meta.len() == 0 {
         return None;
     }
-    let mut magic = [0; 8];
-    let read = File::open(name).and_then(|mut file| file.read_exact(&mut magic));
-    let known = [INDEX_MAGIC, DATA_MAGIC].contains(&u64::from_le_bytes(magic));
-    (read.is_err() || !known).then_some("is no trace: it is not overwritten")
+    let mut found = [0; 8];
+    let read = File::open(name).and_then(|mut file| file.read_exact(&mut found));
+    (read.is_err() || u64::from_le_bytes(found) != magic)
+        .then_some("is no trace: it is not overwritten")
 }
 
 /// A file that has not got its name yet; removed when it never gets it.

@@ -158,6 +158,11 @@ pub fn limits(case: &Case) -> u32 {
     }
 }
 
+/// Whether the case lives on what an earlier boot left in its folder; all others begin with an empty one.
+pub fn goes_on(case: &Case) -> bool {
+    case.name == "churn"
+}
+
 /// Something that a case needs of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
