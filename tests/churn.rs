@@ -215,6 +215,15 @@ action = { drop = true }
     );
 }
 
+/// Keeps some of the guest's writes in flight at any time: whoever kills the device meets them.
+const SLOW: &str = r#"
+version = 1
+[[fault]]
+name = "slow"
+when = { op = "write", size = 12288, every = { n = 4, per = "rule" } }
+action = { delay = "20ms" }
+"#;
+
 /// The device is killed by SIGKILL while the guest writes, and started again: QEMU connects anew,
 /// and the guest never hears of it. `WTBLK_KILLS=N` says how often (`ci/soak`: 100).
 #[test]
@@ -236,7 +245,7 @@ fn every_block_is_right_though_the_device_is_killed() {
         "--poison",
         "--continue-trace",
     ];
-    let mut serve = Serve::start_in(dir, "", &args);
+    let mut serve = Serve::start_in(dir, SLOW, &args);
     // Far more rounds than it will come to.
     let guest = boot(&serve, 10_000, 2, Way::Again);
     let (mut done, mut checked, mut all) = (0, 0, Vec::new());
@@ -263,7 +272,7 @@ fn every_block_is_right_though_the_device_is_killed() {
         if line.contains("wants to be") {
             // All lanes are writing: now, and several times more before the machine is reset.
             for _ in 0..kills.div_ceil(4).min(10) {
-                serve = Serve::start_in(serve.kill(), "", &args);
+                serve = Serve::start_in(serve.kill(), SLOW, &args);
                 done += 1;
                 // The guest's writes must be seen to go on before it is killed again.
                 let before = serve.trace().submits().len();
