@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use common::driver::Driver;
-use common::serve::{Serve, wtblk};
+use common::serve::{Serve, wtblk_ending};
 
 const EPERM: u32 = libc::EPERM as u32;
 
@@ -110,7 +110,7 @@ fn all_ways_store_the_same() {
 #[test]
 fn io_uring_is_used_or_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = wtblk();
+    let mut command = wtblk_ending();
     command.current_dir(dir.path());
     command.args(["serve", "--socket", "data", "--image", "image"]);
     command.args(["--size", "1MiB", "--aio", "io_uring"]);

@@ -10,12 +10,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::driver::*;
-use common::serve::{Serve, wtblk};
+use common::serve::{Serve, wtblk, wtblk_ending};
 use common::until;
 
 /// Runs to the end; status, standard output, standard error.
 fn output(dir: &std::path::Path, args: &[&str]) -> (i32, String, String) {
-    let output = wtblk()
+    let output = wtblk_ending()
         .current_dir(dir)
         .arg("serve")
         .args(args)

@@ -8,11 +8,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
 use common::driver::*;
-use common::serve::{Serve, wtblk};
+use common::serve::{Serve, wtblk_ending};
 
 /// Runs to the end; status, standard error.
 fn output(dir: &std::path::Path, args: &[&str]) -> (i32, String) {
-    let mut command = wtblk();
+    let mut command = wtblk_ending();
     command.current_dir(dir).arg("serve").args(args);
     let output = command.output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();

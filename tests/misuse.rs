@@ -353,3 +353,74 @@ fn a_rule_that_never_fired_is_named() {
     assert!(run.stdout.contains(&line), "{}", run.said());
     assert!(!run.stdout.contains("'comes'"), "{}", run.said());
 }
+
+/// What an option says that cannot be is refused with what can be, before anything is made.
+#[test]
+fn options_that_would_be_passed_over_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("empty.img"), b"").unwrap();
+    let serve =
+        |more: &[&'static str]| [&["serve", "--socket", "s", "--mark-socket", "m"], more].concat();
+    let cases: [(Vec<&str>, &[&str]); 7] = [
+        (
+            vec!["--log", "loud", "scenario", "schema"],
+            &["loud", "warn"],
+        ),
+        (
+            serve(&["--null", "1M", "--trace-data", "all"]),
+            &["--trace-data", "--trace PATH"],
+        ),
+        (
+            serve(&["--null", "1M", "--digest", "all"]),
+            &["--digest", "--trace PATH"],
+        ),
+        (serve(&["--image", "empty.img"]), &["empty.img is empty"]),
+        (
+            vec!["minimize", "t", "--out", "o", "--promise", "bogus"],
+            &["bogus", "written-once"],
+        ),
+        (
+            vec!["verify", "--explain", "bogus"],
+            &["bogus", "written-once"],
+        ),
+        (
+            serve(&["--null", "1M", "--digest", "nobody"]),
+            &["nobody", "marked"],
+        ),
+    ];
+    for (args, words) in cases {
+        let mut child = wtblk();
+        child.args(&args).current_dir(dir.path());
+        let mut child = child
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        // One that serves is no reason to wait for it.
+        let status = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break status.code(),
+                None if begun.elapsed() > Duration::from_secs(20) => {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    panic!("{args:?} was not refused");
+                }
+                None => std::thread::yield_now(),
+            }
+        };
+        let mut said = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert_eq!(status, Some(2), "{args:?}: {said}");
+        for word in words {
+            assert!(said.contains(word), "{args:?}: {said}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}

@@ -30,7 +30,7 @@ enum Verb {
         /// The rule
         rule: Option<String>,
     },
-    /// Let a rule fire no more; without a name no rule
+    /// Disarm a rule, so that it fires no more; without a name all rules
     Disarm {
         /// The rule
         rule: Option<String>,

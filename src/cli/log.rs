@@ -19,6 +19,24 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 const MOST: u32 = 20;
 const WINDOW: Duration = Duration::from_secs(5);
 
+/// A level, or a filter of tracing-subscriber, as an option says it. There a word alone that is
+/// no level is a target's name: a mistyped level would be taken, and nothing told.
+pub(super) fn filter(words: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for word in words.split(',') {
+        let is_level = LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word));
+        let is_target = word.starts_with("wtblk") || word.contains(['=', ':', '[']);
+        if !is_level && !is_target {
+            return Err(format!(
+                "no level {word:?}; there are {}",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    EnvFilter::try_new(words).map_err(|e| e.to_string())?;
+    Ok(words.to_owned())
+}
+
 /// Starts the log at this level (or with this filter of tracing-subscriber).
 pub fn start(level: &str) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(level)?;
@@ -84,6 +102,22 @@ impl<S: Subscriber> Filter<S> for Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_or_a_filter_and_nothing_else() {
+        for good in [
+            "warn",
+            "OFF",
+            "wtblk=debug",
+            "info,wtblk::store=trace",
+            "wtblk",
+        ] {
+            assert_eq!(filter(good), Ok(good.to_owned()));
+        }
+        for bad in ["loud", "", "info,", "warn,loud", "wtblk=loud"] {
+            assert!(filter(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_kind_says_so_much_in_a_window() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use crate::report::model::status;
 use crate::trace::event::{Body, DeviceKind, Event};
@@ -14,6 +15,7 @@ use crate::trace::{TraceReader, TraceWriter};
 use crate::verify::Verifier;
 use crate::verify::contract::Contract;
 use crate::verify::minimize::{minimize, renumber};
+use crate::verify::promise;
 use crate::verify::verdict::{Finding, Verdicts};
 
 /// Events of a trace that is cut: it is judged again and again, in memory.
@@ -28,7 +30,7 @@ pub struct MinimizeArgs {
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     /// The promise whose finding is to stay; the first finding of all if not given.
-    #[arg(long, value_name = "PROMISE")]
+    #[arg(long, value_name = "PROMISE", value_parser = PossibleValuesParser::new(promise::NAMES.iter().copied()))]
     promise: Option<String>,
     /// The test of that finding.
     #[arg(long, value_name = "NAME")]

@@ -34,7 +34,7 @@ use crate::report::model::status;
 #[command(name = "wtblk", version, about)]
 struct Cli {
     /// What to tell on standard error: error, warn, info, debug, trace.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn", value_parser = log::filter)]
     log: String,
     #[command(subcommand)]
     command: Command,

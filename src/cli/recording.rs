@@ -10,9 +10,9 @@ use crate::device::{DataOf, DigestOf, Recording};
 #[derive(Args, Clone, Copy, Debug)]
 pub struct RecordingArgs {
     /// Look at the data of requests when they are taken and when they are completed, so that a
-    /// change in between is seen: of marked calls, of all, or of none
-    #[arg(long, value_enum, value_name = "WHOSE", default_value = "marked")]
-    digest: DigestOf,
+    /// change in between is seen: of marked calls (the default), of all, or of none
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    digest: Option<DigestOf>,
     /// Memory for copies of marked calls' data in flight; beyond it digests alone
     #[arg(long, value_parser = size, value_name = "SIZE", default_value = "16M")]
     digest_memory: u64,
@@ -25,10 +25,19 @@ pub struct RecordingArgs {
 }
 
 impl RecordingArgs {
+    /// The option that says what goes into a trace, where one is given.
+    pub(super) fn for_a_trace(&self) -> Option<&'static str> {
+        match (self.digest, self.trace_data) {
+            (_, DataOf::All | DataOf::Writes | DataOf::Failing) => Some("--trace-data"),
+            (Some(DigestOf::All | DigestOf::Marked), _) => Some("--digest"),
+            _ => None,
+        }
+    }
+
     /// As the device takes them.
     pub(super) fn recording(&self) -> Recording {
         Recording {
-            digest: self.digest,
+            digest: self.digest.unwrap_or(DigestOf::Marked),
             digest_memory: self.digest_memory,
             data: self.trace_data,
             data_limit: self.trace_data_limit,

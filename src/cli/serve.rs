@@ -166,6 +166,9 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
     if args.speed.asks_for_aio() && !image(&backing) && !more.iter().any(|d| image(&d.backing)) {
         bail!("--aio says how an image is read and written, and there is none");
     }
+    if let (None, Some(option)) = (&args.trace, args.recording.for_a_trace()) {
+        bail!("{option} says what goes into a trace, and there is none (--trace PATH)");
+    }
     Ok(ServeConfig {
         socket,
         mark_socket,

@@ -74,7 +74,13 @@ impl FileStore {
             .with_context(|| format!("cannot read the length of image {}", path.display()))?
             .len();
         let block = u64::from(options.block.max(512));
-        if len == 0 || len % block != 0 {
+        if len == 0 {
+            bail!(
+                "image {} is empty (truncate -s gives it a length)",
+                path.display()
+            );
+        }
+        if len % block != 0 {
             bail!(
                 "image {} has {len} bytes, expected a multiple of its logical block of {block} bytes (truncate -s changes it)",
                 path.display()

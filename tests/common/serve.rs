@@ -17,6 +17,15 @@ pub struct Serve {
     child: Child,
 }
 
+/// The same for a command that has to end by itself: one that serves instead, because what should
+/// refuse it is broken, ends after a minute with status 124, and its test fails.
+pub fn wtblk_ending() -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["--kill-after=5", "60", env!("CARGO_BIN_EXE_wtblk")]);
+    command.stdin(Stdio::null());
+    command
+}
+
 /// The program, with nothing set.
 pub fn wtblk() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wtblk"));
