@@ -62,7 +62,7 @@ impl Call<'_> {
     pub fn run(&self, parts: usize) -> Result<Done, Fail> {
         // The bytes first: nothing but the call between the marks.
         let len = self.len as usize;
-        let mut pages = Pages::new(len.next_multiple_of(4096).max(4096))
+        let mut pages = Pages::present(len.next_multiple_of(4096).max(4096))
             .or_fail(|| "buffer of a call".into())?;
         let (number, version) = self.pattern;
         pattern::fill(number, version, self.off, &mut pages.bytes_mut()[..len]);

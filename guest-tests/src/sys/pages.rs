@@ -38,6 +38,15 @@ impl Pages {
         Ok(Pages { at: at.cast(), len })
     }
 
+    /// The same with all pages there already: to meet each by a fault costs an emulated guest more
+    /// than to fill it.
+    pub fn present(len: usize) -> io::Result<Pages> {
+        let pages = Pages::new(len)?;
+        // SAFETY: the range just mapped; a kernel that does not know this brings the pages in later.
+        unsafe { libc::madvise(pages.at.cast(), len, libc::MADV_POPULATE_WRITE) };
+        Ok(pages)
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: mapped and readable as long as `self` lives.
