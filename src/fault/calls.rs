@@ -188,9 +188,14 @@ impl Calls {
     }
 
     /// The call that a request is of; where it is one of its data requests it is counted.
-    pub(super) fn count(&mut self, request: &Request, wants_file: bool) -> Option<View> {
+    /// `log`: it is about the log of a file system.
+    pub(super) fn count(&mut self, request: &Request, wants_file: bool, log: bool) -> Option<View> {
         let calls = &self.calls;
-        let is_data = |age: &&u64| calls.get(age).is_some_and(|call| call.is_data(request));
+        let is_data = |age: &&u64| {
+            calls
+                .get(age)
+                .is_some_and(|call| call.is_data(request, log))
+        };
         let age = *match request.tag {
             Some(tag) => self.by_tag.get(&tag),
             None => self.untagged.iter().find(is_data),
@@ -254,14 +259,14 @@ impl Call {
             .collect()
     }
 
-    fn is_data(&self, request: &Request) -> bool {
+    fn is_data(&self, request: &Request, log: bool) -> bool {
         let sectors = sectors(request);
         if sectors.is_empty() {
             return false;
         }
         let Some(place) = &self.place else {
-            // Nothing better is known than the tag.
-            return true;
+            // Nothing better is known than the tag, and where the log is.
+            return !log;
         };
         let after = place.partition_point(|piece| piece.start <= sectors.start);
         after

@@ -184,12 +184,13 @@ impl Engine {
         if self.rules.is_empty() || request.disk != self.disk {
             return None;
         }
+        let sectors = sectors(request);
         let call = if self.needs.calls {
-            self.world.calls.count(request, self.needs.file)
+            let log = self.places.is_log(&sectors);
+            self.world.calls.count(request, self.needs.file, log)
         } else {
             None
         };
-        let sectors = sectors(request);
         let class = if self.needs.class {
             self.places.class(&sectors)
         } else {
@@ -315,7 +316,7 @@ impl Engine {
             }
             Mark::Fs {
                 log_start, log_len, ..
-            } if self.needs.class => self.places.log(*log_start, *log_len),
+            } if self.needs.class || self.needs.calls => self.places.log(*log_start, *log_len),
             Mark::Begin(begin) => self.begin(begin),
             Mark::End(end) => {
                 if self.needs.calls {

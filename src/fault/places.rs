@@ -54,13 +54,18 @@ impl Places {
         self.data.insert(new.start, new.end);
     }
 
+    /// Whether one of these sectors is of a log.
+    pub(super) fn is_log(&self, sectors: &Range<u64>) -> bool {
+        let touches = |r: &Range<u64>| r.start < sectors.end && sectors.start < r.end;
+        !sectors.is_empty() && self.logs.iter().any(touches)
+    }
+
     /// What these sectors are for; a log beats a file.
     pub(super) fn class(&self, sectors: &Range<u64>) -> Class {
         if sectors.is_empty() {
             return Class::Other;
         }
-        let touches = |r: &Range<u64>| r.start < sectors.end && sectors.start < r.end;
-        if self.logs.iter().any(touches) {
+        if self.is_log(sectors) {
             return Class::Log;
         }
         let before = self.data.range(..sectors.end).next_back();

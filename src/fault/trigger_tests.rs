@@ -188,6 +188,30 @@ fn bytes_of_the_file() {
     assert_eq!(which(&mut e, &tagged(777), 4), [2]);
 }
 
+/// The write of the log that an allocating call may or may not cause changes no count.
+#[test]
+fn a_write_to_the_log_is_no_data_of_an_allocating_call() {
+    let mut e = when("op = \"write\", nth_in_call = 2");
+    let fs = Mark::Fs {
+        dev: 1,
+        kind: "xfs".into(),
+        bsize: 4096,
+        log_start: 800 * 512,
+        log_len: 4096,
+    };
+    e.mark(&fs, 0);
+    let unknown = CallBegin {
+        extents: None,
+        ..begin()
+    };
+    e.mark(&Mark::Begin(unknown), 0);
+    let asked = [800, 777, 801, 785];
+    assert_eq!(
+        asked.map(|s| fires(&mut e, &tagged(s))),
+        [false, false, false, true]
+    );
+}
+
 #[test]
 fn calls_tests_and_flags() {
     for (t, inside, outside) in [

@@ -57,7 +57,9 @@ impl Window {
                     let in_call = window.call.as_ref().filter(|_| end.is_none());
                     let tag = in_call.and_then(|call| call.tag).and_then(Tag::new);
                     let of_call = tag.is_some() && Tag::from_ioprio(s.ioprio) == tag;
-                    if requests == Requests::All || (of_call && s.op == Op::Write) {
+                    // As the rules count them: a write to the log is none of the call's data.
+                    let data = of_call && s.op == Op::Write && !is_of(logs, s);
+                    if requests == Requests::All || data {
                         taken.push((event.seq, s, of_call));
                     }
                 }
@@ -87,21 +89,26 @@ impl Window {
     }
 }
 
+/// Whether a request is about one of the logs.
+fn is_of(logs: &[Range<u64>], s: &Submit) -> bool {
+    let start = s.sector.saturating_mul(SECTOR);
+    let end = start.saturating_add(u64::from(s.bytes));
+    s.bytes > 0 && logs.iter().any(|log| log.start < end && start < log.end)
+}
+
 fn tell(id: RequestId, s: &Submit, of_call: bool, extents: &[Extent], logs: &[Range<u64>]) -> Told {
     let op = s.op.name();
     let start = s.sector.saturating_mul(SECTOR);
-    let end = start.saturating_add(u64::from(s.bytes));
     let in_file = extents
         .iter()
         .filter(|e| e.has_place() && s.bytes > 0)
         .find(|e| e.physical <= start && start < e.physical.saturating_add(e.length))
         .map(|e| e.logical.saturating_add(start - e.physical));
-    let in_log = |log: &Range<u64>| s.bytes > 0 && log.start <= start && end <= log.end;
     let what = match (s.op, in_file) {
         (Op::Flush, _) => op.to_owned(),
         (_, Some(off)) => format!("{op} {off}+{}", s.bytes),
         // How much a log write has to tell depends on what went before the point.
-        _ if logs.iter().any(in_log) => format!("{op} log"),
+        _ if is_of(logs, s) => format!("{op} log"),
         _ => format!("{op} elsewhere"),
     };
     Told {
@@ -209,6 +216,13 @@ mod tests {
         assert_eq!(window.place(7), Some(1));
         assert_eq!(window.call.unwrap().len, 8192);
         assert_eq!(window.open, [1, 7, 8, 10, 11, 13]);
+    }
+
+    #[test]
+    fn a_write_to_the_log_is_none_of_the_data() {
+        let log = 80 * 512..81 * 512;
+        let window = Window::of(&point(), Requests::Data, &[log]);
+        assert_eq!(window.words(), ["write 4096+4096"]);
     }
 
     #[test]
