@@ -325,4 +325,22 @@ mod tests {
         assert!(errors.files.is_bounded() && errors.systems.is_bounded());
         assert!(errors.syncs.len() <= MAX_SYNCS);
     }
+
+    /// Nobody has told that they were opened.
+    #[test]
+    fn open_files_that_only_their_calls_tell_of_are_bounded_too() {
+        let mut errors = Errors::new(&Contract::default());
+        let world = World::default();
+        for n in 0..20_000u64 {
+            let call = CallBegin {
+                call: n,
+                open: n,
+                dev: 8,
+                ino: 1,
+                ..CallBegin::default()
+            };
+            errors.mark(n, &Mark::Begin(call), &world);
+        }
+        assert!(errors.files.is_bounded() && errors.systems.is_bounded());
+    }
 }

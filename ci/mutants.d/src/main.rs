@@ -397,42 +397,54 @@ fn build(tree: &Path, target: &Path, limit: u64, quick: bool) -> Result<Vec<Step
     let words = |words: &[&str]| -> Vec<String> { words.iter().map(|w| (*w).to_owned()).collect() };
     let one = ["--test-threads=1", "--nocapture"];
     let skip: Vec<&str> = SLOW.iter().flat_map(|s| ["--skip", s]).collect();
-    // What kills most comes first and costs least.
-    let mut steps = vec![
-        Step {
-            binary: program("wtblk")?,
-            args: words(&[&LIB[..], &one[..], &skip[..]].concat()),
-            cases: 8,
-            limit: limit / 4,
-            reached: BTreeSet::new(),
-        },
-        Step {
-            binary: program("wtblk")?,
-            args: words(&[&SLOW[..], &one[..]].concat()),
+    let lib = program("wtblk")?;
+    let mut steps = Vec::new();
+    for name in names(&lib)? {
+        steps.push(Step {
+            binary: lib.clone(),
+            tests: vec![name],
+            args: words(&one),
             cases: 8,
             limit,
+            seconds: 0.0,
             reached: BTreeSet::new(),
-        },
-    ];
+        });
+    }
     if quick {
         return Ok(steps);
     }
     for test in tests {
         steps.push(Step {
             binary: program(test)?,
+            tests: Vec::new(),
             args: words(&one),
             cases: 8,
             limit,
+            seconds: 0.0,
             reached: BTreeSet::new(),
         });
     }
-    let lib = [&LIB[..], &one[..], &skip[..]].concat();
+    let many = [&LIB[..], &one[..], &skip[..]].concat();
     steps.push(Step {
-        binary: program("wtblk")?,
-        args: words(&lib),
+        binary: lib,
+        tests: Vec::new(),
+        args: words(&many),
         cases: 200,
         limit: limit * 4,
+        seconds: 0.0,
         reached: BTreeSet::new(),
     });
     Ok(steps)
+}
+
+/// The library's tests that have to do with the judge.
+fn names(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program)
+        .args(LIB)
+        .arg("--list")
+        .output()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let text = String::from_utf8(output.stdout).context("the list of the tests")?;
+    let names = text.lines().filter_map(|l| l.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
 }

@@ -32,17 +32,33 @@ pub struct Line {
     pub by: String,
 }
 
-/// One step: the quick ones come first.
+/// One step: a test, or a program with all of its tests.
+#[derive(Clone)]
 pub struct Step {
     pub binary: PathBuf,
+    /// Names of tests; none: all that the arguments leave.
+    pub tests: Vec<String>,
     pub args: Vec<String>,
     /// Cases of a property.
     pub cases: u32,
     /// Seconds of CPU time.
     pub limit: u64,
+    /// What it took without a mutant.
+    pub seconds: f64,
     /// The mutants that its tests come by, and that say something else there than the original.
     pub reached: BTreeSet<usize>,
 }
+
+impl Step {
+    /// A test that is so short that the start of its program is what costs.
+    fn is_short(&self) -> bool {
+        self.tests.len() == 1 && self.seconds < SHORT
+    }
+}
+
+/// Seconds. Shorter tests of one program run together, the others one by one: a mutant that a
+/// short one catches costs little, and that are most.
+const SHORT: f64 = 0.3;
 
 pub struct Runner {
     pub tree: PathBuf,
@@ -53,13 +69,17 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Runs the tests with this number.
+    /// Runs the tests with this number: those that come by it, the short ones first.
     fn one(&self, number: usize) -> Result<(Outcome, String)> {
         let mut by = "no test comes by it, or it says what the original says".to_owned();
-        for step in &self.steps {
-            if !step.reached.contains(&number) {
-                continue;
-            }
+        let reached = self.steps.iter().filter(|s| s.reached.contains(&number));
+        let (short, long): (Vec<&Step>, Vec<&Step>) = reached.partition(|s| s.is_short());
+        let together = short.first().map(|first| Step {
+            tests: short.iter().flat_map(|s| s.tests.clone()).collect(),
+            reached: BTreeSet::new(),
+            ..(*first).clone()
+        });
+        for step in together.iter().chain(long) {
             let (outcome, said) = self.step(step, ("WTBLK_MUTANT", &number.to_string()))?;
             if outcome != Outcome::Survived {
                 return Ok((outcome, said));
@@ -81,6 +101,10 @@ impl Runner {
         words.extend(limits);
         words.push(step.binary.display().to_string());
         words.extend(step.args.iter().cloned());
+        if !step.tests.is_empty() {
+            words.push("--exact".into());
+            words.extend(step.tests.iter().cloned());
+        }
         let (program, args) = words.split_first().context("a program")?;
         let output = Command::new(program)
             .args(args)
@@ -122,14 +146,29 @@ impl Runner {
                 outcome == Outcome::Survived,
                 "without a mutant the tests fail: {said}"
             );
-            let text = std::fs::read_to_string(list).context("the list of the mutants come by")?;
+            // A test that comes by nothing writes no list.
+            let text = std::fs::read_to_string(list).unwrap_or_default();
             let reached: Result<_, _> = text.lines().map(str::parse).collect();
-            self.steps[n].reached = reached.context("the list of the mutants come by")?;
+            let step = &mut self.steps[n];
+            step.reached = reached.context("the list of the mutants come by")?;
+            step.seconds = begun.elapsed().as_secs_f64();
+        }
+        self.steps.retain(|s| !s.reached.is_empty());
+        ensure!(!self.steps.is_empty(), "no test comes by any mutant");
+        // What many cases take is for what everything else has let through.
+        self.steps.sort_by(|a, b| {
+            (a.cases, a.seconds)
+                .partial_cmp(&(b.cases, b.seconds))
+                .expect("no NaN")
+        });
+        let short = self.steps.iter().filter(|s| s.is_short()).count();
+        println!("{} steps, {short} of them short", self.steps.len());
+        for step in self.steps.iter().filter(|s| !s.is_short()) {
             println!(
-                "step {}: {:.1} s, comes by {} mutants",
-                n + 1,
-                begun.elapsed().as_secs_f64(),
-                self.steps[n].reached.len()
+                "{:.1} s, comes by {} mutants: {}",
+                step.seconds,
+                step.reached.len(),
+                step.tests.first().map_or("a whole program", String::as_str)
             );
         }
         Ok(())

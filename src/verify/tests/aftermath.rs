@@ -161,6 +161,28 @@ fn what_makes_reports_useless() {
     }
 }
 
+/// Between the two a device that was there for both may have done anything.
+#[test]
+fn two_reports_do_not_pair_across_an_interruption() {
+    let mut s = failed_call();
+    s.report(1, 1);
+    s.device(DeviceKind::QueueStop, 0, 0, "");
+    s.epoch += 1;
+    s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+    s.report(1, 1);
+    s.silent();
+    s.not_checked("writeback-cleared", "only one usable report");
+    s.report(1, 1);
+    s.broken("writeback-cleared", &[]);
+    // Nor is known what became of it where events behind the pair are missing.
+    let mut s = failed_call();
+    s.report(1, 1);
+    s.report(1, 1);
+    s.gap(1);
+    s.silent();
+    s.not_checked("writeback-cleared", "events are missing after the reports");
+}
+
 #[test]
 fn a_transient_of_other_writeback_is_no_finding() {
     // A kernel thread set writeback, was preempted twice, and submitted then.

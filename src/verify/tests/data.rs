@@ -215,6 +215,35 @@ fn head_and_tail_are_held_against_the_page_cache() {
     }
 }
 
+/// Who wrote elsewhere in the block, beside the sectors of head and tail, excuses nothing; who
+/// wrote into the first one, where the file begins, too, excuses that.
+#[test]
+fn who_changed_head_or_tail_before_the_report_excuses_these_sectors_only() {
+    for (at, len, excused) in [
+        (0, 512, true),
+        (0, 1, true),
+        (B, B, false),
+        (8 * B, B, false),
+    ] {
+        let c = write_2(1, 700, 1000);
+        let file = after(&c);
+        let mut wrong = file.clone();
+        wrong[600] ^= 1;
+        let mut s = Stream::told();
+        s.begin(&c);
+        s.sends(1, 0, B, &wrong);
+        s.all_ok();
+        s.end(&c, 1000);
+        s.changes(1, at, len, "write");
+        s.changed(1);
+        s.contents(0, B, &file);
+        match excused {
+            true => drop(s.silent()),
+            false => drop(s.broken(P, &[])),
+        }
+    }
+}
+
 #[test]
 fn what_somebody_else_did_is_not_blamed_on_the_call() {
     let c = write_2(1, 3 * B, 2 * B);

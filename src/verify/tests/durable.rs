@@ -126,6 +126,34 @@ fn a_flush_that_was_in_the_ring_before_the_completion_was_seen_does_not_count() 
     }
 }
 
+/// Positions of two rings, or of one ring a round later, say nothing of each other.
+#[test]
+fn positions_are_compared_in_one_round_of_one_ring_only() {
+    let in_ring = |queue: u16, later: u64| {
+        let mut s = Stream::booted();
+        let c = dsync(1, 0, B);
+        s.begin(&c);
+        let w = s.write(1, DISK, B);
+        s.ok(w);
+        s.next += later;
+        s.queue = queue;
+        let f = flush(&mut s);
+        s.queue = 0;
+        s.ok(f);
+        s.end(&c, B as i64);
+        for e in &mut s.events {
+            if let Body::Complete(x) = &mut e.body {
+                x.avail_after = 9;
+            }
+        }
+        s
+    };
+    in_ring(0, 0).broken("durable", &[]);
+    in_ring(0, (1 << 14) - 2).broken("durable", &[]);
+    in_ring(0, (1 << 14) - 1).held("durable", 1).silent();
+    in_ring(1, 0).held("durable", 1).silent();
+}
+
 #[test]
 fn where_nothing_can_be_said_nothing_is() {
     // Write-through: trivially.

@@ -112,6 +112,19 @@ fn the_owner_of_an_o_direct_buffer_may_do_as_he_likes() {
     s.all_ok();
     s.end(&c, B as i64);
     s.broken(P, &[]);
+    // That call itself is one, wherever it was thought to write.
+    let mut s = Stream::booted();
+    let other = CallBegin {
+        ino: 9,
+        ..direct(2, 0, B)
+    };
+    s.begin(&other);
+    s.begin(&c);
+    s.write(1, DISK, B);
+    s.write(2, DISK, B);
+    s.all_ok();
+    s.end(&c, B as i64);
+    s.silent().held(P, 1);
     // A tag that is nobody's may be a direct call that is not followed.
     let mut s = Stream::booted();
     s.begin(&c);

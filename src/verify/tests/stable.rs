@@ -299,6 +299,22 @@ fn what_was_told_gives_its_room_back() {
     assert_eq!(f.details["changes"].as_array().unwrap().len(), 3000);
 }
 
+/// The numbers of calls start again with a boot.
+#[test]
+fn a_change_of_the_boot_before_is_not_the_next_ones() {
+    let mut s = Stream::booted();
+    let c = with_flags(&["writethrough"]);
+    s.begin(&c);
+    let w = s.write(1, DISK + 3 * B, 2 * B);
+    s.change(w, &change(5000));
+    s.ok(w);
+    s.power_on();
+    s.probe_order(&[0, 1, 2]);
+    s.mark(Mark::TestBegin { name: TEST.into() });
+    s.run(&c, &[(DISK + 3 * B, 2 * B)]);
+    s.silent().held(P, 1);
+}
+
 #[test]
 fn what_is_told_of_requests_that_nobody_compares_takes_no_room() {
     let mut s = Stream::booted();
