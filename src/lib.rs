@@ -16,6 +16,7 @@ pub mod harness;
 mod holder;
 pub mod input;
 pub mod report;
+pub mod sandbox;
 mod sigbus;
 pub mod store;
 pub mod trace;

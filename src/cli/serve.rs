@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
@@ -20,6 +20,7 @@ use super::shape_args::ShapeArgs;
 use super::speed_args::SpeedArgs;
 use crate::device::{Address, Backing, ServeConfig, Settings, serve};
 use crate::harness::qemu::Qemu;
+use crate::sandbox::Sandbox;
 
 /// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
 #[derive(Args, Debug)]
@@ -96,6 +97,10 @@ pub struct ServeArgs {
     /// Seed of the scenario's random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Give up, once all is open, what serving does not take: opening files, system calls. `on` says
+    /// what the kernel lacks and goes on, `require` refuses
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = SandboxArg::On)]
+    sandbox: SandboxArg,
     /// Print the QEMU arguments that go with the other options, and end
     #[arg(long)]
     print_qemu_args: bool,
@@ -108,6 +113,23 @@ pub struct ServeArgs {
     // Last: its heading is that of all options after it.
     #[command(flatten)]
     shape: ShapeArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SandboxArg {
+    On,
+    Off,
+    Require,
+}
+
+impl From<SandboxArg> for Sandbox {
+    fn from(arg: SandboxArg) -> Sandbox {
+        match arg {
+            SandboxArg::On => Sandbox::On,
+            SandboxArg::Off => Sandbox::Off,
+            SandboxArg::Require => Sandbox::Require,
+        }
+    }
 }
 
 /// Runs the subcommand.
@@ -185,6 +207,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         poll: args.speed.poll(),
         aio: args.speed.aio(),
         unlocked: args.no_lock,
+        sandbox: args.sandbox.into(),
         shape: args.shape.shape(),
         plans: None,
         wrap: None,

@@ -62,24 +62,18 @@ pub(super) fn handles(queues: u16) -> io::Result<(Arc<Vec<WorkerHandle>>, Idle)>
 pub(super) struct Threads(Vec<JoinHandle<()>>);
 
 impl Disk {
-    /// Starts the workers; `device` makes what stands behind each queue, `look` is how long an idle
-    /// worker looks at its ring before it sleeps.
+    /// Starts the workers; `devices` are what stands behind each queue, `look` is how an idle worker
+    /// looks at its ring before it sleeps.
     pub fn run<D: QueueDevice + 'static>(
         &self,
         idle: Idle,
-        look: Duration,
-        mut device: impl FnMut(u16) -> io::Result<D>,
+        look: Look,
+        devices: Vec<D>,
     ) -> io::Result<Threads> {
         let mut threads = Vec::new();
-        // Asked now: of an affinity that is set later nobody tells us.
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let look = Look {
-            time: look,
-            shares_cpu: self.workers.len() > cpus,
-        };
-        for ((queue, orders), handle) in (0..).zip(idle.0).zip(self.workers.iter()) {
+        let queues = (0..).zip(idle.0).zip(self.workers.iter());
+        for (((queue, orders), handle), device) in queues.zip(devices) {
             let place = (self.number, queue);
-            let device = device(queue)?;
             let worker = Worker::new(place, self.hub.clone(), orders, handle.wake(), device, look);
             let name = format!("{}-{queue}", self.name);
             threads.push(thread::Builder::new().name(name).spawn(|| worker.run())?);

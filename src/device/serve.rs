@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -24,12 +24,14 @@ use super::data_queue::{DataQueue, DiskState};
 use super::disk::{self, Disk, Idle, Threads, join_until};
 use super::hub::Hub;
 use super::mark_queue::MarkQueue;
-use super::notify::notify;
+use super::notify::Manager;
 use super::outage::Outage;
 use super::settings::{Layers, ServeConfig, Settings};
 use super::socket::{Address, Socket};
 use super::wake::Wake;
+use super::worker::Look;
 use crate::fault::Engine;
+use crate::sandbox::Confined;
 use crate::store::Store;
 use crate::trace::event::{Body, Complete, DATA_DISK, DeviceKind, MARK_DISK, Status};
 use crate::trace::{Left, TraceWriter};
@@ -78,8 +80,32 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let plans = config.plans.clone();
     let hub = Arc::new(Hub::new(trace.clone(), engines, plans, &config.recording)?);
     let sizes: Vec<u64> = opened.iter().map(|o| o.3.store.capacity()).collect();
+    let ended = Arc::new(Wake::new()?);
+    let mut made = Vec::new();
+    let (mut states, mut workers) = (Vec::new(), Vec::new());
+    for (number, name, settings, layers, socket) in opened {
+        let first_worker = u16::try_from(workers.len()).unwrap_or(u16::MAX);
+        let disk = Made::new(&hub, (number, name), settings, layers, first_worker, &left)?;
+        states.push(disk.state.clone());
+        workers.extend(disk.disk.workers.iter().cloned());
+        made.push((disk, settings, socket));
+    }
+    // Asked now: of an affinity that is set later nobody tells us, and the limits of a container
+    // are in files.
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let manager = Manager::find();
+    // All is open and made that will be needed, and no thread was started.
+    let sockets = made.iter().map(|(_, _, socket)| socket);
+    let sockets = sockets.chain(&mark_socket).chain(&control);
+    let folders: Vec<_> = sockets.filter_map(Socket::folder).collect();
+    let confined = config.sandbox.enter(&folders)?;
+    let confined = confined.as_ref().map_or("off", Confined::word);
+    tracing::info!("sandbox: {confined}");
+
     bury(&hub, &left);
-    let begin = describe(&config, &settings, &sizes, mark_socket.is_some());
+    let mut begin = describe(&config, &settings, &sizes, mark_socket.is_some());
+    begin["sandbox"] = confined.into();
+    let begin = begin.to_string();
     hub.event(DATA_DISK, 0, DeviceKind::Begin, 0, 0, &begin);
     if !config.scenarios.is_empty() {
         let text = settings.scenario.to_text();
@@ -93,32 +119,22 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         );
     }
 
-    let ended = Arc::new(Wake::new()?);
-    let mut made = Vec::new();
-    let (mut states, mut workers) = (Vec::new(), Vec::new());
-    for (number, name, settings, layers, socket) in opened {
-        let first_worker = u16::try_from(workers.len()).unwrap_or(u16::MAX);
-        let disk = Made::new(&hub, (number, name), settings, layers, first_worker, &left)?;
-        states.push(disk.state.clone());
-        workers.extend(disk.disk.workers.iter().cloned());
-        made.push((disk, settings, socket));
-    }
     let workers = Arc::new(workers);
     hub.set_disks(states, workers.clone());
     let mut running = Vec::new();
     let mut stores = Kept::new();
     for (disk, settings, socket) in made {
         stores.push(disk.store.clone());
-        running.push(disk.run(settings, socket, &ended)?);
+        running.push(disk.run(settings, socket, &ended, cpus)?);
     }
     if let Some(socket) = mark_socket {
         running.push(mark_disk(&hub, workers, socket)?);
     }
     let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
     let control = control.transpose()?;
-    notify("READY=1");
+    manager.tell("READY=1");
     let why = wait(&signals, config.end.as_deref().unwrap_or(&signals), &ended)?;
-    notify("STOPPING=1");
+    manager.tell("STOPPING=1");
     tracing::info!("ending: {why}");
     hub.event(DATA_DISK, 0, DeviceKind::End, 0, 0, why);
     drop(control);
@@ -222,6 +238,7 @@ struct Made {
     disk: Arc<Disk>,
     state: Arc<DiskState>,
     store: Arc<dyn Store>,
+    queues: Vec<DataQueue>,
     idle: Idle,
 }
 
@@ -249,6 +266,12 @@ impl Made {
             writeback: AtomicBool::new(settings.write_cache()),
             abandon_on_stop: settings.abandon_on_stop,
         });
+        let mut queues = Vec::new();
+        for queue in 0..settings.queues() {
+            let store = store.queue();
+            let store = store.with_context(|| format!("disk {name}: queue {queue}"))?;
+            queues.push(DataQueue::new(hub.clone(), state.clone(), queue, store));
+        }
         let (workers, idle) = disk::handles(settings.queues())?;
         let disk = Arc::new(Disk {
             number,
@@ -266,26 +289,26 @@ impl Made {
             disk,
             state,
             store,
+            queues,
             idle,
         })
     }
 
-    fn run(self, settings: &Settings, socket: Socket, ended: &Arc<Wake>) -> Result<Running> {
+    fn run(
+        self,
+        settings: &Settings,
+        socket: Socket,
+        ended: &Arc<Wake>,
+        cpus: usize,
+    ) -> Result<Running> {
         let Made {
-            disk,
-            state,
-            store,
-            idle,
+            disk, queues, idle, ..
         } = self;
-        let threads = disk.run(idle, settings.poll.look(), |queue| {
-            let store = store.queue()?;
-            Ok(DataQueue::new(
-                disk.hub.clone(),
-                state.clone(),
-                queue,
-                store,
-            ))
-        })?;
+        let look = Look {
+            time: settings.poll.look(),
+            shares_cpu: queues.len() > cpus,
+        };
+        let threads = disk.run(idle, look, queues)?;
         // Only the end of the disk under test ends the process.
         let ended = match disk.number {
             DATA_DISK => ended.clone(),
@@ -312,9 +335,12 @@ fn mark_disk(
         epochs: AtomicU32::new(0),
         connections: AtomicU64::new(0),
     });
-    let threads = disk.run(idle, Duration::ZERO, |_| {
-        Ok(MarkQueue::new(hub.clone(), data.clone()))
-    })?;
+    let look = Look {
+        time: Duration::ZERO,
+        shares_cpu: false,
+    };
+    let queue = MarkQueue::new(hub.clone(), data);
+    let threads = disk.run(idle, look, vec![queue])?;
     // Only the end of the disk under test ends the process.
     let nobody = Arc::new(Wake::new()?);
     Ok(run(disk, threads, socket, nobody)?)
@@ -348,7 +374,12 @@ fn same_size(begin: &str, sectors: u64) -> Result<(), String> {
 }
 
 /// The text of the Begin event.
-fn describe(config: &ServeConfig, settings: &Settings, sizes: &[u64], marks: bool) -> String {
+fn describe(
+    config: &ServeConfig,
+    settings: &Settings,
+    sizes: &[u64],
+    marks: bool,
+) -> serde_json::Value {
     let more: Vec<_> = (1..)
         .zip(&settings.more)
         .map(|(number, (name, _, settings))| {
@@ -379,7 +410,7 @@ fn describe(config: &ServeConfig, settings: &Settings, sizes: &[u64], marks: boo
         "more_disks": more,
     });
     settings.scenario.contract().note_in(&mut what);
-    what.to_string()
+    what
 }
 
 /// Readable after SIGINT or SIGTERM.

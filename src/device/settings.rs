@@ -16,6 +16,7 @@ use super::socket::Address;
 use crate::fault::request::{Decision, DeviceFault, Request};
 use crate::fault::{self, DataAction, OnStop, Scenario, SectorRange, Shape};
 use crate::input;
+use crate::sandbox::Sandbox;
 use crate::store::{
     Aio, Cache, FileStore, ImageOptions, KeptStore, MemoryStore, NullStore, PoisonStore, Store,
     VolatileStore, holes,
@@ -207,6 +208,9 @@ pub struct ServeConfig {
     pub aio: Aio,
     /// Images are not locked.
     pub unlocked: bool,
+    /// Whether the threads that serve are kept from what serving does not take. Where the caller is
+    /// a thread among others it holds for this one and those that it starts.
+    pub sandbox: Sandbox,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// A layer on top of each disk's store.

@@ -61,6 +61,15 @@ pub(super) struct Placed {
     identity: (u64, u64),
 }
 
+impl Placed {
+    fn folder(&self) -> PathBuf {
+        match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        }
+    }
+}
+
 impl Drop for Placed {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path).map(|m| (m.dev(), m.ino()));
@@ -75,6 +84,14 @@ impl Socket {
         match address {
             Address::Path(path) => bind(path),
             Address::Fd(fd) => inherit(*fd),
+        }
+    }
+
+    /// The folder of its file, which is removed with it.
+    pub fn folder(&self) -> Option<PathBuf> {
+        match self {
+            Socket::Listening(_, Some(placed)) => Some(placed.folder()),
+            Socket::Listening(_, None) | Socket::Connected(_) => None,
         }
     }
 

@@ -108,7 +108,7 @@ impl FileStore {
 }
 
 fn means(file: File, capacity: u64, block: u64, options: &ImageOptions) -> Result<Means> {
-    let threads = |file| -> Result<Means> { Ok(Means::Threads(Threads::start(file, capacity)?)) };
+    let threads = |file| -> Result<Means> { Ok(Means::Threads(Threads::new(file, capacity))) };
     match options.aio {
         Aio::Threads => return threads(file),
         Aio::IoUring => {

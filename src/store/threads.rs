@@ -41,6 +41,9 @@ impl Job {
 struct Jobs {
     waiting: VecDeque<Job>,
     ended: bool,
+    /// How many threads there are: they are made with the first job, by whoever has it. So they have
+    /// the sandbox of the worker that they serve, which is entered after a store is opened.
+    threads: usize,
 }
 
 struct Pool {
@@ -54,23 +57,17 @@ struct Pool {
 pub(super) struct Threads(Arc<Pool>);
 
 impl Threads {
-    pub(super) fn start(file: File, capacity: u64) -> io::Result<Threads> {
-        let pool = Arc::new(Pool {
+    pub(super) fn new(file: File, capacity: u64) -> Threads {
+        Threads(Arc::new(Pool {
             file,
             capacity,
             jobs: Mutex::new(Jobs {
                 waiting: VecDeque::new(),
                 ended: false,
+                threads: 0,
             }),
             more: Condvar::new(),
-        });
-        for i in 0..THREADS {
-            let pool = pool.clone();
-            thread::Builder::new()
-                .name(format!("store-{i}"))
-                .spawn(move || work(&pool))?;
-        }
-        Ok(Threads(pool))
+        }))
     }
 
     pub(super) fn queue(&self) -> io::Result<Box<dyn StoreQueue>> {
@@ -94,6 +91,20 @@ impl Pool {
     fn lock(&self) -> std::sync::MutexGuard<'_, Jobs> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Makes the threads that are missing; fails only where there is none.
+fn start(pool: &Arc<Pool>, jobs: &mut Jobs) -> io::Result<()> {
+    while jobs.threads < THREADS {
+        let (name, pool) = (format!("store-{}", jobs.threads), pool.clone());
+        match thread::Builder::new().name(name).spawn(move || work(&pool)) {
+            Ok(_) => jobs.threads += 1,
+            Err(error) if jobs.threads == 0 => return Err(error),
+            // The others do the work meanwhile.
+            Err(_) => break,
+        }
+    }
+    Ok(())
 }
 
 fn work(pool: &Pool) {
@@ -143,7 +154,14 @@ impl StoreQueue for FileQueue {
             done: self.done.clone(),
             given_up: self.given_up.clone(),
         };
-        self.pool.lock().waiting.push_back(job);
+        let mut jobs = self.pool.lock();
+        if let Err(error) = start(&self.pool, &mut jobs) {
+            drop(jobs);
+            let result = Err(error);
+            return self.done.push(Completion { token, result });
+        }
+        jobs.waiting.push_back(job);
+        drop(jobs);
         self.pool.more.notify_one();
     }
 

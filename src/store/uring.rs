@@ -12,7 +12,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use io_uring::squeue::Entry;
+use io_uring::register::Restriction;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
 
 use super::aligned::Aligned;
@@ -95,9 +96,24 @@ pub(super) struct UringQueue {
 // thread themselves; only the kernel follows them.
 unsafe impl Send for UringQueue {}
 
-fn ring() -> io::Result<IoUring> {
+/// What a ring is for.
+const OPERATIONS: [u8; 7] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::AsyncCancel::CODE,
+];
+
+/// A ring of which the kernel has not yet been told that it may run (`confined`), or one that may.
+fn ring(confined: bool) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).setup_clamp();
+    if confined {
+        builder.setup_r_disabled();
+    }
     // Completions wait for our next look instead of interrupting us (Linux 5.19).
     let ring = builder
         .clone()
@@ -110,30 +126,51 @@ fn ring() -> io::Result<IoUring> {
     }
 }
 
+/// A ring that reads and writes this one file and can do nothing else, whoever gets hold of it. (What
+/// a ring does no filter of system calls sees.) `false`: the kernel cannot promise that.
+fn confined_ring(file: &File) -> io::Result<(IoUring, bool)> {
+    let confine = || -> io::Result<IoUring> {
+        let ring = ring(true)?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[file.as_raw_fd()])?;
+        let mut allowed: Vec<_> = OPERATIONS.map(Restriction::sqe_op).into();
+        // No descriptor but the registered one.
+        allowed.push(Restriction::sqe_flags_required(Flags::FIXED_FILE.bits()));
+        submitter.register_restrictions(&mut allowed)?;
+        submitter.register_enable_rings()?;
+        Ok(ring)
+    };
+    match confine() {
+        Ok(ring) => Ok((ring, true)),
+        // Before Linux 5.10.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let ring = ring(false)?;
+            ring.submitter().register_files(&[file.as_raw_fd()])?;
+            Ok((ring, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl UringQueue {
     /// Whether the host lets us have one, and one that does what we need.
     pub(super) fn possible() -> io::Result<()> {
-        let ring = ring()?;
+        let ring = ring(false)?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Read::CODE,
-            opcode::Write::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-        ];
-        if !needed.iter().all(|&code| probe.is_supported(code)) {
+        if !OPERATIONS.iter().all(|&code| probe.is_supported(code)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
         Ok(())
     }
 
     pub(super) fn new(target: Arc<Target>) -> io::Result<UringQueue> {
-        let ring = ring()?;
-        ring.submitter()
-            .register_files(&[target.file.as_raw_fd()])?;
+        let (ring, confined) = confined_ring(&target.file)?;
+        if !confined {
+            tracing::warn!(
+                "the io_uring of an image cannot be confined to it: that takes Linux 5.10"
+            );
+        }
         Ok(UringQueue {
             ring,
             target,
@@ -479,6 +516,8 @@ impl StoreQueue for UringQueue {
                 // What waits for a thread of the kernel never begins. Where it is too late for
                 // that, or there is no room for the order, the step is waited for.
                 let cancel = opcode::AsyncCancel::new(at as u64).build();
+                // The flag means nothing here, but the ring takes no entry without it.
+                let cancel = cancel.flags(Flags::FIXED_FILE);
                 self.push_entry(&cancel.user_data(NOBODY));
             }
         }

@@ -214,3 +214,50 @@ fn zeros_are_written_and_short_transfers_go_on() {
     assert!(matches!(flight.land(-libc::EIO), Landed::Over(Err(_))));
     assert!(matches!(flight.land(1500), Landed::Over(Ok(()))));
 }
+
+/// The kernel refuses what the ring is not for: other files, other operations, other registrations.
+#[test]
+fn a_ring_does_nothing_but_read_and_write_its_file() {
+    if UringQueue::possible().is_err() {
+        return;
+    }
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(4096).unwrap();
+    let (mut ring, confined) = confined_ring(&file).unwrap();
+    assert!(confined, "Linux 5.10 and later can");
+    let mut bytes = [0u8; 512];
+    let (at, len) = (bytes.as_mut_ptr(), bytes.len() as u32);
+    let other = types::Fd(file.as_raw_fd());
+    let name = c"/etc/hostname".as_ptr();
+    let entries = [
+        (opcode::Read::new(FILE, at, len).build(), 512),
+        // The same file by its descriptor.
+        (opcode::Read::new(other, at, len).build(), -libc::EACCES),
+        (
+            opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), name).build(),
+            -libc::EACCES,
+        ),
+        (
+            opcode::Socket::new(libc::AF_UNIX, libc::SOCK_STREAM, 0).build(),
+            -libc::EACCES,
+        ),
+        (
+            opcode::Nop::new().build().flags(Flags::FIXED_FILE),
+            -libc::EACCES,
+        ),
+    ];
+    for (number, (entry, result)) in entries.into_iter().enumerate() {
+        // SAFETY: what the entries point to lives until their completions are seen, just below.
+        unsafe { ring.submission().push(&entry.user_data(number as u64)) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        let completion = ring.completion().next().unwrap();
+        assert_eq!(
+            (completion.user_data(), completion.result()),
+            (number as u64, result)
+        );
+    }
+    let more = ring
+        .submitter()
+        .register_files_update(0, &[file.as_raw_fd()]);
+    assert_eq!(more.unwrap_err().raw_os_error(), Some(libc::EACCES));
+}

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub struct Cache {
     state: Mutex<State>,
     /// Held over each write to the inner store: a freeze waits for the one under way.
     moving: Mutex<()>,
-    jobs: Mutex<Sender<Job>>,
+    jobs: Mutex<Jobs>,
 }
 
 /// What is in the cache and what is not.
@@ -118,6 +118,28 @@ struct Job {
     tell: Tell,
 }
 
+/// The way to the thread that moves entries. It is made with its first job, by whoever has it: so
+/// it has the sandbox of the worker that it serves, which is entered after a store is opened.
+struct Jobs {
+    to: Sender<Job>,
+    idle: Option<(Mover, Receiver<Job>)>,
+}
+
+impl Job {
+    /// There is no thread for it.
+    fn fail(self) {
+        let error = || io::Error::from_raw_os_error(libc::EAGAIN);
+        match self.tell {
+            Tell::Queue(token, done) => done.push(Completion {
+                token,
+                result: Err(error()),
+            }),
+            Tell::Caller(tell) => drop(tell.send(Err(error()))),
+            Tell::Nobody => {}
+        }
+    }
+}
+
 enum Tell {
     Queue(u64, Arc<Done>),
     Caller(Sender<io::Result<()>>),
@@ -130,9 +152,17 @@ impl Cache {
     }
 
     fn post(&self, job: Job) {
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((mover, todo)) = jobs.idle.take() {
+            let thread = thread::Builder::new().name("store-cache".into());
+            if let Err(error) = thread.spawn(move || mover.run(&todo)) {
+                tracing::error!(%error, "nothing leaves the volatile cache: it has no thread");
+            }
+        }
         // The thread ends with the cache, not before.
-        let _ = jobs.send(job);
+        if let Err(SendError(job)) = jobs.to.send(job) {
+            job.fail();
+        }
     }
 
     /// Writes completed so far: what a flush submitted now covers.
@@ -294,20 +324,22 @@ fn frozen(state: &State) -> io::Result<()> {
 impl VolatileStore {
     /// A cache, empty, over a store that holds what is durable.
     pub fn new(inner: Arc<dyn Store>) -> io::Result<VolatileStore> {
-        let (jobs, todo) = channel();
-        let cache = Arc::new(Cache {
-            log: File::from(memfd_create(c"wtblk-cache", MFdFlags::MFD_CLOEXEC)?),
-            state: Mutex::default(),
-            moving: Mutex::default(),
-            jobs: Mutex::new(jobs),
+        let (to, todo) = channel();
+        let log = File::from(memfd_create(c"wtblk-cache", MFdFlags::MFD_CLOEXEC)?);
+        let queue = inner.queue()?;
+        let cache = Arc::new_cyclic(|cache| {
+            let mover = Mover {
+                cache: cache.clone(),
+                inner: queue,
+            };
+            let idle = Some((mover, todo));
+            Cache {
+                log,
+                state: Mutex::default(),
+                moving: Mutex::default(),
+                jobs: Mutex::new(Jobs { to, idle }),
+            }
         });
-        let mover = Mover {
-            cache: Arc::downgrade(&cache),
-            inner: inner.queue()?,
-        };
-        thread::Builder::new()
-            .name("store-cache".into())
-            .spawn(move || mover.run(&todo))?;
         Ok(VolatileStore { inner, cache })
     }
 

@@ -9,7 +9,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,6 +68,9 @@ struct Files {
     said: AtomicBool,
     /// To the thread that makes chunks ahead.
     ahead: Sender<Ahead>,
+    /// Its other end, until there is such a thread. It is made when it is first wanted, by whoever
+    /// writes: so it has the sandbox of the writer, which is entered after a trace is made.
+    idle: Mutex<Option<Receiver<Ahead>>>,
 }
 
 /// `data_next` of a closed trace.
@@ -102,28 +105,25 @@ impl TraceWriter {
         let index = Fresh::create(path).map_err(failed)?;
         lock(&index.file, path)?;
         let data = Fresh::create(&data_path).map_err(failed)?;
-        let (ahead, wanted) = channel();
-        let files = Files::begin(&index.file, &data.file, ahead).map_err(|source| match source
-            .raw_os_error()
-        {
-            Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
-                path: path.to_owned(),
-                need: 2 * (HEADER_BYTES + CHUNK_BYTES),
-                source,
-            },
-            _ => failed(source),
+        let files = Files::begin(&index.file, &data.file).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
+                    path: path.to_owned(),
+                    need: 2 * (HEADER_BYTES + CHUNK_BYTES),
+                    source,
+                },
+                _ => failed(source),
+            }
         })?;
         data.publish().map_err(failed)?;
         index.publish().map_err(failed)?;
         drop(old);
-        let files = Arc::new(files);
-        make_ahead(Arc::downgrade(&files), wanted).map_err(failed)?;
         Ok(TraceWriter {
             next: AtomicU64::new(0),
             began: Instant::now(),
             before_ns: 0,
             goes_on: false,
-            files: Some(files),
+            files: Some(Arc::new(files)),
         })
     }
 
@@ -150,10 +150,7 @@ impl TraceWriter {
             path: path.to_owned(),
             why,
         })?;
-        let (ahead, wanted) = channel();
-        let files = Files::go_on(&place, ahead).map_err(failed)?;
-        let files = Arc::new(files);
-        make_ahead(Arc::downgrade(&files), wanted).map_err(failed)?;
+        let files = Arc::new(Files::go_on(&place).map_err(failed)?);
         let writer = TraceWriter {
             next: AtomicU64::new(place.next),
             began: Instant::now(),
@@ -251,22 +248,6 @@ impl TraceWriter {
     }
 }
 
-/// The thread that makes chunks ahead of need: allocating room may take the host's file system its
-/// time, and no queue is to wait for that. It ends with the files, which have the other end.
-fn make_ahead(files: Weak<Files>, wanted: Receiver<Ahead>) -> io::Result<()> {
-    let thread = thread::Builder::new().name("trace-ahead".into());
-    thread.spawn(move || {
-        for chunk in wanted {
-            let Some(files) = files.upgrade() else { return };
-            match chunk {
-                Ahead::Index(chunk) => files.index.make_ahead(chunk),
-                Ahead::Data(chunk) => files.data.make_ahead(chunk),
-            }
-        }
-    })?;
-    Ok(())
-}
-
 /// PATH.data.
 pub(super) fn data_path(path: &Path) -> PathBuf {
     with_suffix(path, ".data")
@@ -354,7 +335,7 @@ impl Drop for Fresh {
 
 impl Files {
     /// Allocates headers and first chunks.
-    fn begin(index_file: &File, data_file: &File, ahead: Sender<Ahead>) -> io::Result<Files> {
+    fn begin(index_file: &File, data_file: &File) -> io::Result<Files> {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
@@ -362,6 +343,7 @@ impl Files {
         let index_header = Words::allocate(index_file, 0, HEADER_BYTES as usize)?;
         let data_header = Words::allocate(data_file, 0, HEADER_BYTES as usize)?;
         HeaderWriter::begin_data(&data_header, id);
+        let (ahead, wanted) = channel();
         let files = Files {
             header: HeaderWriter::begin(index_header, id, wall),
             index: Chunks::new(index_file.try_clone()?),
@@ -372,6 +354,7 @@ impl Files {
             full: AtomicBool::new(false),
             said: AtomicBool::new(false),
             ahead,
+            idle: Mutex::new(Some(wanted)),
         };
         files.index.make(&files.index.lock(), 0)?;
         files.data.make(&files.data.lock(), 0)?;
@@ -379,8 +362,9 @@ impl Files {
     }
 
     /// Over files that are there.
-    fn go_on(place: &Place, ahead: Sender<Ahead>) -> io::Result<Files> {
+    fn go_on(place: &Place) -> io::Result<Files> {
         let header = Words::allocate(&place.index, 0, HEADER_BYTES as usize)?;
+        let (ahead, wanted) = channel();
         let files = Files {
             header: HeaderWriter::go_on(header),
             index: Chunks::new(place.index.try_clone()?),
@@ -391,6 +375,7 @@ impl Files {
             full: AtomicBool::new(false),
             said: AtomicBool::new(false),
             ahead,
+            idle: Mutex::new(Some(wanted)),
         };
         // What is there of a chunk stays: allocating it again changes nothing.
         let chunk = place.next / CHUNK_RECORDS;
@@ -400,7 +385,33 @@ impl Files {
         Ok(files)
     }
 
-    fn commit(&self, seq: u64, time_ns: u64, body: &Body) {
+    /// Tells the thread that makes chunks ahead of need: allocating room may take the host's file
+    /// system its time, and no queue is to wait for that. It ends with the files, which have the
+    /// other end.
+    fn want(self: &Arc<Files>, chunk: Ahead) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(wanted) = idle.take() {
+            let files = Arc::downgrade(self);
+            let thread = thread::Builder::new().name("trace-ahead".into());
+            let made = thread.spawn(move || {
+                for chunk in wanted {
+                    let Some(files) = files.upgrade() else { return };
+                    match chunk {
+                        Ahead::Index(chunk) => files.index.make_ahead(chunk),
+                        Ahead::Data(chunk) => files.data.make_ahead(chunk),
+                    }
+                }
+            });
+            if let Err(error) = made {
+                tracing::warn!("no thread makes room for the trace ahead of need: {error}");
+            }
+        }
+        drop(idle);
+        // Without the thread whoever needs the chunk makes it.
+        let _ = self.ahead.send(chunk);
+    }
+
+    fn commit(self: &Arc<Files>, seq: u64, time_ns: u64, body: &Body) {
         if self.closed.load(Ordering::SeqCst) {
             return;
         }
@@ -438,7 +449,7 @@ impl Files {
         // The next chunk is there before anybody needs it; a second try for a disk
         // that was full at the first.
         if slot == 0 || slot == CHUNK_RECORDS / 4 * 3 {
-            let _ = self.ahead.send(Ahead::Index(chunk + 1));
+            self.want(Ahead::Index(chunk + 1));
         }
     }
 
@@ -493,7 +504,7 @@ impl Files {
     }
 
     /// Writes a text (not empty, at most MAX_TEXT bytes) and gives its place.
-    fn keep_text(&self, text: &[u8], now_ns: u64) -> Option<u64> {
+    fn keep_text(self: &Arc<Files>, text: &[u8], now_ns: u64) -> Option<u64> {
         let need = (text.len() as u64).next_multiple_of(8);
         let mut start = 0;
         self.data_next
@@ -519,7 +530,7 @@ impl Files {
         fence(Ordering::Release);
         let half = CHUNK_BYTES / 2;
         if from < half && from + need >= half {
-            let _ = self.ahead.send(Ahead::Data(chunk + 1));
+            self.want(Ahead::Data(chunk + 1));
         }
         Some(text_ref(HEADER_BYTES + start, text.len()))
     }

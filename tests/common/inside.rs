@@ -77,6 +77,7 @@ impl Inside {
             poll: wtblk::device::Poll::Auto,
             aio: wtblk::store::Aio::Auto,
             unlocked: false,
+            sandbox: wtblk::sandbox::Sandbox::On,
             plans: Some(plans),
             wrap,
             kept,

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The file systems, by Landlock: what is open stays, nothing else can be opened, made, moved,
+//! cut or run. Sockets are removed at the end, so removing goes on in their folders. Besides: no
+//! TCP, no abstract socket and no signal to anybody outside.
+
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+/// The newest that is asked for; an older kernel forbids what it knows.
+const NEWEST: ABI = ABI::V6;
+
+pub(super) fn forbid(removes: &[PathBuf]) -> Result<(), String> {
+    let mut folders = Vec::new();
+    for folder in removes {
+        let open = PathFd::new(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        folders.push(open);
+    }
+    match restrict(folders) {
+        Ok(RulesetStatus::NotEnforced) => {
+            Err("the kernel has no Landlock, or it is not enabled".into())
+        }
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("Landlock: {error}")),
+    }
+}
+
+fn restrict(folders: Vec<PathFd>) -> Result<RulesetStatus, RulesetError> {
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    for folder in folders {
+        rules = rules.add_rule(PathBeneath::new(folder, AccessFs::RemoveFile))?;
+    }
+    Ok(rules.restrict_self()?.ruleset)
+}
