@@ -2,7 +2,6 @@
 //! The queue worker: one thread that owns a ring, takes requests from it and
 //! gives them back. What a request means is its [`QueueDevice`]'s business.
 
-use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -10,24 +9,27 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vm_memory::{Bytes, GuestAddress};
 
+use super::active::{Active, Slot};
 use super::chain::{self, Malformed};
 use super::command::{Command, GIVE_UP, STOP_LIMIT, Start, Stopped};
 use super::hub::Hub;
-use super::inflight::{Again, Tracked};
 use super::memory::GuestMap;
 use super::request::{self, Parsed};
-use super::ring::{Ring, RingError};
+use super::ring::RingError;
 use super::slab::Slab;
 use super::wake::Wake;
 use crate::fault::request::Request;
-use crate::sigbus;
 use crate::trace::event::{DeviceKind, Status};
 
 /// Most requests that are taken before what is over is given back: a driver that waits for the
 /// first of many goes on while the others are done.
 const BATCH: u16 = 8;
+
+/// Pieces of guest memory, of all requests of a queue, from which on no further request is taken
+/// until one is over: their lists are memory of ours (some 32 bytes each). A driver that keeps to
+/// `seg_max` does not come there with a queue of 8192.
+pub(super) const PIECES: usize = 1 << 20;
 
 /// A request that was taken from the ring.
 pub(super) struct Taken {
@@ -107,54 +109,6 @@ pub(super) trait QueueDevice: Send {
     fn published(&mut self, number: Option<u64>, done: &Done, avail_after: u16, abandoned: bool);
 }
 
-/// The ring while it runs.
-struct Active {
-    ring: Ring,
-    epoch: u32,
-    /// Not served any more, because it was found broken.
-    broken: bool,
-    /// Missing pages of guest memory that were heard of when the map was looked at last.
-    gone: u64,
-    /// By head: whether the chain is in flight.
-    taken: Vec<bool>,
-    /// Where the front end keeps what is in flight.
-    tracked: Option<Tracked>,
-    /// What a device that was killed had in flight: taken before the ring is looked at.
-    again: VecDeque<Again>,
-    /// The vring could keep it, but has no way to signal it.
-    err: Option<Wake>,
-}
-
-impl Active {
-    /// Whether requests are taken.
-    fn serving(&self) -> bool {
-        !self.broken && self.ring.is_enabled()
-    }
-
-    /// A ring is served no more where a page of its guest's memory has gone: what is read there
-    /// are zeros that nobody wrote.
-    fn look_at_memory(&mut self) -> Result<(), RingError> {
-        let gone = sigbus::changes();
-        if std::mem::replace(&mut self.gone, gone) == gone {
-            return Ok(());
-        }
-        match self.ring.map().gone() {
-            None => Ok(()),
-            Some(region) => Err(RingError(format!(
-                "guest memory has gone, the file of {region:x?} was made shorter"
-            ))),
-        }
-    }
-}
-
-/// What is needed to complete a request.
-struct Slot {
-    head: u16,
-    epoch: u32,
-    map: Arc<GuestMap>,
-    status_at: Option<u64>,
-}
-
 /// See the module.
 pub(super) struct Worker<D> {
     pub disk: u8,
@@ -165,6 +119,10 @@ pub(super) struct Worker<D> {
     pub device: D,
     active: Option<Active>,
     slots: Slab<Slot>,
+    /// Pieces of guest memory of all of them.
+    pieces: usize,
+    /// It was told that they are as many as there may be.
+    said_full: bool,
     done: Vec<Done>,
     /// What is being published.
     told: Vec<Told>,
@@ -205,6 +163,8 @@ impl<D: QueueDevice> Worker<D> {
             device,
             active: None,
             slots: Slab::default(),
+            pieces: 0,
+            said_full: false,
             done: Vec::new(),
             told: Vec::new(),
             look,
@@ -255,7 +215,8 @@ impl<D: QueueDevice> Worker<D> {
 
     /// Waits for a kick, an order, or something of the device.
     fn sleep(&mut self) {
-        if let Some(active) = self.active.as_mut().filter(|a| a.serving())
+        let full = self.pieces >= PIECES;
+        if let Some(active) = self.active.as_mut().filter(|a| a.serving() && !full)
             && active.ring.enable_kicks()
         {
             return;
@@ -380,41 +341,19 @@ impl<D: QueueDevice> Worker<D> {
                 .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, text);
             return tracing::error!(queue = self.queue, "{text}");
         }
-        let Start {
-            map, place, size, ..
-        } = start;
-        let err = start.err.map(Wake::from);
-        let (a, b) = (u64::from(size), u64::from(start.epoch));
-        let mut tracked = start.tracked;
-        let ring = Ring::new(map, place, size, start.base, start.event_idx);
-        let ring = ring.and_then(|mut ring| {
-            let again = go_on(&mut ring, tracked.as_mut(), size)?;
-            Ok((ring, again))
-        });
-        match ring {
-            Ok((mut ring, again)) => {
-                self.hub
-                    .event(self.disk, self.queue, DeviceKind::QueueStart, a, b, "");
-                ring.set_kick(start.kick);
-                ring.set_call(start.call);
-                ring.set_enabled(start.enabled);
+        let (a, b) = (u64::from(start.size), u64::from(start.epoch));
+        let event =
+            |kind, a, b, text: &str| self.hub.event(self.disk, self.queue, kind, a, b, text);
+        match Active::new(start) {
+            Ok(active) => {
+                event(DeviceKind::QueueStart, a, b, "");
                 // Some front ends wait for one notification after they have set the fd, and there
                 // may be used entries of an earlier device that the guest was not told of.
-                ring.notify();
-                self.active = Some(Active {
-                    ring,
-                    epoch: start.epoch,
-                    broken: false,
-                    gone: 0,
-                    taken: vec![false; usize::from(size)],
-                    tracked,
-                    again,
-                    err,
-                });
+                active.ring.notify();
+                self.active = Some(active);
             }
-            Err(RingError(text)) => {
-                self.hub
-                    .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &text);
+            Err((RingError(text), err)) => {
+                event(DeviceKind::BadRing, 0, 0, &text);
                 tracing::warn!(queue = self.queue, "ring refused: {text}");
                 err.iter().for_each(Wake::signal);
             }
@@ -491,6 +430,10 @@ impl<D: QueueDevice> Worker<D> {
         let mut count = 0;
         let mut shown = 0;
         while count < BATCH {
+            if self.pieces >= PIECES {
+                say_full(&self.hub, (self.disk, self.queue), &mut self.said_full);
+                break;
+            }
             let (position, head, again) = match active.again.pop_front() {
                 // Older than all that the ring shows. Its place in the ring is not known any more.
                 Some(again) => {
@@ -513,15 +456,7 @@ impl<D: QueueDevice> Worker<D> {
                 }
             };
             count += 1;
-            let in_flight = &mut active.taken[usize::from(head)];
-            if std::mem::replace(in_flight, true) {
-                return Err(RingError(format!(
-                    "chain {head} was made available while it is in flight"
-                )));
-            }
-            if let Some(tracked) = &mut active.tracked {
-                tracked.taken(head);
-            }
+            active.take(head)?;
             let ring = &active.ring;
             let map = ring.map();
             let parsed =
@@ -534,7 +469,9 @@ impl<D: QueueDevice> Worker<D> {
                     Ok(parsed) => Some(parsed.status),
                     Err(malformed) => malformed.status,
                 },
+                pieces: parsed.as_ref().map_or(0, |p| p.data.len()),
             };
+            self.pieces += slot.pieces;
             let taken = Taken {
                 parsed,
                 map: map.clone(),
@@ -568,10 +505,11 @@ impl<D: QueueDevice> Worker<D> {
             let Some(slot) = self.slots.remove(done.token) else {
                 continue;
             };
+            self.pieces -= slot.pieces;
             let number = self.device.publishing(&done);
             let current = self.active.as_mut().filter(|a| a.epoch == slot.epoch);
             let published = match current {
-                Some(active) if !done.abandon => match put(active, &slot, &done) {
+                Some(active) if !done.abandon => match active.put(&slot, &done) {
                     Ok(()) => true,
                     Err(error) => {
                         broken.get_or_insert(error);
@@ -579,8 +517,7 @@ impl<D: QueueDevice> Worker<D> {
                     }
                 },
                 Some(active) => {
-                    // The guest is never told, so the head stays in flight for it.
-                    active.taken[usize::from(slot.head)] = true;
+                    active.keep(&slot);
                     false
                 }
                 None => false,
@@ -596,10 +533,7 @@ impl<D: QueueDevice> Worker<D> {
         let active = self.active.as_mut().filter(|_| any);
         let mut avail_after = 0;
         if let Some(active) = active {
-            avail_after = active.ring.publish();
-            if let Some(tracked) = &mut active.tracked {
-                tracked.published(active.ring.published());
-            }
+            avail_after = active.publish();
         }
         self.device.published_all();
         for Told {
@@ -639,38 +573,13 @@ impl<D: QueueDevice> Worker<D> {
     }
 }
 
-/// Writes the status and puts the chain into the used ring.
-fn put(active: &mut Active, slot: &Slot, done: &Done) -> Result<(), RingError> {
-    let mut len = 0;
-    if let Some(at) = slot.status_at {
-        let written = slot.map.write_obj(done.status.0, GuestAddress(at));
-        written.map_err(|e| RingError(format!("cannot write a status at {at:#x}: {e}")))?;
-        len = done.written.saturating_add(1);
+/// Once for a worker.
+fn say_full(hub: &Hub, (disk, queue): (u8, u16), said: &mut bool) {
+    if !std::mem::replace(said, true) {
+        let text = "requests in flight are of too many pieces: the next ones wait in the ring";
+        tracing::warn!(queue, "{text}");
+        hub.event(disk, queue, DeviceKind::Limit, PIECES as u64, 0, text);
     }
-    let len = done.used_len.unwrap_or(len);
-    active.taken[usize::from(slot.head)] = false;
-    active.ring.put(slot.head, len);
-    if let Some(tracked) = &mut active.tracked {
-        tracked.put(slot.head);
-    }
-    Ok(())
-}
-
-/// Where the front end keeps what is in flight, the ring goes on where that says: behind
-/// what was taken. What was taken and not given back is to be taken again.
-fn go_on(
-    ring: &mut Ring,
-    tracked: Option<&mut Tracked>,
-    size: u16,
-) -> Result<VecDeque<Again>, RingError> {
-    let Some(tracked) = tracked else {
-        return Ok(VecDeque::new());
-    };
-    let used = ring.published();
-    let again = tracked.begin(used, size).map_err(RingError)?;
-    // At most `size` of them.
-    ring.go_on_at(used.wrapping_add(again.len() as u16));
-    Ok(again.into())
 }
 
 /// A poll that ends early would spin: up to the next millisecond.
