@@ -2,9 +2,9 @@
 //! One thread per disk that serves its connections, one after the other: a
 //! front end may go and the next one come.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,13 +12,10 @@ use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
-use nix::unistd::close;
-use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use super::command::ANSWER_LIMIT;
 use super::disk::Disk;
+use super::gate::Gate;
 use super::socket::{Socket, accept};
 use super::transport::Handler;
 use super::wake::Wake;
@@ -100,7 +97,7 @@ pub(super) fn serve(
     let name = format!("{}-conn", disk.name);
     thread::Builder::new().name(name).spawn(move || {
         match socket {
-            Socket::Connected(stream) => connection(&disk, stream, &stopper),
+            Socket::Connected(stream) => connection(&disk, stream, None, &stopper),
             Socket::Listening(..) => listen(&disk, &socket, &stopper),
         }
         ended.signal();
@@ -111,6 +108,7 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
     let Socket::Listening(listener, _) = socket else {
         return;
     };
+    let mut said = false;
     while !stopper.stopping() {
         let mut fds = [
             PollFd::new(stopper.wake.as_fd(), PollFlags::POLLIN),
@@ -126,7 +124,7 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
         }
         match accept(listener) {
             Ok(Some(stream)) => {
-                connection(disk, stream, stopper);
+                connection(disk, stream, Some(socket.as_fd()), stopper);
                 // What is still written for this one must not meet what the next one writes.
                 disk.settle(stopper);
             }
@@ -134,72 +132,46 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
             Err(error) => {
                 // Out of fds, most likely: the front end waits in the backlog meanwhile.
                 tracing::error!(%error, disk = disk.name, "cannot accept a connection");
+                if !std::mem::replace(&mut said, true) {
+                    let text = format!("cannot accept a connection: {error}");
+                    let kind = DeviceKind::Limit;
+                    disk.hub.event(disk.number, 0, kind, 0, 0, &text);
+                }
                 let _ = poll(&mut fds[..1], PollTimeout::from(200u8));
             }
         }
     }
 }
 
-/// Looks at messages before they are read. The crate that reads them takes 32 descriptors; with
-/// more it forgets the message and goes on with what follows it.
-struct Peek(UnixStream);
-
-impl Peek {
-    /// Waits for a message; what is wrong with its descriptors.
-    fn too_many_fds(&self) -> Option<String> {
-        let mut byte = [0];
-        let mut iov = [IoSliceMut::new(&mut byte)];
-        // As many as the kernel lets anybody send (SCM_MAX_FD).
-        let mut space = nix::cmsg_space!([RawFd; 253]);
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_CMSG_CLOEXEC;
-        let fd = self.0.as_raw_fd();
-        // What is wrong with the connection whoever reads finds out.
-        let message = recvmsg::<()>(fd, &mut iov, Some(&mut space), flags).ok()?;
-        let mut count = 0;
-        for part in message.cmsgs().into_iter().flatten() {
-            if let ControlMessageOwned::ScmRights(fds) = part {
-                count += fds.len();
-                // They are copies.
-                for fd in fds {
-                    let _ = close(fd);
-                }
-            }
-        }
-        let cut = message.flags.contains(MsgFlags::MSG_CTRUNC);
-        if cut || count > MAX_ATTACHED_FD_ENTRIES {
-            let what = if cut {
-                "more than there is room for"
-            } else {
-                "too many"
-            };
-            return Some(format!(
-                "bad message: {count} descriptors came with it, {what} (at most {MAX_ATTACHED_FD_ENTRIES})"
-            ));
-        }
-        None
-    }
-}
-
-/// Serves one connection to its end.
-fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Arc<Stopper>) {
+/// Serves one connection to its end. `others`: where somebody else may wait meanwhile.
+fn connection(
+    disk: &Arc<Disk>,
+    stream: UnixStream,
+    others: Option<BorrowedFd<'_>>,
+    stopper: &Arc<Stopper>,
+) {
     let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
     let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
     event(DeviceKind::Connected, number, "");
     tracing::info!(disk = disk.name, "front end {number} connected");
-    // A front end that asks and does not read the answers must not keep us.
-    let limited = stream.set_write_timeout(Some(ANSWER_LIMIT));
-    let clones = limited.and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
-    let peek = match clones {
-        Ok((clone, peek)) => {
+    let clones = || Ok::<_, io::Error>((stream.try_clone()?, Gate::new(stream.try_clone()?)?));
+    let mut gate = match clones() {
+        Ok((clone, gate)) => {
             stopper.set_current(Some(clone));
-            Peek(peek)
+            gate
         }
-        Err(error) => return tracing::error!(%error, "cannot serve the connection"),
+        Err(error) => {
+            // Out of fds, most likely. The front end sees its connection end.
+            let why = format!("cannot serve the connection: {error}");
+            event(DeviceKind::Disconnected, number, &why);
+            return tracing::error!(disk = disk.name, "front end {number}: {why}");
+        }
     };
     let handler = Arc::new(Mutex::new(Handler::new(disk.clone(), stopper.clone())));
     let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
+    let first = others.map_or(Ok(()), |others| gate.first(others));
     let why = loop {
-        if let Some(why) = peek.too_many_fds() {
+        if let Err(why) = first.clone().and_then(|()| gate.message()) {
             break why;
         }
         match requests.handle_request() {
@@ -212,7 +184,7 @@ fn connection(disk: &Arc<Disk>, stream: UnixStream, stopper: &Arc<Stopper>) {
             Err(error) => break format!("bad message: {error}"),
         }
     };
-    if why.starts_with("bad") {
+    if why.starts_with("bad") || why.starts_with("not a word") {
         tracing::warn!(disk = disk.name, "front end {number}: {why}");
     }
     // The requests in flight are finished before the socket is closed.

@@ -11,8 +11,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+};
 
 /// Where a front end comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +112,7 @@ fn bind(path: &Path) -> Result<Socket> {
         if !found.file_type().is_socket() {
             bail!("{shown} exists and is no socket");
         }
-        if UnixStream::connect(path).is_ok() {
+        if answers(path) {
             bail!("somebody answers on socket {shown}");
         }
         fs::remove_file(path).with_context(|| format!("cannot replace stale socket {shown}"))?;
@@ -124,6 +127,16 @@ fn bind(path: &Path) -> Result<Socket> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict socket {shown}"))?;
     Ok(Socket::Listening(listener, Some(placed)))
+}
+
+/// Whether somebody listens there. He may be too busy to take one more, which is not waited for.
+fn answers(path: &Path) -> bool {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let asked = UnixAddr::new(path).and_then(|address| {
+        let asking = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(asking.as_raw_fd(), &address)
+    });
+    matches!(asked, Ok(()) | Err(Errno::EAGAIN))
 }
 
 fn inherit(fd: RawFd) -> Result<Socket> {
@@ -192,6 +205,19 @@ mod tests {
         assert!(error(bind(&path)).contains("answers"));
         drop(socket);
         assert!(!path.exists());
+        // Somebody whose backlog is full: connecting as usual would wait for him for ever.
+        let busy = nix::sys::socket::socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        );
+        let busy = busy.unwrap();
+        nix::sys::socket::bind(busy.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::sys::socket::listen(&busy, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+        let _first = UnixStream::connect(&path).unwrap();
+        assert!(error(bind(&path)).contains("answers"));
+        fs::remove_file(&path).unwrap();
         fs::write(&path, "x").unwrap();
         assert!(error(bind(&path)).contains("no socket"));
     }
