@@ -18,7 +18,7 @@ use super::qemu_args::{self, Disks};
 use super::recording::RecordingArgs;
 use super::shape_args::ShapeArgs;
 use super::speed_args::SpeedArgs;
-use crate::device::{Address, Backing, ServeConfig, Settings, serve};
+use crate::device::{Address, Backing, MARKS_PER_SECOND, ServeConfig, Settings, serve};
 use crate::harness::qemu::Qemu;
 use crate::sandbox::Sandbox;
 
@@ -97,6 +97,9 @@ pub struct ServeArgs {
     /// Seed of the scenario's random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// Marks that are taken in a second; more of them wait
+    #[arg(long, value_name = "N", default_value_t = MARKS_PER_SECOND, value_parser = clap::value_parser!(u32).range(1..))]
+    marks_per_second: u32,
     /// Give up, once all is open, what serving does not take: opening files, system calls. `on` says
     /// what the kernel lacks and goes on, `require` refuses
     #[arg(long, value_name = "HOW", value_enum, default_value_t = SandboxArg::On)]
@@ -208,6 +211,7 @@ fn config(args: &ServeArgs) -> Result<ServeConfig> {
         aio: args.speed.aio(),
         unlocked: args.no_lock,
         sandbox: args.sandbox.into(),
+        marks_per_second: args.marks_per_second,
         shape: args.shape.shape(),
         plans: None,
         wrap: None,

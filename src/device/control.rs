@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(200);
 struct Shared {
     hub: Arc<Hub>,
     connections: AtomicUsize,
+    /// The trace was told that there were too many.
+    said: AtomicBool,
     ending: AtomicBool,
 }
 
@@ -52,6 +54,7 @@ impl ControlSocket {
         let shared = Arc::new(Shared {
             hub,
             connections: AtomicUsize::new(0),
+            said: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         });
         let wake = Arc::new(Wake::new()?);
@@ -118,6 +121,12 @@ fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
     }
     if shared.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS {
         shared.connections.fetch_sub(1, Ordering::SeqCst);
+        if !shared.said.swap(true, Ordering::Relaxed) {
+            let text = "too many control connections: the next ones are refused";
+            let kind = DeviceKind::Limit;
+            let most = CONNECTIONS as u64;
+            shared.hub.event(DATA_DISK, 0, kind, most, 0, text);
+        }
         return refuse(&mut stream, "too many control connections");
     }
     let theirs = shared.clone();

@@ -3,6 +3,7 @@
 //! from 1 MiB on tells the state. Because the guest waits for the write, a
 //! mark is ordered against the data requests without any clock.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use super::command::{ANSWER_LIMIT, Command, WorkerHandle};
 use super::data_queue::id;
 use super::hub::Hub;
 use super::orders;
+use super::rate::Rate;
 use super::request::Parsed;
 use super::worker::{Done, QueueDevice, Taken};
 use crate::control::WaitFor;
@@ -39,6 +41,9 @@ pub(super) struct MarkQueue {
     data: Arc<Vec<WorkerHandle>>,
     waits: Vec<Wait>,
     over: Vec<Done>,
+    rate: Rate,
+    /// Marks that came too fast; the ring's size is their bound.
+    late: VecDeque<(u64, Taken)>,
     /// Number of the last mark.
     last: u64,
     /// What the last wait that ended came to.
@@ -47,12 +52,14 @@ pub(super) struct MarkQueue {
 
 impl MarkQueue {
     /// `data`: the workers of the disk under test, for the barrier.
-    pub fn new(hub: Arc<Hub>, data: Arc<Vec<WorkerHandle>>) -> MarkQueue {
+    pub fn new(hub: Arc<Hub>, data: Arc<Vec<WorkerHandle>>, per_second: u32) -> MarkQueue {
         MarkQueue {
             hub,
             data,
             waits: Vec::new(),
             over: Vec::new(),
+            rate: Rate::new(per_second, Instant::now()),
+            late: VecDeque::new(),
             last: 0,
             wait: "none",
         }
@@ -78,8 +85,34 @@ impl MarkQueue {
         self.finish(token, Status::IOERR, 0);
     }
 
+    /// Takes a write, unless there were too many of late: then it waits, and so do those behind it.
+    fn write(&mut self, token: u64, taken: Taken) -> Option<u64> {
+        if self.late.is_empty() && self.rate.takes(Instant::now()) {
+            return self.serve(token, &taken);
+        }
+        if !self.rate.said {
+            self.rate.said = true;
+            let limit = self.rate.per_second;
+            let text = format!("more than {limit} marks in a second: the next ones wait");
+            tracing::warn!("{text}");
+            self.event(DeviceKind::Limit, u64::from(limit), 0, &text);
+        }
+        self.late.push_back((token, taken));
+        None
+    }
+
+    /// Those whose turn has come; with `all` all of them: the ring stops.
+    fn serve_late(&mut self, all: bool) {
+        while !self.late.is_empty() && (all || self.rate.takes(Instant::now())) {
+            if let Some((token, taken)) = self.late.pop_front() {
+                self.serve(token, &taken);
+            }
+        }
+    }
+
     /// The number of the mark that it is.
-    fn serve(&mut self, token: u64, taken: &Taken, parsed: &Parsed) -> Option<u64> {
+    fn serve(&mut self, token: u64, taken: &Taken) -> Option<u64> {
+        let parsed = taken.parsed.as_ref().ok()?;
         match parsed.op {
             Op::Write => match read_mark(taken, parsed) {
                 Ok((mark, event)) => match orders::unknown(&self.hub, &mark) {
@@ -243,7 +276,8 @@ fn is_ordered(offset: u64, written: usize, line: usize) -> bool {
 impl QueueDevice for MarkQueue {
     fn take(&mut self, token: u64, taken: Taken) -> Option<u64> {
         match &taken.parsed {
-            Ok(parsed) => return self.serve(token, &taken, parsed),
+            Ok(parsed) if parsed.op == Op::Write => return self.write(token, taken),
+            Ok(_) => return self.serve(token, &taken),
             Err(malformed) => {
                 let head = u64::from(taken.head);
                 self.event(DeviceKind::BadChain, head, 0, &malformed.what);
@@ -255,6 +289,7 @@ impl QueueDevice for MarkQueue {
 
     fn poll(&mut self, done: &mut Vec<Done>) {
         self.hub.changed().drain();
+        self.serve_late(false);
         self.end_waits(false);
         done.append(&mut self.over);
     }
@@ -267,7 +302,9 @@ impl QueueDevice for MarkQueue {
         if !self.over.is_empty() {
             return Some(Instant::now());
         }
-        self.waits.iter().map(|w| w.until).min()
+        let next = (!self.late.is_empty()).then(|| self.rate.next(Instant::now()));
+        let waits = self.waits.iter().map(|w| w.until);
+        waits.chain(next).min()
     }
 
     fn release(&mut self, _rule: Option<&str>) -> u64 {
@@ -275,6 +312,7 @@ impl QueueDevice for MarkQueue {
     }
 
     fn stop(&mut self) -> u64 {
+        self.serve_late(true);
         self.end_waits(true)
     }
 

@@ -6,6 +6,7 @@
 //! stands behind it, the disk under test or the mark disk. `docs/device.md`
 //! tells the threads, the numbering and what happens at a stop.
 
+mod active;
 mod carry;
 mod chain;
 mod command;
@@ -17,6 +18,7 @@ mod digest;
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
 mod fuzzing;
+mod gate;
 mod groups;
 mod hub;
 mod inflight;
@@ -26,6 +28,7 @@ mod memory;
 mod notify;
 mod orders;
 mod outage;
+mod rate;
 mod record_data;
 mod request;
 mod ring;
@@ -42,6 +45,7 @@ mod worker;
 pub(crate) use fuzzing::fuzz_ring;
 pub use serve::serve;
 pub use settings::{
-    Backing, DataOf, DigestOf, MoreDisk, Plans, Poll, Recording, ServeConfig, Settings, Wrap,
+    Backing, DataOf, DigestOf, MARKS_PER_SECOND, MoreDisk, Plans, Poll, Recording, ServeConfig,
+    Settings, Wrap,
 };
 pub use socket::Address;

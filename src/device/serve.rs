@@ -128,7 +128,7 @@ pub fn serve(config: ServeConfig) -> Result<()> {
         running.push(disk.run(settings, socket, &ended, cpus)?);
     }
     if let Some(socket) = mark_socket {
-        running.push(mark_disk(&hub, workers, socket)?);
+        running.push(mark_disk(&hub, workers, config.marks_per_second, socket)?);
     }
     let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
     let control = control.transpose()?;
@@ -321,6 +321,7 @@ impl Made {
 fn mark_disk(
     hub: &Arc<Hub>,
     data: Arc<Vec<super::command::WorkerHandle>>,
+    per_second: u32,
     socket: Socket,
 ) -> Result<Running> {
     let (workers, idle) = disk::handles(1)?;
@@ -339,7 +340,7 @@ fn mark_disk(
         time: Duration::ZERO,
         shares_cpu: false,
     };
-    let queue = MarkQueue::new(hub.clone(), data);
+    let queue = MarkQueue::new(hub.clone(), data, per_second);
     let threads = disk.run(idle, look, vec![queue])?;
     // Only the end of the disk under test ends the process.
     let nobody = Arc::new(Wake::new()?);

@@ -173,6 +173,9 @@ pub struct MoreDisk {
     pub shape: Shape,
 }
 
+/// What [`ServeConfig::marks_per_second`] is where nobody says otherwise.
+pub const MARKS_PER_SECOND: u32 = 10_000;
+
 /// Everything that `wtblk serve` is told.
 #[derive(Clone)]
 pub struct ServeConfig {
@@ -211,6 +214,8 @@ pub struct ServeConfig {
     /// Whether the threads that serve are kept from what serving does not take. Where the caller is
     /// a thread among others it holds for this one and those that it starts.
     pub sandbox: Sandbox,
+    /// Marks that are taken in a second; more wait.
+    pub marks_per_second: u32,
     /// Decisions made by hand.
     pub plans: Option<Plans>,
     /// A layer on top of each disk's store.

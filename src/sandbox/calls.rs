@@ -19,6 +19,9 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 /// `PR_SET_VMA`: glibc names its mappings.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
+/// `FIONBIO`, `FIONREAD` and `TCGETS`, whose type is another in each C library.
+const IOCTLS: [u64; 3] = [0x5421, 0x541b, 0x5401];
+
 /// What serving takes, whatever the arguments.
 const ALLOWED: &[i64] = &[
     // Bytes: images, sockets, eventfds, standard error.
@@ -160,8 +163,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     // A thread's name, a mapping's.
     let names = [libc::PR_SET_NAME as u64, PR_SET_VMA];
     rules.insert(libc::SYS_prctl, any_of(0, &names)?);
-    let asks = [libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
-    rules.insert(libc::SYS_ioctl, any_of(1, &asks)?);
+    rules.insert(libc::SYS_ioctl, any_of(1, &IOCTLS)?);
     let copies_and_flags = [
         libc::F_DUPFD_CLOEXEC,
         libc::F_GETFD,

@@ -26,6 +26,8 @@ const ENTRIES: u32 = 256;
 const COMPLETIONS: u32 = 4096;
 /// Bytes that go by way of our own memory at a time.
 const PIECE: usize = 1 << 20;
+/// Flights of a ring that go by way of our own memory at a time; more wait for their turn.
+const BOUNCES: usize = 64;
 /// After so many steps at a reap the next one waits for another reap.
 const ROUNDS: u32 = 8;
 /// Stands where a completion is of no flight.
@@ -86,6 +88,9 @@ pub(super) struct UringQueue {
     pushed: usize,
     over: Vec<Completion>,
     landed: Vec<(u64, i32)>,
+    /// Flights that go by way of our own memory, and those that are to.
+    bouncing: usize,
+    to_bounce: VecDeque<usize>,
     /// The flight that writes zeros, those that are to, and the zeros while nobody does.
     zeroing: Option<usize>,
     to_zero: VecDeque<usize>,
@@ -122,6 +127,12 @@ fn ring(confined: bool) -> io::Result<IoUring> {
         .build(ENTRIES);
     match ring {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(ENTRIES),
+        Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            let why = "before Linux 5.12 it counts as locked memory, see ulimit -l";
+            Err(io::Error::other(format!(
+                "no memory for an io_uring: {error}; {why}"
+            )))
+        }
         ring => ring,
     }
 }
@@ -180,6 +191,8 @@ impl UringQueue {
             pushed: 0,
             over: Vec::new(),
             landed: Vec::new(),
+            bouncing: 0,
+            to_bounce: VecDeque::new(),
             zeroing: None,
             to_zero: VecDeque::new(),
             zeros: None,
@@ -197,7 +210,7 @@ impl UringQueue {
             bounce: None,
             given_up: false,
         };
-        flight.prepare(self.target.direct);
+        let bounces = flight.prepare(self.target.direct);
         let at = match self.free.pop() {
             Some(at) => at,
             None => {
@@ -207,10 +220,27 @@ impl UringQueue {
         };
         let ready = flight.len() > 0 || !flight.transfers();
         self.flights[at] = Some(flight);
-        if ready {
-            self.push(at);
-        } else {
-            self.finish(at, Ok(()));
+        match (ready, bounces) {
+            (false, _) => self.finish(at, Ok(())),
+            (true, false) => self.push(at),
+            (true, true) => {
+                self.to_bounce.push_back(at);
+                self.bounce();
+            }
+        }
+    }
+
+    /// Flights whose turn it is get memory to go by way of.
+    fn bounce(&mut self) {
+        while self.bouncing < BOUNCES
+            && let Some(at) = self.to_bounce.pop_front()
+        {
+            if let Some(Some(flight)) = self.flights.get_mut(at) {
+                let len = flight.len().min(PIECE as u64) as usize;
+                flight.bounce = Some(Aligned::new(len));
+                self.bouncing += 1;
+                self.push(at);
+            }
         }
     }
 
@@ -313,6 +343,7 @@ impl UringQueue {
                 self.write_zeros(next);
             }
         }
+        self.bouncing -= usize::from(flight.bounce.is_some());
         self.free.push(at);
         let Flight {
             token, mut list, ..
@@ -343,10 +374,10 @@ impl Flight {
         }
     }
 
-    /// Makes the list, or the memory that the data goes by way of.
-    fn prepare(&mut self, direct: Option<usize>) {
+    /// Makes the list; whether the data goes by way of our own memory instead.
+    fn prepare(&mut self, direct: Option<usize>) -> bool {
         let (Work::Read(buffers) | Work::Write(buffers)) = &self.work else {
-            return;
+            return false;
         };
         let ranges = buffers.iovecs();
         let fits = |align: usize| {
@@ -354,11 +385,11 @@ impl Flight {
             // A longer list is cut, and not always where the file wants it.
             ranges.len() <= IOV_MAX && ranges.iter().all(fits)
         };
-        if direct.is_none_or(fits) {
+        let fits = direct.is_none_or(fits);
+        if fits {
             self.list.extend_from_slice(ranges);
-        } else {
-            self.bounce = Some(Aligned::new(buffers.len().min(PIECE as u64) as usize));
         }
+        !fits
     }
 
     /// The next step.
@@ -495,6 +526,7 @@ impl StoreQueue for UringQueue {
             // What came meanwhile, in `enter`, is looked at in the next round.
             landed.append(&mut self.landed);
             self.landed = landed;
+            self.bounce();
             // A file in memory has done each step at once: what has many must not keep us here.
             if round >= ROUNDS && self.pushed > 0 {
                 self.enter();
@@ -507,7 +539,11 @@ impl StoreQueue for UringQueue {
     }
 
     fn give_up(&mut self) {
-        for at in std::mem::take(&mut self.to_zero) {
+        let waiting = std::mem::take(&mut self.to_zero);
+        for at in waiting
+            .into_iter()
+            .chain(std::mem::take(&mut self.to_bounce))
+        {
             self.finish(at, Err(given_up()));
         }
         for at in 0..self.flights.len() {

@@ -261,3 +261,49 @@ fn a_ring_does_nothing_but_read_and_write_its_file() {
         .register_files_update(0, &[file.as_raw_fd()]);
     assert_eq!(more.unwrap_err().raw_os_error(), Some(libc::EACCES));
 }
+
+#[test]
+fn memory_of_our_own_is_bounded_and_everybody_gets_his_turn() {
+    if !allowed() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    drop(store(&path, Aio::IoUring));
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let target = Target {
+        _locked: file.try_clone().unwrap(),
+        file,
+        // As past the page cache, whatever the file system can do.
+        direct: Some(4096),
+        capacity: SIZE,
+    };
+    let mut queue = UringQueue::new(Arc::new(target)).unwrap();
+    let count = 2 * BOUNCES as u64 + 3;
+    for n in 0..count {
+        let buffers = Buffers::owned(vec![n as u8; 512]);
+        queue.submit(
+            n,
+            Op::Write {
+                offset: n * 512,
+                buffers,
+            },
+        );
+        assert!(queue.bouncing <= BOUNCES);
+    }
+    assert_eq!(queue.bouncing, BOUNCES);
+    let mut done = Vec::new();
+    while done.len() < count as usize {
+        queue.reap(&mut done);
+        assert!(queue.bouncing <= BOUNCES);
+    }
+    assert!(done.iter().all(|c| c.result.is_ok()));
+    assert_eq!(queue.bouncing, 0);
+    let bytes = std::fs::read(&path).unwrap();
+    let wanted = |n: u64| {
+        bytes[n as usize * 512..][..512]
+            .iter()
+            .all(|&b| b == n as u8)
+    };
+    assert!((0..count).all(wanted));
+}

@@ -266,6 +266,12 @@ impl Driver {
         self.queues[index].kick.write(1).unwrap();
     }
 
+    /// Takes a kick back, where the device has not read it yet.
+    pub fn steal_kick(&self, index: usize) {
+        // The device has made it non-blocking.
+        let _ = self.queues[index].kick.read();
+    }
+
     /// Collects what the device has given back.
     pub fn reap(&mut self, index: usize) {
         let q = &mut self.queues[index];

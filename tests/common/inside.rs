@@ -78,6 +78,7 @@ impl Inside {
             aio: wtblk::store::Aio::Auto,
             unlocked: false,
             sandbox: wtblk::sandbox::Sandbox::On,
+            marks_per_second: wtblk::device::MARKS_PER_SECOND,
             plans: Some(plans),
             wrap,
             kept,

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod driver;
+pub mod hostile;
 pub mod inside;
 pub mod serve;
 

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Limits that are reached: an event, said once, and the device goes on
+//! (`docs/limits.md`).
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::driver::{Driver, INDIRECT, NEXT, OUT, QUEUE_SIZE, WRITE};
+use common::serve::{Serve, wtblk};
+use common::until;
+use nix::sys::resource::{Resource, setrlimit};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VringConfigData};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
+use wtblk::trace::event::DeviceKind;
+
+fn limits(trace: &common::serve::Trace, word: &str) -> Vec<(u64, u64, String)> {
+    let mut limits = trace.device(DeviceKind::Limit);
+    limits.retain(|l| l.2.contains(word));
+    limits
+}
+
+#[test]
+fn marks_that_come_too_fast_wait_and_are_in_order() {
+    let serve = Serve::start("", &["--marks-per-second", "50"]);
+    let mut mark = Driver::connect(serve.mark(), 1);
+    let begin = Instant::now();
+    for round in 0..2u64 {
+        let posted: Vec<_> = (0..40)
+            .map(|n| mark.post_mark(n, &format!("note text=n{}", round * 40 + n)))
+            .collect();
+        for head in posted {
+            mark.wait(0, head);
+        }
+    }
+    // 50 at once, 30 more at 20 ms each.
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(500), "{took:?}");
+    // A stop does not wait for them.
+    for n in 0..40 {
+        mark.post_mark(n, "note text=last");
+    }
+    let begin = Instant::now();
+    let base = mark.stop(0);
+    assert!(begin.elapsed() < Duration::from_millis(500));
+    assert!((80..=120).contains(&base));
+    drop(mark);
+    let trace = serve.end();
+    let marks = trace.marks();
+    assert_eq!(marks.len(), usize::from(base), "all that were taken");
+    for (n, (_, line, _)) in marks[..80].iter().enumerate() {
+        assert_eq!(*line, format!("wtblk/1 note text=n{n}"));
+    }
+    assert_eq!(limits(&trace, "more than 50 marks in a second").len(), 1);
+}
+
+#[test]
+fn control_connections_have_a_limit() {
+    let serve = Serve::start("", &["--control", "control"]);
+    let path = serve.path("control");
+    let connect = || until("the control socket", || UnixStream::connect(&path).ok());
+    let _many: Vec<_> = (0..20).map(|_| connect()).collect();
+    until("the event", || {
+        (!limits(&serve.trace(), "too many control connections").is_empty()).then_some(())
+    });
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    drop(d);
+    assert_eq!(
+        limits(&serve.end(), "too many control connections").len(),
+        1
+    );
+}
+
+const HOLD: &str = "version = 1
+[[fault]]
+name = \"all\"
+when = { op = \"write\" }
+action = { hold = true }
+";
+
+/// Chains of 1024 pieces each, all of them the same table: what they cost us is ours to bound.
+#[test]
+fn requests_of_many_pieces_wait_in_the_ring() {
+    const ENTRIES: u16 = 8192;
+    const TABLE: u64 = 0x100_0000;
+    let (desc, avail, used) = (0x80_0000u64, 0x90_0000u64, 0xa0_0000u64);
+    let serve = {
+        let dir = tempfile::tempdir().unwrap();
+        Serve::start_in(dir, HOLD, &["--null", "1GiB", "--digest", "off"])
+    };
+    let mut mark = Driver::connect(serve.mark(), 1);
+    let mut d = Driver::negotiate(serve.data(), 1, u64::MAX);
+    let (header, status, data) = (0x20_0000, 0x20_0020, 0x20_1000);
+    d.header(header, OUT, 0, 0);
+    let pieces = 1022;
+    d.put_desc(TABLE, 0, header, 16, NEXT, 1);
+    for n in 1..=pieces {
+        d.put_desc(TABLE, n, data, 512, NEXT, n as u16 + 1);
+    }
+    d.put_desc(TABLE, pieces + 1, status, 1, WRITE, 0);
+    for n in 0..ENTRIES {
+        d.put_desc(desc, u64::from(n), TABLE, 1024 * 16, INDIRECT, 0);
+        d.poke(avail + 4 + 2 * u64::from(n), &n.to_le_bytes());
+    }
+    let total = 1200u16;
+    d.poke(avail + 2, &total.to_le_bytes());
+    let host = d.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
+    let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+    let f = &mut d.frontend;
+    f.set_vring_num(0, ENTRIES).unwrap();
+    f.set_vring_base(0, 0).unwrap();
+    let config = VringConfigData {
+        queue_max_size: ENTRIES,
+        queue_size: ENTRIES,
+        flags: 0,
+        desc_table_addr: host + desc,
+        avail_ring_addr: host + avail,
+        used_ring_addr: host + used,
+        log_addr: None,
+    };
+    f.set_vring_addr(0, &config).unwrap();
+    f.set_vring_call(0, &call).unwrap();
+    f.set_vring_kick(0, &kick).unwrap();
+    f.set_vring_enable(0, true).unwrap();
+    until("the event", || {
+        let trace = serve.trace();
+        (!limits(&trace, "too many pieces").is_empty()).then_some(())
+    });
+    // 1048576 pieces are reached by the 1027th.
+    assert_eq!(mark.mark("wait held=1027"), 0);
+    let held = mark.state();
+    assert!(held.contains(" held=1027 "), "{held}");
+    // What is over makes room for those behind it.
+    until("all of them", || {
+        assert_eq!(mark.mark("release"), 0);
+        let at = GuestAddress(used + 2);
+        let over: u16 = d.memory.load(at, Ordering::Acquire).unwrap();
+        (over == total).then_some(())
+    });
+    drop((d, mark));
+    let trace = serve.end();
+    trace.assert_paired();
+    assert_eq!(limits(&trace, "too many pieces").len(), 1);
+}
+
+/// No descriptors are left: connections wait or end, and it is said; what is served goes on.
+#[test]
+fn out_of_descriptors() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = File::create(dir.path().join("log")).unwrap();
+    let serve = Serve::start_with(dir, "", &["--memory", "16MiB"], |command| {
+        command.stderr(log);
+        let few = || setrlimit(Resource::RLIMIT_NOFILE, 64, 64).map_err(Into::into);
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(few) };
+    });
+    let mut mark = Driver::connect(serve.mark(), 1);
+    let mut d = Driver::connect(serve.data(), 1);
+    // Regions keep a descriptor each. Whatever is refused, nobody hangs.
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let refused = (0..64u64).any(|n| {
+        let region = vhost::VhostUserMemoryRegionInfo {
+            guest_phys_addr: (1 << 40) + (n << 20),
+            memory_size: 1 << 20,
+            userspace_addr: (1 << 45) + (n << 20),
+            mmap_offset: 0,
+            mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&file),
+        };
+        d.frontend.add_mem_region(&region).is_err()
+    });
+    assert!(refused);
+    assert_eq!(mark.mark("note text=here"), 0);
+    drop(d);
+    // They are given back with the connection.
+    let mut d = until("room for another front end", || {
+        let stream = serve.data();
+        let tried = std::panic::catch_unwind(|| Driver::connect(stream, 1));
+        tried.ok()
+    });
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    drop((d, mark));
+    let said = std::fs::read_to_string(serve.path("log")).unwrap();
+    assert!(
+        said.contains("bad message") || said.contains("Too many open files"),
+        "{said}"
+    );
+    serve.end().assert_paired();
+}
+
+/// Not one more connection: it waits, and the disk that is served goes on.
+#[test]
+fn no_descriptor_for_a_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = Serve::start_in(dir, "", &["--memory", "16MiB"]);
+    let mut mark = Driver::connect(serve.mark(), 1);
+    let open = |n: &u64| std::fs::symlink_metadata(format!("/proc/{}/fd/{n}", serve.pid())).is_ok();
+    // The lowest that is free, which would be the next one.
+    let none_left = (0..).find(|n| !open(n)).unwrap();
+    let limit = |most: u64| {
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            rlim_max: 4096,
+        };
+        let pid = serve.pid() as libc::pid_t;
+        let none = std::ptr::null_mut();
+        // SAFETY: a limit that lives over the call, for a process of ours; nothing is asked back.
+        unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, none) }
+    };
+    assert_eq!(limit(none_left), 0);
+    let stream = serve.data();
+    until("the event", || {
+        let trace = serve.trace();
+        (!limits(&trace, "cannot accept a connection").is_empty()).then_some(())
+    });
+    assert_eq!(mark.mark("note text=here"), 0);
+    assert_eq!(limit(1024), 0);
+    let mut d = Driver::connect(stream, 1);
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    drop((d, mark));
+    let trace = serve.end();
+    assert_eq!(limits(&trace, "cannot accept a connection").len(), 1);
+}
+
+/// At the start it is one sentence.
+#[test]
+fn out_of_descriptors_at_the_start() {
+    for few in [6, 12, 20] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = wtblk();
+        command.current_dir(dir.path());
+        command.args([
+            "serve",
+            "--memory",
+            "1MiB",
+            "--socket",
+            "s",
+            "--mark-socket",
+            "m",
+        ]);
+        command.args(["--queues", "16", "--trace", "t", "--control", "c"]);
+        let limit = move || setrlimit(Resource::RLIMIT_NOFILE, few, few).map_err(Into::into);
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(limit) };
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{few}: {said}");
+        assert!(said.contains("Too many open files"), "{few}: {said}");
+        let lines = said.lines().filter(|l| !l.trim().is_empty()).count();
+        assert_eq!(lines, 1, "{few}: {said}");
+        assert!(!dir.path().join("s").exists(), "{few}");
+    }
+}
+
+#[test]
+fn too_many_regions_are_one_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = File::create(dir.path().join("log")).unwrap();
+    let serve = Serve::start_with(dir, "", &["--memory", "16MiB"], |command| {
+        command.stderr(log);
+    });
+    let mut d = Driver::connect(serve.data(), 1);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 16).unwrap();
+    let added = (0..70u64).take_while(|n| {
+        let region = vhost::VhostUserMemoryRegionInfo {
+            guest_phys_addr: (1 << 40) + (n << 20),
+            memory_size: 1 << 16,
+            userspace_addr: (1 << 45) + (n << 20),
+            mmap_offset: 0,
+            mmap_handle: std::os::fd::AsRawFd::as_raw_fd(&file),
+        };
+        d.frontend.add_mem_region(&region).is_ok()
+    });
+    // One is the driver's own.
+    assert_eq!(added.count(), 63);
+    drop(d);
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(u64::from(QUEUE_SIZE), &[1; 512]), 0);
+    drop(d);
+    let said = std::fs::read_to_string(serve.path("log")).unwrap();
+    assert!(said.contains("more than 64 memory regions"), "{said}");
+    serve.end();
+}
+
+/// Kernels of before count a ring as locked memory.
+#[test]
+fn no_memory_for_a_ring() {
+    let none: seccompiler::BpfProgram = {
+        let arch = seccompiler::TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        let fails = seccompiler::SeccompAction::Errno(libc::ENOMEM as u32);
+        let rules = [(libc::SYS_io_uring_setup, Vec::new())].into();
+        let allow = seccompiler::SeccompAction::Allow;
+        let filter = seccompiler::SeccompFilter::new(rules, allow, fails, arch).unwrap();
+        filter.try_into().unwrap()
+    };
+    let forbid = move |command: &mut std::process::Command| {
+        let none = none.clone();
+        let apply = move || seccompiler::apply_filter(&none).map_err(std::io::Error::other);
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(apply) };
+    };
+    let image = ["--image", "image", "--size", "1MiB"];
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let mut command = wtblk();
+    forbid(&mut command);
+    command
+        .current_dir(dir.path())
+        .args(["serve", "--socket", "s", "--aio", "io_uring"]);
+    let output = command.args(image).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("no memory for an io_uring") && said.contains("ulimit -l"),
+        "{said}"
+    );
+    let log = File::create(dir.path().join("log")).unwrap();
+    let serve = Serve::start_with(dir, "", &image, |command| {
+        command.stderr(log);
+        forbid(command);
+    });
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(8, &[7; 512]), 0);
+    drop(d);
+    let said = std::fs::read_to_string(serve.path("log")).unwrap();
+    assert!(
+        said.contains("no memory for an io_uring") && said.contains("threads"),
+        "{said}"
+    );
+    serve.end().assert_paired();
+}
