@@ -293,7 +293,7 @@ fn configuration_beyond_its_end_is_answered_with_nothing() {
         assert_eq!(answer[16..20], [0; 4], "of no bytes");
     }
     assert_eq!(d.write(8, &[7; 512]), 0);
-    drop(d);
+    drop((d, stream));
     for (offset, size) in [(0u32, 0u32), (4000, 100), (u32::MAX, 8)] {
         let stream = serve.data();
         let d = Driver::connect(stream.try_clone().unwrap(), 1);
