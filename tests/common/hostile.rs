@@ -11,6 +11,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use vhost::VhostUserMemoryRegionInfo;
 use wtblk::trace::event::DeviceKind;
 
+use super::LIMIT;
 use super::driver::Driver;
 use super::serve::Serve;
 
@@ -51,11 +52,22 @@ pub fn send(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
     );
 }
 
-/// A front end that behaves is served.
+/// A front end that behaves is served, and soon: the library that it uses would wait for ever.
 pub fn goes_on(serve: &Serve) {
-    let mut d = Driver::connect(serve.data(), 1);
-    assert_eq!(d.write(8, &[7; 512]), 0);
-    assert_eq!(d.read(8, 512), (0, vec![7; 512]));
+    let stream = serve.data();
+    let (done, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut d = Driver::connect(stream, 1);
+        assert_eq!(d.write(8, &[7; 512]), 0);
+        assert_eq!(d.read(8, 512), (0, vec![7; 512]));
+        drop(d);
+        let _ = done.send(());
+    });
+    let served = told.recv_timeout(LIMIT);
+    assert!(
+        served.is_ok(),
+        "the next front end is not served: {served:?}"
+    );
 }
 
 pub fn ends(serve: Serve) -> Vec<String> {
