@@ -49,6 +49,7 @@ mod unsupported;
 mod unwritten;
 mod waits;
 
+use crate::cmdline::Params;
 use crate::sweep::Shape;
 use crate::test::{Fail, Test};
 use crate::world::World;
@@ -114,6 +115,7 @@ pub const ALL: &[Case] = &[
     Case { name: "dirty-mapped", needs: &[Need::Flag], run: dirty_mapped::run },
     Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
+    Case { name: "exerciser", needs: &[Need::Flag], run: crate::exerciser::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -150,11 +152,11 @@ pub fn find(name: &str) -> Option<&'static Case> {
 
 /// How many limits of a test the case is given: one, or more where it has as many parts as others
 /// have together.
-pub fn limits(case: &Case) -> u32 {
-    if case.name.starts_with("waits-beside-") {
-        3
-    } else {
-        1
+pub fn limits(case: &Case, params: &Params) -> u32 {
+    match case.name {
+        "exerciser" => crate::exerciser::limits(params.ops),
+        name if name.starts_with("waits-beside-") => 3,
+        _ => 1,
     }
 }
 

@@ -1,0 +1,698 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the file must hold, block by block.
+//!
+//! Nearly always that is one value. After a request has failed it may be one of a few: what the
+//! block held, what the call wrote, or what the disk held below a dirty page. Both layers are looked
+//! at right then, so that two are left: what the page cache shows, and what the disk holds. When the
+//! block is written by a call that succeeds, or the pages are gone and the disk was read, there is
+//! one again. So nothing legal is ever blamed, and nothing is forgiven longer than it must be.
+
+use std::ops::Range;
+
+/// One block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Block {
+    /// What a reader may see. Zeros behind the end of the file.
+    now: Vec<Vec<u8>>,
+    /// What the disk may hold.
+    disk: Vec<Vec<u8>>,
+    /// Changed in the page cache, and not known to be on the disk.
+    dirty: bool,
+}
+
+impl Block {
+    fn zeros(len: usize) -> Block {
+        Block {
+            now: vec![vec![0; len]],
+            disk: vec![vec![0; len]],
+            dirty: false,
+        }
+    }
+
+    /// Changes what a reader sees. Nobody says when a dirty page is sent, so the disk may have what
+    /// was there before.
+    fn change(&mut self, from: usize, bytes: &[u8]) {
+        let before = self.now.clone();
+        add(&mut self.disk, before);
+        for value in &mut self.now {
+            value[from..from + bytes.len()].copy_from_slice(bytes);
+        }
+        let now = std::mem::take(&mut self.now);
+        add(&mut self.now, now);
+        self.dirty = true;
+    }
+
+    /// What the disk may hold now, or when its dirty pages were sent meanwhile.
+    fn on_disk(&self) -> Vec<Vec<u8>> {
+        let mut values = self.disk.clone();
+        add(&mut values, self.now.clone());
+        values
+    }
+}
+
+/// Adds the values that are not there yet.
+fn add(values: &mut Vec<Vec<u8>>, more: Vec<Vec<u8>>) {
+    for value in more {
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+}
+
+/// The file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    bsize: usize,
+    size: u64,
+    blocks: Vec<Block>,
+    /// The size on the disk is at least this.
+    floor: u64,
+    /// A request failed that might have moved the size on the disk.
+    lost: bool,
+    /// Where the last dirty byte since the last sync ends.
+    dirty_end: u64,
+}
+
+/// What a failed call wanted to write, and how much of it is said to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct Failed<'a> {
+    /// Offset.
+    pub off: u64,
+    /// What it wanted to write.
+    pub bytes: &'a [u8],
+    /// So much of it was written for sure.
+    pub sure: usize,
+    /// The file's size now.
+    pub size: u64,
+}
+
+impl Model {
+    /// An empty file with blocks of this size.
+    pub fn new(bsize: u64) -> Model {
+        Model {
+            bsize: bsize as usize,
+            size: 0,
+            blocks: Vec::new(),
+            floor: 0,
+            lost: false,
+            dirty_end: 0,
+        }
+    }
+
+    /// i_size.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether some block is dirty.
+    pub fn is_dirty(&self) -> bool {
+        self.blocks.iter().any(|b| b.dirty)
+    }
+
+    /// Whether everything has one value.
+    pub fn is_certain(&self) -> bool {
+        self.blocks.iter().all(|b| b.now.len() == 1)
+    }
+
+    /// The blocks of a range: their numbers.
+    fn numbers(&self, off: u64, len: u64) -> Range<usize> {
+        (off as usize / self.bsize)..((off + len) as usize).div_ceil(self.bsize)
+    }
+
+    /// The part of a block that lies in a range: first and last byte in the block.
+    fn part(&self, number: usize, off: u64, len: u64) -> (usize, usize) {
+        let start = number * self.bsize;
+        let from = (off as usize).max(start) - start;
+        let to = ((off + len) as usize).min(start + self.bsize) - start;
+        (from, to)
+    }
+
+    /// The file is at least so long; what is new reads as zeros. The old last block is zeroed behind
+    /// the old end, in the page cache.
+    pub fn extend(&mut self, size: u64) {
+        if size <= self.size {
+            return;
+        }
+        let tail = self.size as usize / self.bsize;
+        if !(self.size as usize).is_multiple_of(self.bsize) {
+            self.blocks[tail].change(0, &[]);
+            // A block that a failed call has left without data is not zeroed.
+            if !self.lost {
+                self.dirty_end = self.dirty_end.max(self.size);
+            }
+        }
+        self.size = size;
+        let blocks = (size as usize).div_ceil(self.bsize);
+        self.blocks.resize(blocks, Block::zeros(self.bsize));
+    }
+
+    /// A plain write, or a store: in the page cache only, as far as anybody knows.
+    pub fn write(&mut self, off: u64, bytes: &[u8]) {
+        let len = bytes.len() as u64;
+        if off > self.size {
+            self.extend(off);
+        }
+        // Written, and so not zeroed before.
+        let end = off + len;
+        self.size = self.size.max(end);
+        let blocks = (self.size as usize).div_ceil(self.bsize);
+        self.blocks.resize(blocks, Block::zeros(self.bsize));
+        self.change(off, len, |at, n| &bytes[at..at + n]);
+        self.dirty_end = self.dirty_end.max(end);
+    }
+
+    fn change<'a>(&mut self, off: u64, len: u64, bytes: impl Fn(usize, usize) -> &'a [u8]) {
+        for number in self.numbers(off, len) {
+            let (from, to) = self.part(number, off, len);
+            let at = number * self.bsize + from - off as usize;
+            self.blocks[number].change(from, bytes(at, to - from));
+        }
+    }
+
+    /// The call succeeded: its size is on the disk. Its blocks are settled by [`Model::pin`].
+    pub fn written_through(&mut self, off: u64, bytes: &[u8]) {
+        self.write(off, bytes);
+        self.floor = self.floor.max(off + bytes.len() as u64);
+    }
+
+    /// Cut, or made longer, by truncate(2): the size on the disk is that, too.
+    pub fn truncate(&mut self, size: u64) {
+        if size < self.size {
+            self.cut(size);
+        } else {
+            self.extend(size);
+        }
+        self.size_is_on_disk();
+    }
+
+    fn cut(&mut self, size: u64) {
+        self.size = size;
+        self.blocks.truncate((size as usize).div_ceil(self.bsize));
+        let from = size as usize % self.bsize;
+        if from > 0
+            && let Some(tail) = self.blocks.last_mut()
+        {
+            let zeros = vec![0; self.bsize - from];
+            tail.change(from, &zeros);
+        }
+        self.dirty_end = self.dirty_end.min(size);
+    }
+
+    /// A transaction has put the size on the disk.
+    pub fn size_is_on_disk(&mut self) {
+        self.floor = self.size;
+        self.lost = false;
+    }
+
+    /// A hole was punched, or the range was zeroed: whole blocks at once, parts of blocks in the page
+    /// cache. The file stays as long as it is.
+    pub fn punch(&mut self, off: u64, len: u64) {
+        let end = (off + len).min(self.size.next_multiple_of(self.bsize as u64));
+        if off >= end {
+            return;
+        }
+        let zeros = vec![0; self.bsize];
+        for number in self.numbers(off, end - off) {
+            let (from, to) = self.part(number, off, end - off);
+            if (from, to) == (0, self.bsize) {
+                self.blocks[number] = Block::zeros(self.bsize);
+            } else {
+                self.blocks[number].change(from, &zeros[from..to]);
+            }
+        }
+        if !self.lost {
+            self.dirty_end = self.dirty_end.max(end.min(self.size));
+        }
+    }
+
+    /// The blocks at `dst` are now those at `src`; all whole blocks inside of the file.
+    pub fn clone_range(&mut self, src: u64, len: u64, dst: u64) {
+        let blocks = self.numbers(src, len);
+        let copies: Vec<Vec<Vec<u8>>> = self.blocks[blocks]
+            .iter()
+            // It was written before it was shared.
+            .map(|b| match b.dirty {
+                true => b.now.clone(),
+                false => b.on_disk(),
+            })
+            .collect();
+        self.clone_values(copies, dst);
+    }
+
+    /// The blocks at `dst` hold these bytes, shared with another file.
+    pub fn clone_bytes(&mut self, bytes: &[u8], dst: u64) {
+        let copies = bytes.chunks(self.bsize).map(|b| vec![b.to_vec()]);
+        self.clone_values(copies.collect(), dst);
+    }
+
+    fn clone_values(&mut self, copies: Vec<Vec<Vec<u8>>>, dst: u64) {
+        let first = dst as usize / self.bsize;
+        let end = dst + (copies.len() * self.bsize) as u64;
+        if end > self.size {
+            self.extend(end);
+            self.size_is_on_disk();
+        }
+        for (block, values) in self.blocks[first..].iter_mut().zip(copies) {
+            *block = Block {
+                now: values.clone(),
+                disk: values,
+                dirty: false,
+            };
+        }
+    }
+
+    /// Everything dirty is on the disk, for sure.
+    pub fn synced(&mut self) {
+        for block in &mut self.blocks {
+            if block.dirty {
+                block.disk.clone_from(&block.now);
+                block.dirty = false;
+            } else {
+                // Made dirty with its folio, perhaps.
+                block.disk = block.on_disk();
+            }
+        }
+        if self.lost {
+            self.floor = self.floor.max(self.dirty_end.min(self.size));
+        } else {
+            self.floor = self.size;
+        }
+        self.dirty_end = 0;
+    }
+
+    /// Whether a reader may see these bytes at `off`; else the offset of the block that differs.
+    pub fn check(&self, off: u64, seen: &[u8]) -> Result<(), u64> {
+        self.compare(off, seen, |block, part, seen| {
+            block.now.iter().any(|v| v[part.clone()] == *seen)
+        })
+    }
+
+    /// Whether the disk may hold these bytes there, inside of the file.
+    pub fn check_disk(&self, off: u64, seen: &[u8]) -> Result<(), u64> {
+        let inside = (self.size.saturating_sub(off) as usize).min(seen.len());
+        self.compare(off, &seen[..inside], |block, part, seen| {
+            let values = match block.dirty {
+                true => block.on_disk(),
+                false => block.disk.clone(),
+            };
+            values.iter().any(|v| v[part.clone()] == *seen)
+        })
+    }
+
+    fn compare(
+        &self,
+        off: u64,
+        seen: &[u8],
+        fits: impl Fn(&Block, Range<usize>, &[u8]) -> bool,
+    ) -> Result<(), u64> {
+        let zeros = Block::zeros(self.bsize);
+        let len = seen.len() as u64;
+        for number in self.numbers(off, len) {
+            let (from, to) = self.part(number, off, len);
+            let at = number * self.bsize + from - off as usize;
+            let block = self.blocks.get(number).unwrap_or(&zeros);
+            if !fits(block, from..to, &seen[at..at + to - from]) {
+                return Err((number * self.bsize + from) as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// These whole blocks were seen so, and the disk holds the same: they have one value.
+    pub fn pin(&mut self, off: u64, seen: &[u8]) {
+        let first = off as usize / self.bsize;
+        let seen = seen.chunks(self.bsize);
+        for (block, seen) in self.blocks[first..].iter_mut().zip(seen) {
+            *block = Block {
+                now: vec![seen.to_vec()],
+                disk: vec![seen.to_vec()],
+                dirty: false,
+            };
+        }
+    }
+
+    /// All pages were gone, and this is what the file holds, read anew; what differs is told as by
+    /// [`Model::check`].
+    pub fn read_anew(&mut self, seen: &[u8]) -> Result<(), u64> {
+        self.check(0, seen)?;
+        for (number, seen) in seen.chunks(self.bsize).enumerate() {
+            let block = &mut self.blocks[number];
+            block.now.retain(|v| v[..seen.len()] == *seen);
+            // Behind the end of the file it may hold whatever it held.
+            block.disk = block.on_disk();
+            block.disk.retain(|v| v[..seen.len()] == *seen);
+            block.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// The file was mounted anew and has this size; what that may not be, in words.
+    pub fn mounted(&mut self, size: u64) -> Result<(), String> {
+        let least = if self.lost { self.floor } else { self.size };
+        if !(least..=self.size).contains(&size) {
+            return Err(match self.lost {
+                true => format!("i_size is {size}, expected {least} to {}", self.size),
+                false => format!("i_size is {size}, expected {least}"),
+            });
+        }
+        if size < self.size {
+            self.cut(size);
+        }
+        self.size_is_on_disk();
+        self.dirty_end = 0;
+        Ok(())
+    }
+
+    /// A call failed. Each block of it holds what it held or what the call wrote, in the page cache
+    /// (`cache`) and on the disk (`disk`), where it may also hold what was there before the pages
+    /// were dirty; both are whole blocks, seen just now. What differs, in words.
+    pub fn failed(&mut self, call: &Failed<'_>, cache: &[u8], disk: &[u8]) -> Result<(), String> {
+        let end = call.off + call.bytes.len() as u64;
+        let least = match call.sure {
+            0 => self.size,
+            sure => self.size.max(call.off + sure as u64),
+        };
+        let most = self.size.max(end);
+        if !(least..=most).contains(&call.size) {
+            let size = call.size;
+            return Err(format!("i_size is {size}, expected {least} to {most}"));
+        }
+        // With the part that is sure, and with all of it.
+        let mut some = self.clone();
+        if call.sure > 0 {
+            some.write(call.off, &call.bytes[..call.sure]);
+        }
+        let mut all = self.clone();
+        all.write(call.off, call.bytes);
+        some.extend(all.size);
+        let first = call.off as usize / self.bsize;
+        let pairs = cache.chunks(self.bsize).zip(disk.chunks(self.bsize));
+        for (i, (cache, disk)) in pairs.enumerate() {
+            let number = first + i;
+            let start = number * self.bsize;
+            // Behind the end of the file nobody sees anything.
+            let inside = (call.size as usize).saturating_sub(start).min(self.bsize);
+            let (old, new) = (&some.blocks[number], &all.blocks[number]);
+            let mut seen = old.now.clone();
+            add(&mut seen, new.now.clone());
+            // What is written for sure is on the disk as it is in the page cache.
+            let whole = start + self.bsize <= call.off as usize + call.sure;
+            let mut held = if whole {
+                old.now.clone()
+            } else {
+                old.on_disk()
+            };
+            add(&mut held, new.now.clone());
+            let at = start as u64;
+            if !seen.iter().any(|v| v[..inside] == cache[..inside]) {
+                return Err(format!(
+                    "the block at {at} holds neither its old bytes nor the failed call's"
+                ));
+            }
+            if !held.iter().any(|v| v[..inside] == disk[..inside]) {
+                return Err(format!(
+                    "the disk holds neither the old bytes of the block at {at} nor the failed call's"
+                ));
+            }
+        }
+        // The size first: it says what of the last block counts.
+        if call.size > self.size {
+            self.extend(call.size);
+        }
+        if call.size > self.floor {
+            self.lost = true;
+        }
+        if call.sure > 0 {
+            self.floor = self.floor.max(call.off + call.sure as u64);
+        }
+        self.both(first, cache, disk);
+        Ok(())
+    }
+
+    /// Writing back failed: what was dirty is on the disk or is not. What differs, in words.
+    pub fn sync_failed(&mut self, cache: &[u8], disk: &[u8]) -> Result<(), String> {
+        let held = |e: u64| format!("the disk holds nothing that the block at {e} ever held");
+        self.check(0, cache)
+            .map_err(|e| format!("the block at {e} has changed in the page cache"))?;
+        self.check_disk(0, disk).map_err(held)?;
+        let dirty: Vec<usize> = (0..self.blocks.len())
+            .filter(|&n| self.blocks[n].dirty)
+            .collect();
+        for number in dirty {
+            let start = number * self.bsize;
+            let of = |bytes: &[u8]| {
+                let mut block = vec![0; self.bsize];
+                let end = bytes.len().min(start + self.bsize);
+                block[..end - start].copy_from_slice(&bytes[start..end]);
+                block
+            };
+            let (cache, disk) = (of(cache), of(disk));
+            self.both(number, &cache, &disk);
+        }
+        if self.size > self.floor {
+            self.lost = true;
+        }
+        self.dirty_end = 0;
+        Ok(())
+    }
+
+    /// These blocks show one thing in the page cache, and another on the disk: that is what a reader
+    /// will see when the pages are gone. They count as clean, and may be dirty.
+    fn both(&mut self, first: usize, cache: &[u8], disk: &[u8]) {
+        let (bsize, size) = (self.bsize, self.size as usize);
+        let pairs = cache.chunks(bsize).zip(disk.chunks(bsize));
+        for (i, (cache, disk)) in pairs.enumerate() {
+            let start = (first + i) * bsize;
+            let Some(block) = self.blocks.get_mut(first + i) else {
+                continue;
+            };
+            let inside = size.saturating_sub(start).min(bsize);
+            let shown = |bytes: &[u8]| {
+                let mut value = bytes.to_vec();
+                value[inside..].fill(0);
+                value
+            };
+            let mut now = vec![shown(cache)];
+            add(&mut now, vec![shown(disk)]);
+            let mut held = vec![disk.to_vec()];
+            add(&mut held, now.clone());
+            *block = Block {
+                now,
+                disk: held,
+                dirty: false,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B: u64 = 8;
+
+    fn bytes(byte: u8, len: u64) -> Vec<u8> {
+        vec![byte; len as usize]
+    }
+
+    /// Three blocks of ones, on the disk.
+    fn synced() -> Model {
+        let mut m = Model::new(B);
+        m.write(0, &bytes(1, 3 * B));
+        m.synced();
+        m
+    }
+
+    fn failed(
+        m: &mut Model,
+        off: u64,
+        new: &[u8],
+        cache: &[u8],
+        disk: &[u8],
+    ) -> Result<(), String> {
+        let size = m.size().max(off + new.len() as u64);
+        let call = Failed {
+            off,
+            bytes: new,
+            sure: 0,
+            size,
+        };
+        m.failed(&call, cache, disk)
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else() {
+        let mut m = synced();
+        m.write(4, &bytes(2, 6));
+        assert_eq!(m.check(0, &[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 1]), Ok(()));
+        assert_eq!(m.check(0, &[1, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1]), Err(8));
+        assert!(m.is_dirty());
+        // Far beyond the end: zeros between.
+        m.write(5 * B + 1, &[7]);
+        assert_eq!(m.size(), 5 * B + 2);
+        assert_eq!(m.check(3 * B, &bytes(0, 2 * B + 1)), Ok(()));
+        m.synced();
+        assert!(!m.is_dirty() && m.is_certain());
+    }
+
+    #[test]
+    fn a_dirty_block_may_be_on_the_disk_in_any_state_that_it_had() {
+        let mut m = synced();
+        m.write(0, &bytes(2, B));
+        m.write(0, &bytes(3, B));
+        for byte in [1, 2, 3] {
+            assert_eq!(m.check_disk(0, &bytes(byte, B)), Ok(()));
+        }
+        assert_eq!(m.check_disk(0, &bytes(4, B)), Err(0));
+        m.synced();
+        assert_eq!(m.check_disk(0, &bytes(2, B)), Err(0));
+    }
+
+    #[test]
+    fn after_a_failed_call_a_block_is_what_was_seen_and_no_third_thing() {
+        let mut m = synced();
+        let new = bytes(2, 2 * B);
+        // The first block is on the disk, the second is not.
+        let disk = [bytes(2, B), bytes(1, B)].concat();
+        failed(&mut m, 0, &new, &new, &disk).unwrap();
+        assert_eq!(m.check(0, &new), Ok(()));
+        assert_eq!(m.check(0, &disk), Ok(()));
+        // The first block is known: both layers have it.
+        assert_eq!(m.check(0, &bytes(1, 2 * B)), Err(0));
+        assert!(!m.is_certain());
+        // A part of it is written: in whichever it was.
+        m.write(B, &[9]);
+        let one = [vec![9], bytes(1, B - 1)].concat();
+        let two = [vec![9], bytes(2, B - 1)].concat();
+        assert_eq!((m.check(B, &one), m.check(B, &two)), (Ok(()), Ok(())));
+        // It comes from the disk: now it is known.
+        m.synced();
+        let whole = [bytes(2, B), one, bytes(1, B)].concat();
+        assert_eq!(m.read_anew(&whole), Ok(()));
+        assert!(m.is_certain());
+        assert_eq!(m.check(B, &two), Err(B));
+    }
+
+    #[test]
+    fn neither_old_nor_new_is_found_in_both_layers() {
+        let other = bytes(5, B);
+        let (old, new) = (bytes(1, B), bytes(2, B));
+        let e = failed(&mut synced(), 0, &new, &other, &old).unwrap_err();
+        assert!(e.contains("holds neither its old bytes"), "{e}");
+        let e = failed(&mut synced(), 0, &new, &new, &other).unwrap_err();
+        assert!(e.contains("the disk holds neither"), "{e}");
+    }
+
+    #[test]
+    fn a_short_count_is_a_promise() {
+        let call = Failed {
+            off: 0,
+            bytes: &bytes(2, 2 * B),
+            sure: B as usize,
+            size: 3 * B,
+        };
+        let (old, new) = (bytes(1, B), bytes(2, B));
+        let both = |a: &[u8], b: &[u8]| [a, b].concat();
+        let seen = both(&new, &old);
+        assert_eq!(synced().failed(&call, &seen, &seen), Ok(()));
+        assert!(synced().failed(&call, &seen, &both(&old, &old)).is_err());
+        assert!(synced().failed(&call, &both(&old, &old), &seen).is_err());
+    }
+
+    #[test]
+    fn below_a_dirty_block_the_disk_holds_what_was_there_before() {
+        let mut m = synced();
+        m.write(0, &bytes(3, B));
+        failed(&mut m, 0, &bytes(2, B), &bytes(2, B), &bytes(1, B)).unwrap();
+        assert_eq!(m.check(0, &bytes(3, B)), Err(0));
+        assert_eq!(m.check(0, &bytes(1, B)), Ok(()));
+    }
+
+    #[test]
+    fn the_size_is_exact_but_after_a_failed_extension() {
+        let mut m = synced();
+        assert!(m.clone().mounted(3 * B - 1).is_err());
+        let new = bytes(2, 2 * B);
+        let zeros = bytes(0, 2 * B);
+        failed(&mut m, 4 * B, &new, &new, &zeros).unwrap();
+        assert_eq!(m.size(), 6 * B);
+        assert!(m.clone().mounted(6 * B + 1).is_err());
+        assert!(m.clone().mounted(3 * B - 1).is_err());
+        let mut cut = m.clone();
+        assert_eq!(cut.mounted(3 * B), Ok(()));
+        assert_eq!(cut.size(), 3 * B);
+        // What succeeds behind it puts its own end on the disk.
+        m.written_through(4 * B, &bytes(3, 4));
+        m.pin(4 * B, &[bytes(3, 4), bytes(2, 4)].concat());
+        assert!(m.clone().mounted(3 * B).is_err());
+        assert_eq!(m.clone().mounted(4 * B + 4), Ok(()));
+        // truncate(2) does so for all of it.
+        m.truncate(5 * B);
+        assert!(m.clone().mounted(4 * B + 4).is_err());
+        assert_eq!(m.mounted(5 * B), Ok(()));
+    }
+
+    #[test]
+    fn holes_read_as_zeros_and_parts_of_blocks_are_dirty() {
+        let mut m = synced();
+        m.punch(4, 2 * B);
+        let want = [bytes(1, 4), bytes(0, 2 * B), bytes(1, 4)].concat();
+        assert_eq!(m.check(0, &want), Ok(()));
+        assert_eq!(m.check_disk(B, &bytes(0, B)), Ok(()));
+        assert_eq!(m.check_disk(B, &bytes(1, B)), Err(B));
+        assert!(m.is_dirty());
+        // Over the end of a file that ends in a block.
+        m.truncate(2 * B + 3);
+        m.punch(2 * B, 2 * B);
+        assert_eq!(m.size(), 2 * B + 3);
+        assert_eq!(m.check(2 * B, &bytes(0, 3)), Ok(()));
+    }
+
+    #[test]
+    fn what_was_cut_off_reads_as_zeros_when_the_file_grows_again() {
+        let mut m = synced();
+        m.truncate(B + 3);
+        m.truncate(3 * B);
+        let want = [bytes(1, B + 3), bytes(0, 2 * B - 3)].concat();
+        assert_eq!(m.check(0, &want), Ok(()));
+        // It is in the page cache only, as long as nobody has written it.
+        assert_eq!(m.check_disk(B, &bytes(1, B)), Ok(()));
+        m.synced();
+        assert_eq!(m.check_disk(B, &bytes(1, B)), Err(B));
+    }
+
+    #[test]
+    fn shared_blocks_are_those_of_the_source() {
+        let mut m = synced();
+        m.write(0, &bytes(2, B));
+        m.clone_range(0, B, 4 * B);
+        assert_eq!(m.size(), 5 * B);
+        assert_eq!(m.check(4 * B, &bytes(2, B)), Ok(()));
+        assert_eq!(m.check_disk(4 * B, &bytes(1, B)), Err(4 * B));
+        m.clone_bytes(&bytes(9, 2 * B), B);
+        assert_eq!(m.check(B, &bytes(9, 2 * B)), Ok(()));
+        // An uncertain block stays uncertain where it goes.
+        failed(&mut m, 0, &bytes(3, B), &bytes(3, B), &bytes(2, B)).unwrap();
+        m.clone_range(0, B, 2 * B);
+        for byte in [2, 3] {
+            assert_eq!(m.check(2 * B, &bytes(byte, B)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_failed_sync_leaves_dirty_blocks_open_and_no_others() {
+        let mut m = synced();
+        m.write(B, &bytes(2, B));
+        let cache = [bytes(1, B), bytes(2, B), bytes(1, B)].concat();
+        let disk = bytes(1, 3 * B);
+        let mut good = m.clone();
+        assert_eq!(good.sync_failed(&cache, &disk), Ok(()));
+        assert_eq!(
+            (good.check(0, &cache), good.check(0, &disk)),
+            (Ok(()), Ok(()))
+        );
+        let other = [bytes(2, B), bytes(1, 2 * B)].concat();
+        assert!(m.clone().sync_failed(&cache, &other).is_err());
+        assert!(m.sync_failed(&disk, &disk).is_err());
+    }
+}
