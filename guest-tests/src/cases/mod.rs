@@ -9,6 +9,7 @@ mod behind_writeback;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
+mod clone_in_flight;
 mod concurrent_calls;
 mod dirty_beside;
 mod dirty_by_mapping;
@@ -26,16 +27,20 @@ mod freeze_in_flight;
 mod held_writes;
 mod hole;
 mod iovecs;
+mod keeps_stable;
 pub mod killed;
 mod long_extent;
+mod memory_pressure;
 mod multi_extent;
 mod ordered_writes;
 mod over_delalloc;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod racing_writers;
+mod read_only_in_flight;
 mod reflink;
 pub(crate) mod returns_after_io;
+mod several_at_once;
 mod small_extents;
 mod source_faults;
 mod source_mapped;
@@ -44,6 +49,7 @@ mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
 mod sub_block;
+mod synchronous_calls;
 mod umount_in_flight;
 mod unsupported;
 mod unwritten;
@@ -115,6 +121,12 @@ pub const ALL: &[Case] = &[
     Case { name: "dirty-mapped", needs: &[Need::Flag], run: dirty_mapped::run },
     Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
+    Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
+    Case { name: "read-only-in-flight", needs: &[Need::Flag, Need::Aio], run: read_only_in_flight::run },
+    Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Aio], run: clone_in_flight::run },
+    Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: several_at_once::run },
+    Case { name: "memory-pressure", needs: &[Need::Flag, Need::Cachestat], run: memory_pressure::run },
+    Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: keeps_stable::run },
     Case { name: "exerciser", needs: &[Need::Flag], run: crate::exerciser::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];

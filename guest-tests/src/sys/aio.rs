@@ -62,6 +62,20 @@ impl Writes {
         rw_flags: u32,
     ) -> io::Result<Writes> {
         assert!(each * offsets.len() <= data.len());
+        let ioprios = vec![ioprio; offsets.len()];
+        Writes::submit_each(file, data, each, offsets, &ioprios, rw_flags)
+    }
+
+    /// The same with a priority for each write.
+    pub fn submit_each(
+        file: &File,
+        data: super::Pages,
+        each: usize,
+        offsets: &[u64],
+        ioprios: &[Option<u16>],
+        rw_flags: u32,
+    ) -> io::Result<Writes> {
+        assert!(each * offsets.len() <= data.len());
         let address = data.address(0);
         // SAFETY: so many bytes are mapped there as long as `data` lives, which it keeps.
         unsafe {
@@ -71,7 +85,7 @@ impl Writes {
                 Box::new(data),
                 each,
                 offsets,
-                ioprio,
+                ioprios,
                 rw_flags,
             )
         }
@@ -88,7 +102,7 @@ impl Writes {
         keep: Box<dyn Send>,
         each: usize,
         offsets: &[u64],
-        ioprio: Option<u16>,
+        ioprios: &[Option<u16>],
         rw_flags: u32,
     ) -> io::Result<Writes> {
         let mut ctx: libc::c_ulong = 0;
@@ -96,8 +110,9 @@ impl Writes {
         check(unsafe { libc::syscall(libc::SYS_io_setup, offsets.len(), &raw mut ctx) })?;
         let mut iocbs: Vec<Iocb> = offsets
             .iter()
+            .zip(ioprios)
             .enumerate()
-            .map(|(i, &offset)| Iocb {
+            .map(|(i, (&offset, &ioprio))| Iocb {
                 data: i as u64,
                 opcode: CMD_PWRITE,
                 // A word of bits, too.
