@@ -99,6 +99,12 @@ impl<'a> Actor<'a> {
     /// before it, does nothing.
     pub fn act(&mut self, op: &Op) -> Result<(), Stop> {
         self.version += 1;
+        if let Op::Call { at, .. } | Op::Write(at) = *op
+            && at.off > self.model.size()
+        {
+            // The old last block is zeroed, and perhaps written for that.
+            self.told()?;
+        }
         match *op {
             Op::Call { at, .. } if self.fits(at) => self.call(op, at),
             Op::Write(at) if self.fits(at) => self.write(at),
@@ -303,7 +309,7 @@ impl<'a> Actor<'a> {
             }
         })?;
         self.map = Some(map);
-        self.model.write(at.off, &bytes);
+        self.model.store(at.off, &bytes);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub mod op;
 mod shrink;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ use draw::{About, Draw};
 use op::{Op, text};
 
 use crate::probe::ROUNDS;
+use crate::sys;
+use crate::task::Task;
 use crate::test::{Fail, Findings, Test};
 use crate::world::World;
 
@@ -52,8 +54,8 @@ enum Came {
     Well,
     /// At this operation something was not.
     Broken(usize, String),
-    /// This operation does not end.
-    Hangs(usize),
+    /// This operation does not end: what is known of it.
+    Hangs(usize, String),
 }
 
 /// Runs the case.
@@ -113,11 +115,11 @@ fn one(t: &Test, name: &str, list: &[Op], counts: &Arc<Counts>) -> Result<(), Fa
     let (at, what) = match attempt(t.world, t.name, name, list, counts)? {
         Came::Well => return Ok(()),
         Came::Broken(at, what) => (at, what),
-        Came::Hangs(at) => {
-            // What hangs would hang again, with every file of this mount.
-            t.fail(format!("{}: does not end", place(list, at)));
+        Came::Hangs(at, what) => {
+            // What hangs would hang again, with every file of this mount: it is not shortened.
+            t.fail(format!("{name}, {}: {what}", place(list, at)));
             t.fail(again(&list[..list.len().min(at + 1)]));
-            return Err(Fail::Hung(format!("{} does not end", place(list, at))));
+            return Err(Fail::Hung(format!("{}: {what}", place(list, at))));
         }
     };
     t.fail(format!("{name}, {}: {what}", place(list, at)));
@@ -143,8 +145,8 @@ fn shortened(t: &Test, failed: &[Op]) -> Result<(), Fail> {
                 last = format!("{}: {what}", place(list, at));
                 Some(true)
             }
-            Ok(Came::Hangs(at)) => {
-                trouble = Some(Fail::Hung(format!("{} does not end", place(list, at))));
+            Ok(Came::Hangs(at, what)) => {
+                trouble = Some(Fail::Hung(format!("{}: {what}", place(list, at))));
                 None
             }
             Err(fail) => {
@@ -191,23 +193,29 @@ fn attempt(
 ) -> Result<Came, Fail> {
     let at = Arc::new(AtomicUsize::new(0));
     let (send, come) = mpsc::channel();
+    let tid = Arc::new(AtomicI32::new(0));
     let (thread_at, thread_counts) = (Arc::clone(&at), Arc::clone(counts));
+    let thread_tid = Arc::clone(&tid);
     let (name, ops) = (name.to_owned(), list.to_vec());
     world.spawn("operations", move || {
+        thread_tid.store(sys::gettid(), Ordering::Release);
         let did = all(world, test, &name, &ops, &thread_counts, &thread_at);
         let _ = send.send(did);
     });
     let limit = world.params.probe * ROUNDS;
-    let mut before = 0;
+    let mut before = usize::MAX;
     loop {
         let did = come.recv_timeout(limit);
         let now = at.load(Ordering::Acquire);
         return match did {
             Ok(Ok(())) => Ok(Came::Well),
             Ok(Err(Stop::Broken(what))) => Ok(Came::Broken(now, what)),
-            Ok(Err(Stop::Trouble(Fail::Hung(_)))) => Ok(Came::Hangs(now)),
+            Ok(Err(Stop::Trouble(Fail::Hung(what)))) => Ok(Came::Hangs(now, what)),
             Ok(Err(Stop::Trouble(fail))) => Err(fail),
-            Err(RecvTimeoutError::Timeout) if now == before => Ok(Came::Hangs(now)),
+            Err(RecvTimeoutError::Timeout) if now == before => {
+                let task = Task(tid.load(Ordering::Acquire)).describe();
+                Ok(Came::Hangs(now, format!("does not end ({task})")))
+            }
             Err(RecvTimeoutError::Timeout) => {
                 before = now;
                 continue;

@@ -71,6 +71,8 @@ pub struct Model {
     lost: bool,
     /// Where the last dirty byte since the last sync ends.
     dirty_end: u64,
+    /// Somebody stored through a mapping: all of that folio is dirty, whatever that is.
+    stored: bool,
 }
 
 /// What a failed call wanted to write, and how much of it is said to be written.
@@ -96,6 +98,7 @@ impl Model {
             floor: 0,
             lost: false,
             dirty_end: 0,
+            stored: false,
         }
     }
 
@@ -104,9 +107,15 @@ impl Model {
         self.size
     }
 
-    /// Whether some block is dirty.
+    /// Whether some block may be dirty.
     pub fn is_dirty(&self) -> bool {
-        self.blocks.iter().any(|b| b.dirty)
+        self.stored || self.blocks.iter().any(|b| b.dirty)
+    }
+
+    /// Bytes stored through a mapping.
+    pub fn store(&mut self, off: u64, bytes: &[u8]) {
+        self.write(off, bytes);
+        self.stored = true;
     }
 
     /// Whether everything has one value.
@@ -146,7 +155,7 @@ impl Model {
         self.blocks.resize(blocks, Block::zeros(self.bsize));
     }
 
-    /// A plain write, or a store: in the page cache only, as far as anybody knows.
+    /// A plain write: in the page cache only, as far as anybody knows.
     pub fn write(&mut self, off: u64, bytes: &[u8]) {
         let len = bytes.len() as u64;
         if off > self.size {
@@ -278,6 +287,7 @@ impl Model {
             self.floor = self.size;
         }
         self.dirty_end = 0;
+        self.stored = false;
     }
 
     /// Whether a reader may see these bytes at `off`; else the offset of the block that differs.
@@ -360,6 +370,7 @@ impl Model {
         }
         self.size_is_on_disk();
         self.dirty_end = 0;
+        self.stored = false;
         Ok(())
     }
 
@@ -453,6 +464,7 @@ impl Model {
             self.lost = true;
         }
         self.dirty_end = 0;
+        self.stored = false;
         Ok(())
     }
 

@@ -150,21 +150,30 @@ impl Writes {
     /// completed: the write's index, its result.
     pub fn collect(&mut self, limit: Duration) -> io::Result<Vec<(usize, i64)>> {
         let mut events = vec![IoEvent::default(); self.left.max(1)];
-        let timeout = libc::timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: i64::from(limit.subsec_nanos()),
+        let end = Instant::now() + limit;
+        let got = loop {
+            let limit = end.saturating_duration_since(Instant::now());
+            let timeout = libc::timespec {
+                tv_sec: limit.as_secs() as i64,
+                tv_nsec: i64::from(limit.subsec_nanos()),
+            };
+            // SAFETY: room for `left` events, a timespec that lives through the call.
+            let got = check(unsafe {
+                libc::syscall(
+                    libc::SYS_io_getevents,
+                    self.ctx,
+                    1,
+                    self.left,
+                    events.as_mut_ptr(),
+                    &raw const timeout,
+                )
+            });
+            match got {
+                // What io_uring has left to do in this thread ends the wait early.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                got => break got? as usize,
+            }
         };
-        // SAFETY: room for `left` events, a timespec that lives through the call.
-        let got = check(unsafe {
-            libc::syscall(
-                libc::SYS_io_getevents,
-                self.ctx,
-                1,
-                self.left,
-                events.as_mut_ptr(),
-                &raw const timeout,
-            )
-        })? as usize;
         if got == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
