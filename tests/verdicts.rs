@@ -67,6 +67,10 @@ fn by_nature(test: &str, subtest: &str) -> bool {
                 "async-stop-after-error",
                 "async-error-mid-call",
                 "stable-among-three",
+                "synchronous-calls",
+                "several-at-once",
+                "memory-pressure",
+                "exerciser",
             ]
             .contains(&test)
                 && !WITH_ERROR_POINTS.contains(&test)
@@ -78,7 +82,15 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "async-error-mid-call",
         ]
         .contains(&test),
-        "durable" => !["dsync", "async-aio", "async-uring", "bad-buffer", "errnos"].contains(&test),
+        "durable" => ![
+            "dsync",
+            "async-aio",
+            "async-uring",
+            "bad-buffer",
+            "errnos",
+            "exerciser",
+        ]
+        .contains(&test),
         // Somebody has to take blocks away, or to freeze.
         "serialised" => ![
             "blocks-in-flight",
@@ -102,6 +114,9 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "source-faults",
             "racing-writers",
             "killed",
+            "synchronous-calls",
+            "clone-in-flight",
+            "several-at-once",
             "unsupported",
         ]
         .contains(&test),

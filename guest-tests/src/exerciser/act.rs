@@ -197,7 +197,14 @@ impl<'a> Actor<'a> {
             self.pending = false;
         }
         self.counts.failed.fetch_add(1, Ordering::Relaxed);
-        self.call_failed(&done, at, &bytes)
+        let beyond = at.off > self.model.size();
+        self.call_failed(&done, at, &bytes)?;
+        if fired && (dsync || beyond) {
+            // What failed may be other dirty blocks, which it sends, too: with DSYNC after its own
+            // data, before it where blocks between the end of the file and the call are zeroed.
+            self.sync_failed(&format!("call {}", done.call))?;
+        }
+        Ok(())
     }
 
     fn call_succeeded(&mut self, done: &Done, at: Range, bytes: &[u8]) -> Result<(), Stop> {
@@ -428,25 +435,34 @@ impl<'a> Actor<'a> {
             self.model.synced();
         }
         if fired {
-            let file = self.file();
-            let size = self.model.size();
-            let (from, to) = rounded(world.bsize, 0, size);
-            pages::settle(&file.file, 0, size.max(1), world.params.probe / 4)?;
-            let cache = self.seen(0, size)?;
-            let (disk, _) = look::on_disk(world, &file.file, from, to)?;
             if result == 0 {
                 // Whatever failed was none of its pages, or was written again.
+                let (from, to) = rounded(world.bsize, 0, self.model.size());
+                let (disk, _) = look::on_disk(world, &self.file().file, from, to)?;
                 self.model.check_disk(0, &disk).map_err(|at| {
                     Stop::Broken(format!("{what}: the block at {at} is not on the disk"))
                 })?;
             } else {
                 self.counts.syncs.fetch_add(1, Ordering::Relaxed);
-                self.model
-                    .sync_failed(&cache, &disk)
-                    .map_err(|why| Stop::Broken(format!("{what}: {why}")))?;
+                self.sync_failed(&what)?;
             }
         }
         Ok(self.file().tell_pages(world, "after-fsync")?)
+    }
+
+    /// Writes of dirty pages failed: which of them are on the disk is looked at.
+    fn sync_failed(&mut self, what: &str) -> Result<(), Stop> {
+        let world = self.t.world;
+        let (file, size) = (self.file(), self.model.size());
+        let (from, to) = rounded(world.bsize, 0, size);
+        if world.fact("cachestat") == "yes" {
+            pages::settle(&file.file, 0, size.max(1), world.params.probe / 4)?;
+        }
+        let cache = self.seen(0, size)?;
+        let (disk, _) = look::on_disk(world, &file.file, from, to)?;
+        self.model
+            .sync_failed(&cache, &disk)
+            .map_err(|why| Stop::Broken(format!("{what}: {why}")))
     }
 
     fn read(&mut self, at: Range) -> Result<(), Stop> {

@@ -71,8 +71,9 @@ pub struct Model {
     lost: bool,
     /// Where the last dirty byte since the last sync ends.
     dirty_end: u64,
-    /// Somebody stored through a mapping: all of that folio is dirty, whatever that is.
-    stored: bool,
+    /// More may be dirty than the blocks say: somebody stored through a mapping, which dirties the
+    /// whole folio, whatever that is; or a request failed, which may leave its pages dirty.
+    unclear: bool,
 }
 
 /// What a failed call wanted to write, and how much of it is said to be written.
@@ -98,7 +99,7 @@ impl Model {
             floor: 0,
             lost: false,
             dirty_end: 0,
-            stored: false,
+            unclear: false,
         }
     }
 
@@ -109,13 +110,13 @@ impl Model {
 
     /// Whether some block may be dirty.
     pub fn is_dirty(&self) -> bool {
-        self.stored || self.blocks.iter().any(|b| b.dirty)
+        self.unclear || self.blocks.iter().any(|b| b.dirty)
     }
 
     /// Bytes stored through a mapping.
     pub fn store(&mut self, off: u64, bytes: &[u8]) {
         self.write(off, bytes);
-        self.stored = true;
+        self.unclear = true;
     }
 
     /// Whether everything has one value.
@@ -287,7 +288,7 @@ impl Model {
             self.floor = self.size;
         }
         self.dirty_end = 0;
-        self.stored = false;
+        self.unclear = false;
     }
 
     /// Whether a reader may see these bytes at `off`; else the offset of the block that differs.
@@ -370,7 +371,7 @@ impl Model {
         }
         self.size_is_on_disk();
         self.dirty_end = 0;
-        self.stored = false;
+        self.unclear = false;
         Ok(())
     }
 
@@ -437,6 +438,7 @@ impl Model {
             self.floor = self.floor.max(call.off + call.sure as u64);
         }
         self.both(first, cache, disk);
+        self.unclear = true;
         Ok(())
     }
 
@@ -464,7 +466,7 @@ impl Model {
             self.lost = true;
         }
         self.dirty_end = 0;
-        self.stored = false;
+        self.unclear = true;
         Ok(())
     }
 
