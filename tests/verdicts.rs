@@ -42,8 +42,8 @@ const WITH_ERROR_POINTS: &[&str] = &[
     "iovecs",
     "source-mapped",
     "over-delalloc",
-    "dirty-beside",
-    "dirty-mapped",
+    "dirty-neighbours",
+    "dirty-by-mapping",
 ];
 
 /// What a test leaves open by its nature.
@@ -111,7 +111,6 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "stable-among-three",
             "bad-buffer",
             "disk-full",
-            "source-faults",
             "racing-writers",
             "killed",
             "synchronous-calls",

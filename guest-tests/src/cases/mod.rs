@@ -11,9 +11,7 @@ mod blocks_in_flight;
 mod churn;
 mod clone_in_flight;
 mod concurrent_calls;
-mod dirty_beside;
 mod dirty_by_mapping;
-mod dirty_mapped;
 mod dirty_neighbours;
 mod disk_full;
 mod dsync;
@@ -42,7 +40,6 @@ mod reflink;
 pub(crate) mod returns_after_io;
 mod several_at_once;
 mod small_extents;
-mod source_faults;
 mod source_mapped;
 mod stable_among_three;
 mod stable_in_flight;
@@ -114,11 +111,8 @@ pub const ALL: &[Case] = &[
     Case { name: "reflink", needs: &[Need::Flag], run: reflink::run },
     Case { name: "across-2g", needs: &[Need::Flag], run: across_2g::run },
     Case { name: "iovecs", needs: &[Need::Flag], run: iovecs::run },
-    Case { name: "source-faults", needs: &[Need::Flag], run: source_faults::run },
     Case { name: "source-mapped", needs: &[Need::Flag], run: source_mapped::run },
     Case { name: "over-delalloc", needs: &[Need::Flag], run: over_delalloc::run },
-    Case { name: "dirty-beside", needs: &[Need::Flag], run: dirty_beside::run },
-    Case { name: "dirty-mapped", needs: &[Need::Flag], run: dirty_mapped::run },
     Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
     Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
