@@ -96,6 +96,9 @@ struct File {
     clean: BTreeMap<u64, u64>,
     /// Where the last call's marks say that it lies.
     layout: Vec<Extent>,
+    /// It shares blocks, or did: a dirty block of it may go to another place than was told, even
+    /// where nobody shares it any more (XFS keeps what it has reserved for copies).
+    shares: bool,
     isize: u64,
     /// Numbers of the calls and changes that are under way.
     calls: NumberSet,
@@ -110,6 +113,14 @@ struct File {
 }
 
 impl File {
+    /// Of a file that shares blocks only those keep a place that have been clean since it was told.
+    fn moves(&mut self, dirty: &Range<u64>) {
+        if self.shares {
+            let rest = [0..dirty.start, dirty.end..u64::MAX];
+            self.layout = parts(&self.layout, &rest);
+        }
+    }
+
     /// Where its last page ends.
     fn last_page(&self) -> u64 {
         let end = self.isize.checked_next_multiple_of(4096);
@@ -216,11 +227,22 @@ impl Promise for WrittenOnce {
         file.isize = c.end.isize;
         let extents = c.end.extents.as_ref().or(c.begin.extents.as_ref());
         file.layout = extents.cloned().unwrap_or_default();
+        file.shares |= file.layout.iter().any(|e| e.flags & SHARED != 0);
+        let alone = file.touched == c.begin_seq && file.calls.is_empty() && file.changes.is_empty();
+        if file.shares {
+            // What was clean has not moved; the call's own blocks went to where they are told.
+            let clean = file.clean.iter().map(|(s, e)| *s..*e);
+            let mut known: Vec<_> = clean.collect();
+            if alone {
+                known.extend(window.clone());
+                known.push(rounded(c.begin.off, c.begin.len, c.begin.bsize));
+            }
+            file.layout = parts(&file.layout, &known);
+        }
         file.first = None;
         if !judged {
             return;
         }
-        let alone = file.touched == c.begin_seq && file.calls.is_empty() && file.changes.is_empty();
         let failed = i128::from(c.end.result) != i128::from(c.begin.len)
             || c.requests.iter().any(CallRequest::failed);
         let why_not = if let Some(why) = w.facts.files_unmarked() {
@@ -371,6 +393,7 @@ impl WrittenOnce {
         let Some(file) = self.file(key) else { return };
         file.touched = seq;
         file.first = None;
+        file.shares |= c.kind == "reflink";
         settle(file.watch.take(), ledger);
         if !lost {
             file.changes.insert(c.change);
@@ -516,6 +539,7 @@ impl WrittenOnce {
                 places.push(disk..disk.saturating_add(to - from));
             }
         }
+        file.moves(range);
         for place in places {
             self.cut(&place);
         }
@@ -569,6 +593,39 @@ fn inner(range: &Range<u64>, end: u64) -> Range<u64> {
         range.end - range.end % FOLIO
     };
     start.unwrap_or(u64::MAX)..stop
+}
+
+/// The parts of the extents that lie in one of the ranges; each once.
+fn parts(extents: &[Extent], ranges: &[Range<u64>]) -> Vec<Extent> {
+    let mut joined = BTreeMap::new();
+    for range in ranges {
+        insert(&mut joined, range);
+    }
+    let mut parts = Vec::new();
+    for e in extents {
+        for (&start, &end) in &joined {
+            let from = e.logical.max(start);
+            let to = e.logical.saturating_add(e.length).min(end);
+            if from < to {
+                let physical = e.physical.saturating_add(from - e.logical);
+                let (logical, length) = (from, to - from);
+                parts.push(Extent {
+                    logical,
+                    physical,
+                    length,
+                    ..*e
+                });
+            }
+        }
+    }
+    parts
+}
+
+/// A range in whole blocks.
+fn rounded(off: u64, len: u64, bsize: u64) -> Range<u64> {
+    let bsize = bsize.max(1);
+    let end = off.saturating_add(len).checked_next_multiple_of(bsize);
+    off - off % bsize..end.unwrap_or(u64::MAX)
 }
 
 fn file_end(c: &Change) -> u64 {
