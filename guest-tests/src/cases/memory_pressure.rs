@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Calls while there is hardly any memory left: a hog takes nearly all of it, so that every page
-//! that a call needs has to be taken from the page cache first. The calls are larger together than what is
-//! left. Each comes to its end, with its data on the disk; also where writes of them fail.
+//! that a call needs has to be taken from the page cache first. Each comes to its end, with its data on the disk; also where writes of them fail.
 
 use std::fs;
 
@@ -13,30 +12,32 @@ use crate::test::{Fail, OrFail, Test};
 
 /// The rule of `guest-tests/scenarios/memory-pressure.toml`.
 const FAILS: &str = "pressure-fails";
-/// Kibibytes that the hog leaves.
-const LEFT: u64 = 40 << 10;
+/// Kibibytes that the hog leaves free; beside these there is only the page cache.
+const FREE: u64 = 8 << 10;
+/// Kibibytes that can be had at least, so that nobody is killed for memory.
+const LEAST: u64 = 24 << 10;
 /// It takes so many kibibytes at a time.
-const BITE: u64 = 8 << 10;
+const BITE: u64 = 2 << 10;
 /// Length of each call, and calls on each file.
 const LEN: u64 = 1 << 20;
-const CALLS: u64 = 24;
-/// Plainly written beside them, so that there is something else to reclaim.
-const BESIDE: u64 = 16 << 20;
+const CALLS: u64 = 12;
+/// Plainly written before them, so that there is something to reclaim.
+const BESIDE: u64 = 24 << 20;
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut s = Subject::written(t, "file", LEN)?;
-    let mut failing = Subject::written(t, "failing", 4 * LEN)?;
+    let mut failing = Subject::written(t, "failing", 2 * LEN)?;
     let beside = Subject::written(t, "beside", BESIDE)?;
     let before = scanned();
     let hog = Hog::new()?;
-    let left = available()?;
+    let left = kibibytes("MemAvailable:")?;
     let tried = under_pressure(t, &mut s, &mut failing);
     drop(hog);
     tried?;
     let pages = scanned().saturating_sub(before);
     t.note(format!(
-        "{left} KiB were left; {pages} pages were looked at to be reclaimed"
+        "{left} KiB could be had; {pages} pages were looked at to be reclaimed"
     ));
     if pages == 0 {
         return Err(Fail::Error(
@@ -60,10 +61,10 @@ fn under_pressure(t: &Test, s: &mut Subject, failing: &mut Subject) -> Result<()
         // One of its writes fails.
         rule.switch_on(t)?;
         failing.next_version();
-        let done = failing.call(t, 0, 4 * LEN, 0).run(1)?;
+        let done = failing.call(t, 0, 2 * LEN, 0).run(1)?;
         let fired = rule.fired(t)?;
         rule.switch_off(t)?;
-        let short = (0..4 * LEN as i64).contains(&done.result);
+        let short = (0..2 * LEN as i64).contains(&done.result);
         t.check(
             fired > 0 && (done.result == -i64::from(libc::EIO) || short),
             || {
@@ -79,14 +80,14 @@ fn under_pressure(t: &Test, s: &mut Subject, failing: &mut Subject) -> Result<()
             format!("fsync after it returned {}", result_text(synced))
         });
         let file = &failing.open().file;
-        let state = pages::report_twice(t.world, done.call, "after-call", file, 0, 4 * LEN)?;
+        let state = pages::report_twice(t.world, done.call, "after-call", file, 0, 2 * LEN)?;
         t.check(state.writeback == 0, || {
             format!(
                 "call {}: {} pages stay in writeback",
                 done.call, state.writeback
             )
         });
-        call(t, failing, 0, 4 * LEN)?;
+        call(t, failing, 0, 2 * LEN)?;
     }
     Ok(())
 }
@@ -102,7 +103,7 @@ struct Hog(Vec<Pages>);
 impl Hog {
     fn new() -> Result<Hog, Fail> {
         let mut hog = Hog(Vec::new());
-        while available()? > LEFT + BITE {
+        while kibibytes("MemFree:")? > FREE && kibibytes("MemAvailable:")? > LEAST + BITE {
             let mut bite =
                 Pages::new((BITE as usize) << 10).or_fail(|| "the hog's memory".into())?;
             for page in bite.bytes_mut().chunks_mut(4096) {
@@ -114,11 +115,10 @@ impl Hog {
     }
 }
 
-/// Kibibytes that can be had: `MemAvailable` of /proc/meminfo.
-fn available() -> Result<u64, Fail> {
+/// A number of /proc/meminfo.
+fn kibibytes(key: &str) -> Result<u64, Fail> {
     let text = fs::read_to_string("/proc/meminfo").or_fail(|| "/proc/meminfo".into())?;
-    number(&text, "MemAvailable:")
-        .ok_or_else(|| Fail::Error("/proc/meminfo has no MemAvailable".into()))
+    number(&text, key).ok_or_else(|| Fail::Error(format!("/proc/meminfo has no {key}")))
 }
 
 /// Pages that reclaim has looked at: kswapd's and everybody else's.

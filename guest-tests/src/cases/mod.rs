@@ -161,6 +161,8 @@ pub fn find(name: &str) -> Option<&'static Case> {
 pub fn limits(case: &Case, params: &Params) -> u32 {
     match case.name {
         "exerciser" => crate::exerciser::limits(params.ops),
+        // To take all of the memory takes its time, too.
+        "memory-pressure" => 3,
         name if name.starts_with("waits-beside-") => 3,
         _ => 1,
     }
