@@ -42,8 +42,8 @@ const WITH_ERROR_POINTS: &[&str] = &[
     "iovecs",
     "source-mapped",
     "over-delalloc",
-    "dirty-beside",
-    "dirty-mapped",
+    "dirty-neighbours",
+    "dirty-by-mapping",
 ];
 
 /// What a test leaves open by its nature.
@@ -67,6 +67,10 @@ fn by_nature(test: &str, subtest: &str) -> bool {
                 "async-stop-after-error",
                 "async-error-mid-call",
                 "stable-among-three",
+                "synchronous-calls",
+                "several-at-once",
+                "memory-pressure",
+                "exerciser",
             ]
             .contains(&test)
                 && !WITH_ERROR_POINTS.contains(&test)
@@ -78,7 +82,15 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "async-error-mid-call",
         ]
         .contains(&test),
-        "durable" => !["dsync", "async-aio", "async-uring", "bad-buffer", "errnos"].contains(&test),
+        "durable" => ![
+            "dsync",
+            "async-aio",
+            "async-uring",
+            "bad-buffer",
+            "errnos",
+            "exerciser",
+        ]
+        .contains(&test),
         // Somebody has to take blocks away, or to freeze.
         "serialised" => ![
             "blocks-in-flight",
@@ -99,9 +111,11 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "stable-among-three",
             "bad-buffer",
             "disk-full",
-            "source-faults",
             "racing-writers",
             "killed",
+            "synchronous-calls",
+            "clone-in-flight",
+            "several-at-once",
             "unsupported",
         ]
         .contains(&test),

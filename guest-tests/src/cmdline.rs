@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::exerciser::op::{self, Op};
 use crate::sweep::params::SweepParams;
 
 /// The parameters of a boot.
@@ -32,6 +33,10 @@ pub struct Params {
     pub then: Then,
     /// Rounds of the aid `churn`.
     pub rounds: u32,
+    /// Operations of the test `exerciser`, by the seed; `None`: the short run that is always the same.
+    pub ops: Option<u32>,
+    /// A list of operations for it instead.
+    pub exerciser: Option<Vec<Op>>,
     /// A sweep instead of tests.
     pub sweep: SweepParams,
 }
@@ -64,6 +69,8 @@ impl Default for Params {
             hold: 1,
             then: Then::Wait,
             rounds: 1,
+            ops: None,
+            exerciser: None,
             sweep: SweepParams::default(),
         }
     }
@@ -126,6 +133,16 @@ impl Params {
                         .and_then(|n| u32::try_from(n).ok())
                         .filter(|n| (1..=10_000).contains(n))
                         .ok_or_else(|| bad("1 to 10000 rounds"))?;
+                }
+                "wtblk_ops" => {
+                    let ops = number(value)
+                        .and_then(|n| u32::try_from(n).ok())
+                        .filter(|n| (1..=1_000_000).contains(n))
+                        .ok_or_else(|| bad("1 to 1000000 operations"))?;
+                    p.ops = Some(ops);
+                }
+                "wtblk_exerciser" => {
+                    p.exerciser = Some(op::parse(value).map_err(|e| bad(&e))?);
                 }
                 "wtblk_then" => {
                     p.then = match value {
@@ -202,6 +219,8 @@ mod tests {
             "wtblk_list=1",
             "wtblk_hold=129",
             "wtblk_then=dance",
+            "wtblk_ops=0",
+            "wtblk_exerciser=t0+4096,x",
             "wtblk_colour=red",
         ] {
             let e = Params::parse(word).unwrap_err();

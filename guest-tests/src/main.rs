@@ -11,6 +11,7 @@ mod cmdline;
 mod console;
 mod discover;
 mod disks;
+mod exerciser;
 mod faulty;
 mod fiemap;
 mod finish;

@@ -13,8 +13,9 @@ use wtblk_shared::pattern;
 use crate::aftermath::{self, Point};
 use crate::beside::Gate;
 use crate::call::{Call, Done, OpenFile};
+use crate::pages;
 use crate::rules::Rule;
-use crate::subject::{Subject, check_after_remount};
+use crate::subject::{Subject, check_after_remount, rounded};
 use crate::sys::mapping::Mapping;
 use crate::sys::{self, Pages, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -37,8 +38,10 @@ pub struct Stage {
     pub version: Option<u32>,
     /// What the disk holds (in the place of [`Subject::expect`]), where dirty pages hold more.
     pub older: Option<Vec<u8>>,
-    /// Whether pages of the call's folios stay dirty.
+    /// Whether pages of the call's folios may stay dirty.
     pub dirty_beside: bool,
+    /// Whether some page has to.
+    pub stays_dirty: bool,
     /// Files that must stay as they are.
     pub others: Vec<Subject>,
     /// Mappings that are to be there meanwhile.
@@ -65,6 +68,7 @@ impl Stage {
             version: None,
             older: None,
             dirty_beside: false,
+            stays_dirty: false,
             others: Vec::new(),
             keep: Vec::new(),
         }
@@ -264,6 +268,15 @@ pub fn check_done(t: &Test, stage: &Stage, what: &str, done: &Done) -> Result<()
     let s = &stage.subject;
     if !stage.dirty_beside {
         return s.check_call(t, done, stage.off, stage.len);
+    }
+    if t.world.fact("cachestat") == "yes" {
+        let (from, to) = rounded(t.world.bsize.max(4096), stage.off, stage.len);
+        let file = &s.open().file;
+        pages::report_twice(t.world, done.call, "after-call", file, from, to - from)?;
+        let after = pages::state(file, 0, s.end())?;
+        t.check(after.dirty > 0 || !stage.stays_dirty, || {
+            format!("{what}: no page is dirty any more, although blocks beside the call's were")
+        });
     }
     s.check_on_disk(t, what, stage.off, stage.len)?;
     s.check_whole(t, what)

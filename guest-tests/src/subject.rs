@@ -263,22 +263,6 @@ impl Subject {
         Ok(done)
     }
 
-    /// One marked writethrough call over folios that hold other dirty blocks, too: all that
-    /// [`Subject::writethrough`] checks but that the pages are clean.
-    pub fn writethrough_among_dirty(&mut self, t: &Test, off: u64, len: u64) -> Result<Done, Fail> {
-        self.put(off, len);
-        let done = self.call(t, off, len, 0).run(1)?;
-        let what = format!("call {} (offset {off}, length {len})", done.call);
-        self.check_result(&what, &done, len)?;
-        self.check_size(t, &what)?;
-        self.check_on_disk(t, &what, off, len)?;
-        self.check_range(t, &what, off, len)?;
-        let (from, to) = rounded(t.world.bsize.max(4096), off, len);
-        let file = &self.open().file;
-        pages::report_twice(t.world, done.call, "after-call", file, from, to - from)?;
-        Ok(done)
-    }
-
     /// A call of what is expected there, with more `RWF_*` flags.
     pub fn call<'a>(&'a self, t: &Test, off: u64, len: u64, more: u32) -> Call<'a> {
         Call {

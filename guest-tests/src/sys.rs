@@ -6,7 +6,6 @@
 //! `io::Result` elsewhere.
 
 pub mod aio;
-pub mod cut;
 pub mod guarded;
 pub mod mapping;
 pub mod odd;

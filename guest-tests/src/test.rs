@@ -96,6 +96,15 @@ impl Test {
             .or_fail(|| "syncfs".into())
     }
 
+    /// Whether nothing is wrong so far.
+    pub fn is_well(&self) -> bool {
+        let failures = &self.findings.failures;
+        failures
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .is_empty()
+    }
+
     /// Records that something is wrong; the test goes on.
     pub fn fail(&self, what: impl Into<String>) {
         push(&self.findings.failures, what.into(), MOST_LINES);

@@ -51,6 +51,10 @@ pub struct RunArgs {
     /// Run every test so often.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     repeat: u32,
+    /// Operations of the test `exerciser`, drawn by --seed; without it a short run that is always
+    /// the same.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    ops: Option<u32>,
     /// Seed of everything random; drawn and printed if not given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -129,6 +133,7 @@ impl RunArgs {
             machine: self.machine,
             qemu: self.qemu,
             repeat: self.repeat,
+            ops: self.ops,
             seed: self.seed,
             out: self.out,
             flag: self.flag,

@@ -53,6 +53,8 @@ pub struct Options {
     pub qemu: Option<PathBuf>,
     /// How often each test is run.
     pub repeat: u32,
+    /// Operations of the test `exerciser`; `None`: its short run.
+    pub ops: Option<u32>,
     /// The seed; `None`: one is drawn and printed.
     pub seed: Option<u64>,
     /// Where results go; `None`: a new folder in the cache.
@@ -84,6 +86,11 @@ const KEEP_RUNS: usize = 20;
 /// Generous: a limit that a loaded machine reaches is a false alarm.
 const BOOT_LIMIT: u64 = 30;
 const TEST_LIMIT: u64 = 20;
+/// The test of random operations, what it may take beside its operations (a list that fails is
+/// shortened), and the fewest operations per second. Its own limits are shorter.
+const EXERCISER: &str = "exerciser";
+const EXERCISER_LIMIT: u64 = 120;
+const OPS_PER_SECOND: u64 = 6;
 
 /// Everything that is the same for all boots of a run.
 struct Run {
@@ -282,7 +289,7 @@ impl Run {
         let seed = self.seed.wrapping_add(u64::from(round - 1));
         let repeat_with = format!("{} --seed {seed}", self.options.one_test);
         let limit = self.options.limit.unwrap_or(Duration::from_secs(
-            BOOT_LIMIT + TEST_LIMIT * tests.len() as u64,
+            BOOT_LIMIT + TEST_LIMIT * tests.len() as u64 + self.exerciser_limit(&tests),
         ));
         let outcome = boot::boot(&Plan {
             ground: &self.ground,
@@ -389,6 +396,15 @@ impl Run {
         })
     }
 
+    /// Seconds more that the exerciser may take.
+    fn exerciser_limit(&self, tests: &[String]) -> u64 {
+        if !tests.iter().any(|name| name == EXERCISER) {
+            return 0;
+        }
+        let ops = u64::from(self.options.ops.unwrap_or(0));
+        EXERCISER_LIMIT + ops / OPS_PER_SECOND
+    }
+
     fn words(&self, tests: &[String]) -> Vec<String> {
         let mut words = vec![
             format!("wtblk_tests={}", tests.join(",")),
@@ -399,6 +415,9 @@ impl Run {
         if let Some(defect) = &self.defect {
             words.push(format!("wtblk_defect={}", defect.name));
             words.push(format!("iomap.wt_defect={}", defect.name));
+        }
+        if let Some(ops) = self.options.ops {
+            words.push(format!("wtblk_ops={ops}"));
         }
         if self.fs.always_cow {
             words.push("wtblk_always_cow".to_owned());

@@ -32,6 +32,7 @@ mod facts;
 mod fast_hash;
 mod flight;
 mod flying;
+mod folio_ranges;
 pub mod group;
 pub mod ledger;
 pub mod minimize;

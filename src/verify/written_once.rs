@@ -12,6 +12,7 @@ use super::call::{CallRequest, EndedCall, PastCall};
 use super::contract::Contract;
 use super::fast_hash::{NumberMap, NumberSet, PairMap};
 use super::flight::bytes_of;
+use super::folio_ranges::{covers, folios, inner, insert, parts, remove, rounded, window};
 use super::promise::{About, Moment, Promise, list_few};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
 use crate::trace::event::{Op, RequestId, Submit};
@@ -26,21 +27,18 @@ pub static ABOUT: About = About {
     broken_when: "a write arrives there before the next marked call or change of the same folio",
     not_checked_when: "the guest does not say files=marked; the folios (2 MiB around) were not told \
                        clean before the call nor after it; the call failed or fell short, unless the \
-                       contract says that failed pages are clean; another call or change of the file ran \
+                       contract says that failed pages are clean; the file shares blocks and the block was \
+                       dirty when its place was told; another call or change of the file ran \
                        beside it; extents unknown; events are missing",
     comes_from: "a writethrough clears the dirty state of exactly the blocks it sends; what stays dirty \
                  is sent once more by fsync or background writeback",
     broken_by: "a dirty bit that survives the writethrough: the defect double-write",
 };
 
-/// The largest folio of x86: a dirtier of one block of it may dirty all.
-const FOLIO: u64 = 2 << 20;
 /// FIEMAP_EXTENT_SHARED: who writes it copies it first, and who shared it is not known.
 const SHARED: u32 = 0x2000;
 /// Files followed.
 const MAX_FILES: usize = 1024;
-/// Ranges told clean of one file.
-const MAX_RANGES: usize = 256;
 /// Changes under way, of all files.
 const MAX_CHANGES: usize = 4096;
 /// Places on the disk that are followed, of all files.
@@ -96,6 +94,9 @@ struct File {
     clean: BTreeMap<u64, u64>,
     /// Where the last call's marks say that it lies.
     layout: Vec<Extent>,
+    /// It shares blocks, or did: a dirty block of it may go to another place than was told, even
+    /// where nobody shares it any more (XFS keeps what it has reserved for copies).
+    shares: bool,
     isize: u64,
     /// Numbers of the calls and changes that are under way.
     calls: NumberSet,
@@ -110,6 +111,14 @@ struct File {
 }
 
 impl File {
+    /// Of a file that shares blocks only those keep a place that have been clean since it was told.
+    fn moves(&mut self, dirty: &Range<u64>) {
+        if self.shares {
+            let rest = [0..dirty.start, dirty.end..u64::MAX];
+            self.layout = parts(&self.layout, &rest);
+        }
+    }
+
     /// Where its last page ends.
     fn last_page(&self) -> u64 {
         let end = self.isize.checked_next_multiple_of(4096);
@@ -216,11 +225,22 @@ impl Promise for WrittenOnce {
         file.isize = c.end.isize;
         let extents = c.end.extents.as_ref().or(c.begin.extents.as_ref());
         file.layout = extents.cloned().unwrap_or_default();
+        file.shares |= file.layout.iter().any(|e| e.flags & SHARED != 0);
+        let alone = file.touched == c.begin_seq && file.calls.is_empty() && file.changes.is_empty();
+        if file.shares {
+            // What was clean has not moved; the call's own blocks went to where they are told.
+            let clean = file.clean.iter().map(|(s, e)| *s..*e);
+            let mut known: Vec<_> = clean.collect();
+            if alone {
+                known.extend(window.clone());
+                known.push(rounded(c.begin.off, c.begin.len, c.begin.bsize));
+            }
+            file.layout = parts(&file.layout, &known);
+        }
         file.first = None;
         if !judged {
             return;
         }
-        let alone = file.touched == c.begin_seq && file.calls.is_empty() && file.changes.is_empty();
         let failed = i128::from(c.end.result) != i128::from(c.begin.len)
             || c.requests.iter().any(CallRequest::failed);
         let why_not = if let Some(why) = w.facts.files_unmarked() {
@@ -371,6 +391,7 @@ impl WrittenOnce {
         let Some(file) = self.file(key) else { return };
         file.touched = seq;
         file.first = None;
+        file.shares |= c.kind == "reflink";
         settle(file.watch.take(), ledger);
         if !lost {
             file.changes.insert(c.change);
@@ -516,6 +537,7 @@ impl WrittenOnce {
                 places.push(disk..disk.saturating_add(to - from));
             }
         }
+        file.moves(range);
         for place in places {
             self.cut(&place);
         }
@@ -560,74 +582,8 @@ impl WrittenOnce {
     }
 }
 
-/// The folios that lie wholly in a range, of a file whose last page ends at `end`.
-fn inner(range: &Range<u64>, end: u64) -> Range<u64> {
-    let start = range.start.checked_next_multiple_of(FOLIO);
-    let stop = if range.end >= end {
-        end
-    } else {
-        range.end - range.end % FOLIO
-    };
-    start.unwrap_or(u64::MAX)..stop
-}
-
 fn file_end(c: &Change) -> u64 {
     c.off.saturating_add(c.len)
-}
-
-/// The folios that a range may touch.
-fn folios(range: &Range<u64>) -> Range<u64> {
-    let end = range.end.checked_next_multiple_of(FOLIO);
-    range.start - range.start % FOLIO..end.unwrap_or(u64::MAX)
-}
-
-/// The folios of a range as far as the file has pages: up to its end, or the range's.
-fn window(range: &Range<u64>, isize: u64) -> Range<u64> {
-    let folios = folios(range);
-    let end = isize.max(range.end).checked_next_multiple_of(4096);
-    folios.start..folios.end.min(end.unwrap_or(u64::MAX))
-}
-
-/// Whether the ranges hold all of `window` that has pages. What lies beyond the
-/// end of the file has none.
-fn covers(ranges: &BTreeMap<u64, u64>, window: &Range<u64>, isize: u64) -> bool {
-    let end = isize.checked_next_multiple_of(4096).unwrap_or(u64::MAX);
-    let end = window.end.min(end);
-    let before = ranges.range(..=window.start).next_back();
-    window.start >= end || before.is_some_and(|(_, to)| *to >= end)
-}
-
-fn insert(ranges: &mut BTreeMap<u64, u64>, new: &Range<u64>) {
-    let (mut start, mut end) = (new.start, new.end);
-    if start >= end {
-        return;
-    }
-    while let Some((s, e)) = ranges.range(..=end).next_back().map(|(s, e)| (*s, *e)) {
-        if e < start {
-            break;
-        }
-        ranges.remove(&s);
-        (start, end) = (start.min(s), end.max(e));
-    }
-    if ranges.len() < MAX_RANGES {
-        ranges.insert(start, end);
-    }
-}
-
-fn remove(ranges: &mut BTreeMap<u64, u64>, gone: &Range<u64>) {
-    while let Some((s, e)) = ranges.range(..gone.end).next_back().map(|(s, e)| (*s, *e)) {
-        if e <= gone.start {
-            break;
-        }
-        ranges.remove(&s);
-        if e > gone.end {
-            ranges.insert(gone.end, e);
-        }
-        if s < gone.start {
-            ranges.insert(s, gone.start);
-            break;
-        }
-    }
 }
 
 fn settle(watch: Option<Watch>, ledger: &mut Ledger) {

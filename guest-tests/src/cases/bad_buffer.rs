@@ -6,12 +6,12 @@ use wtblk_shared::{RWF_DSYNC, pattern};
 
 use crate::call::Call;
 use crate::subject::{Subject, check_after_remount};
-use crate::sys::guarded::Guarded;
+use crate::sys::guarded::{BAD, Guarded};
 use crate::sys::result_text;
 use crate::test::{Fail, OrFail, Test};
 
 /// Bytes behind the good ones that the call asks for, and cannot get.
-const BAD: usize = 4000;
+const LITTLE: usize = 4000;
 
 /// Where, how many good bytes, whether the bad ones are an iovec of their own, more flags.
 type Place = (u64, u64, bool, u32);
@@ -31,30 +31,46 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         (24 * b + 7, b, true, RWF_DSYNC),
     ];
     for place in places {
-        short(t, &mut written, *place)?;
+        short(t, &mut written, *place, LITTLE)?;
         // New blocks, whose pages are not up to date.
-        short(t, &mut allocated, *place)?;
+        short(t, &mut allocated, *place, LITTLE)?;
     }
     for (good, apart) in [(b, false), (300, false), (2 * b + 77, true)] {
         let end = append.expect.len() as u64;
-        short(t, &mut append, (end, good, apart, 0))?;
+        short(t, &mut append, (end, good, apart, 0), LITTLE)?;
     }
-    nothing(t, &mut written)?;
-    let mut files = [written, append, allocated];
-    for s in &mut files {
+    nothing(t, &mut written, LITTLE)?;
+    let mut files = vec![written, append, allocated];
+    // More bad pages than one, also where the file's pages have to be read first.
+    let page = b.max(4096);
+    for (name, cached) in [("cached", true), ("read", false)] {
+        for (part, good) in [("none", 0), ("pages", 4 * page), ("part", 3 * page - 100)] {
+            let mut s = Subject::written(t, &format!("{part}-{name}"), 16 * page)?;
+            if !cached {
+                s.evict(t)?;
+            }
+            match good {
+                0 => nothing(t, &mut s, BAD)?,
+                _ => short(t, &mut s, (b + 60, good, false, 0), BAD)?,
+            }
+            files.push(s);
+        }
+    }
+    for s in &files {
         s.synced(t, "after all calls")?;
+        s.evict(t)?;
+        s.check_whole(t, "read from the disk")?;
     }
     check_after_remount(t, &mut files)
 }
 
-fn short(t: &Test, s: &mut Subject, place: Place) -> Result<(), Fail> {
-    let (off, good, apart, more) = place;
+fn short(t: &Test, s: &mut Subject, place: Place, bad: usize) -> Result<(), Fail> {
+    let (off, good, ..) = place;
     let version = s.next_version();
-    let result = call(t, s, version, place)?;
-    let (call, result) = result;
+    let (call, result) = call(t, s, version, place, bad)?;
     let what = format!(
         "call {call} (offset {off}, {good} good bytes of {})",
-        good + BAD as u64
+        good + bad as u64
     );
     t.check(result > 0 && result <= good as i64, || {
         format!("{what} returned {}", result_text(result))
@@ -75,12 +91,11 @@ fn short(t: &Test, s: &mut Subject, place: Place) -> Result<(), Fail> {
     });
     s.check_clean(t, &what, call, off, there)?;
     s.check_on_disk(t, &what, off, there)?;
-    let _ = (apart, more);
     s.check_whole(t, &what)
 }
 
 /// The call: its number and what it returned.
-fn call(t: &Test, s: &Subject, version: u32, place: Place) -> Result<(u64, i64), Fail> {
+fn call(t: &Test, s: &Subject, version: u32, place: Place, bad: usize) -> Result<(u64, i64), Fail> {
     let (off, good, apart, more) = place;
     let buffer = Guarded::new(good as usize, |bytes| {
         pattern::fill(s.number, version, off, bytes);
@@ -88,24 +103,25 @@ fn call(t: &Test, s: &Subject, version: u32, place: Place) -> Result<(u64, i64),
     .or_fail(|| "a buffer with a bad page".into())?;
     let call = Call {
         words: &["short-copy"],
-        len: good + BAD as u64,
+        len: good + bad as u64,
         pattern: (s.number, version),
         ..s.call(t, off, good, more)
     };
-    let done = call.marked(|_| buffer.pwritev2(&call.file.file, BAD, apart, off, call.flags))?;
+    let done = call.marked(|_| buffer.pwritev2(&call.file.file, bad, apart, off, call.flags))?;
     Ok((done.call, done.result))
 }
 
 /// Not one good byte: EFAULT, and nothing has happened.
-fn nothing(t: &Test, s: &mut Subject) -> Result<(), Fail> {
-    let b = t.world.bsize;
+fn nothing(t: &Test, s: &mut Subject, bad: usize) -> Result<(), Fail> {
+    let off = s.end() / 2;
     let version = s.next_version();
-    let (number, result) = call(t, s, version, (40 * b, 0, false, 0))?;
+    let (number, result) = call(t, s, version, (off, 0, false, 0), bad)?;
     t.check(result == -i64::from(libc::EFAULT), || {
         format!(
             "call {number} without a good byte returned {}, expected -EFAULT",
             result_text(result)
         )
     });
+    s.check_clean(t, "without a good byte", number, off, bad as u64)?;
     s.check_whole(t, "after a call without a good byte")
 }

@@ -9,10 +9,9 @@ mod behind_writeback;
 mod beyond_eof;
 mod blocks_in_flight;
 mod churn;
+mod clone_in_flight;
 mod concurrent_calls;
-mod dirty_beside;
 mod dirty_by_mapping;
-mod dirty_mapped;
 mod dirty_neighbours;
 mod disk_full;
 mod dsync;
@@ -26,29 +25,34 @@ mod freeze_in_flight;
 mod held_writes;
 mod hole;
 mod iovecs;
+mod keeps_stable;
 pub mod killed;
 mod long_extent;
+mod memory_pressure;
 mod multi_extent;
 mod ordered_writes;
 mod over_delalloc;
 mod overwrite_aligned;
 mod overwrite_unaligned;
 mod racing_writers;
+mod read_only_in_flight;
 mod reflink;
 pub(crate) mod returns_after_io;
+mod several_at_once;
 mod small_extents;
-mod source_faults;
 mod source_mapped;
 mod stable_among_three;
 mod stable_in_flight;
 mod stop_after_error;
 mod store_in_flight;
 mod sub_block;
+mod synchronous_calls;
 mod umount_in_flight;
 mod unsupported;
 mod unwritten;
 mod waits;
 
+use crate::cmdline::Params;
 use crate::sweep::Shape;
 use crate::test::{Fail, Test};
 use crate::world::World;
@@ -107,13 +111,17 @@ pub const ALL: &[Case] = &[
     Case { name: "reflink", needs: &[Need::Flag], run: reflink::run },
     Case { name: "across-2g", needs: &[Need::Flag], run: across_2g::run },
     Case { name: "iovecs", needs: &[Need::Flag], run: iovecs::run },
-    Case { name: "source-faults", needs: &[Need::Flag], run: source_faults::run },
     Case { name: "source-mapped", needs: &[Need::Flag], run: source_mapped::run },
     Case { name: "over-delalloc", needs: &[Need::Flag], run: over_delalloc::run },
-    Case { name: "dirty-beside", needs: &[Need::Flag], run: dirty_beside::run },
-    Case { name: "dirty-mapped", needs: &[Need::Flag], run: dirty_mapped::run },
     Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
+    Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
+    Case { name: "read-only-in-flight", needs: &[Need::Flag, Need::Aio], run: read_only_in_flight::run },
+    Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Aio], run: clone_in_flight::run },
+    Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: several_at_once::run },
+    Case { name: "memory-pressure", needs: &[Need::Flag, Need::Cachestat], run: memory_pressure::run },
+    Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: keeps_stable::run },
+    Case { name: "exerciser", needs: &[Need::Flag], run: crate::exerciser::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
 
@@ -150,11 +158,13 @@ pub fn find(name: &str) -> Option<&'static Case> {
 
 /// How many limits of a test the case is given: one, or more where it has as many parts as others
 /// have together.
-pub fn limits(case: &Case) -> u32 {
-    if case.name.starts_with("waits-beside-") {
-        3
-    } else {
-        1
+pub fn limits(case: &Case, params: &Params) -> u32 {
+    match case.name {
+        "exerciser" => crate::exerciser::limits(params.ops),
+        // To take all of the memory takes its time, too.
+        "memory-pressure" => 3,
+        name if name.starts_with("waits-beside-") => 3,
+        _ => 1,
     }
 }
 

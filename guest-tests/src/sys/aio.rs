@@ -62,6 +62,20 @@ impl Writes {
         rw_flags: u32,
     ) -> io::Result<Writes> {
         assert!(each * offsets.len() <= data.len());
+        let ioprios = vec![ioprio; offsets.len()];
+        Writes::submit_each(file, data, each, offsets, &ioprios, rw_flags)
+    }
+
+    /// The same with a priority for each write.
+    pub fn submit_each(
+        file: &File,
+        data: super::Pages,
+        each: usize,
+        offsets: &[u64],
+        ioprios: &[Option<u16>],
+        rw_flags: u32,
+    ) -> io::Result<Writes> {
+        assert!(each * offsets.len() <= data.len());
         let address = data.address(0);
         // SAFETY: so many bytes are mapped there as long as `data` lives, which it keeps.
         unsafe {
@@ -71,7 +85,7 @@ impl Writes {
                 Box::new(data),
                 each,
                 offsets,
-                ioprio,
+                ioprios,
                 rw_flags,
             )
         }
@@ -88,7 +102,7 @@ impl Writes {
         keep: Box<dyn Send>,
         each: usize,
         offsets: &[u64],
-        ioprio: Option<u16>,
+        ioprios: &[Option<u16>],
         rw_flags: u32,
     ) -> io::Result<Writes> {
         let mut ctx: libc::c_ulong = 0;
@@ -96,8 +110,9 @@ impl Writes {
         check(unsafe { libc::syscall(libc::SYS_io_setup, offsets.len(), &raw mut ctx) })?;
         let mut iocbs: Vec<Iocb> = offsets
             .iter()
+            .zip(ioprios)
             .enumerate()
-            .map(|(i, &offset)| Iocb {
+            .map(|(i, (&offset, &ioprio))| Iocb {
                 data: i as u64,
                 opcode: CMD_PWRITE,
                 // A word of bits, too.
@@ -135,21 +150,30 @@ impl Writes {
     /// completed: the write's index, its result.
     pub fn collect(&mut self, limit: Duration) -> io::Result<Vec<(usize, i64)>> {
         let mut events = vec![IoEvent::default(); self.left.max(1)];
-        let timeout = libc::timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: i64::from(limit.subsec_nanos()),
+        let end = Instant::now() + limit;
+        let got = loop {
+            let limit = end.saturating_duration_since(Instant::now());
+            let timeout = libc::timespec {
+                tv_sec: limit.as_secs() as i64,
+                tv_nsec: i64::from(limit.subsec_nanos()),
+            };
+            // SAFETY: room for `left` events, a timespec that lives through the call.
+            let got = check(unsafe {
+                libc::syscall(
+                    libc::SYS_io_getevents,
+                    self.ctx,
+                    1,
+                    self.left,
+                    events.as_mut_ptr(),
+                    &raw const timeout,
+                )
+            });
+            match got {
+                // What io_uring has left to do in this thread ends the wait early.
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                got => break got? as usize,
+            }
         };
-        // SAFETY: room for `left` events, a timespec that lives through the call.
-        let got = check(unsafe {
-            libc::syscall(
-                libc::SYS_io_getevents,
-                self.ctx,
-                1,
-                self.left,
-                events.as_mut_ptr(),
-                &raw const timeout,
-            )
-        })? as usize;
         if got == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }

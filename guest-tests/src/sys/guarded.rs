@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A buffer that ends at a page which nobody may read: a write from it can copy the good part
+//! A buffer that ends at pages which nobody may read: a write from it can copy the good part
 //! and not one byte more.
 
 use std::fs::File;
@@ -7,37 +7,38 @@ use std::io;
 
 use super::{Pages, check};
 
-/// Size of the page that is out of bounds.
 const PAGE: usize = 4096;
+/// Size of what is out of bounds.
+pub const BAD: usize = 4 * PAGE;
 
-/// The buffer: `good` bytes, and behind them a page that faults.
+/// The buffer: `good` bytes, and behind them pages that fault.
 pub struct Guarded {
     pages: Pages,
     good: usize,
 }
 
 impl Guarded {
-    /// `good` bytes, filled by `fill`, that end where the bad page begins.
+    /// `good` bytes, filled by `fill`, that end where the bad pages begin.
     pub fn new(good: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Guarded> {
         let whole = good.next_multiple_of(PAGE);
-        let mut pages = Pages::new(whole + PAGE)?;
+        let mut pages = Pages::new(whole + BAD)?;
         fill(&mut pages.bytes_mut()[whole - good..whole]);
-        // SAFETY: the last page of our own mapping, to which nobody has a reference: `pages` is
+        // SAFETY: the last pages of our own mapping, to which nobody has a reference: `pages` is
         // private here, and its bytes are never borrowed again.
         check(i64::from(unsafe {
             libc::mprotect(
                 pages.address(whole) as *mut libc::c_void,
-                PAGE,
+                BAD,
                 libc::PROT_NONE,
             )
         }))?;
         Ok(Guarded { pages, good })
     }
 
-    /// `pwritev2(2)` of the good bytes and `more` (at most a page) behind them, as an iovec of two
+    /// `pwritev2(2)` of the good bytes and `more` (at most [`BAD`]) behind them, as an iovec of two
     /// where `apart` is set: then the second part is bad from its first byte on.
     pub fn pwritev2(&self, file: &File, more: usize, apart: bool, off: u64, flags: u32) -> i64 {
-        assert!(more <= PAGE);
+        assert!(more <= BAD);
         let whole = self.good.next_multiple_of(PAGE);
         let at = |i: usize, len: usize| libc::iovec {
             iov_base: self.pages.address(i) as *mut libc::c_void,

@@ -125,6 +125,66 @@ pub fn remount_read_only(target: &str) -> io::Result<()> {
     .map(drop)
 }
 
+/// Remounts for reading and writing.
+pub fn remount_read_write(target: &str) -> io::Result<()> {
+    let target = CString::new(target)?;
+    // SAFETY: as in `remount_read_only`.
+    check(i64::from(unsafe {
+        libc::mount(
+            std::ptr::null(),
+            target.as_ptr(),
+            std::ptr::null(),
+            libc::MS_REMOUNT,
+            std::ptr::null(),
+        )
+    }))
+    .map(drop)
+}
+
+/// FIDEDUPERANGE, `_IOWR(0x94, 54, struct file_dedupe_range)`.
+const FIDEDUPERANGE: libc::c_ulong = 0xc018_9436;
+
+/// `struct file_dedupe_range` with one `struct file_dedupe_range_info`.
+#[repr(C)]
+struct Dedupe {
+    src_offset: u64,
+    src_length: u64,
+    dest_count: u16,
+    reserved1: u16,
+    reserved2: u32,
+    dest_fd: i64,
+    dest_offset: u64,
+    bytes_deduped: u64,
+    status: i32,
+    reserved: u32,
+}
+
+/// FIDEDUPERANGE: equal blocks at the same place of both files become one; how many bytes.
+pub fn dedupe_range(from: &File, to: &File, off: u64, len: u64) -> io::Result<u64> {
+    let mut arg = Dedupe {
+        src_offset: off,
+        src_length: len,
+        dest_count: 1,
+        reserved1: 0,
+        reserved2: 0,
+        dest_fd: i64::from(to.as_raw_fd()),
+        dest_offset: off,
+        bytes_deduped: 0,
+        status: 0,
+        reserved: 0,
+    };
+    // SAFETY: the structure with room for the one destination that it counts lives through the call.
+    check(i64::from(unsafe {
+        libc::ioctl(from.as_raw_fd(), FIDEDUPERANGE, &raw mut arg)
+    }))?;
+    match arg.status {
+        0 => Ok(arg.bytes_deduped),
+        // FILE_DEDUPE_RANGE_DIFFERS.
+        1 => Err(io::Error::other("the blocks differ")),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
+}
+
 /// Sends a signal to a thread of this process; a handler that does nothing is set before.
 pub fn interrupt(tid: i32) -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}

@@ -116,7 +116,7 @@ impl FaultingBuffer {
                 keep,
                 len,
                 &[off],
-                ioprio,
+                &[ioprio],
                 flags,
             )
         }

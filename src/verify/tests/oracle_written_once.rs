@@ -43,6 +43,7 @@ struct File {
     /// Pages told clean.
     clean: BTreeSet<u64>,
     layout: Vec<Extent>,
+    shares: bool,
     isize: u64,
     calls: BTreeSet<u64>,
     changes: BTreeSet<u64>,
@@ -92,6 +93,25 @@ fn place(layout: &[Extent], at: u64) -> Option<(u64, u32)> {
     (e.flags & NO_PLACE == 0).then_some((e.physical + (at - e.logical), e.flags))
 }
 
+/// The layout in pieces of a page, as far as they are wanted.
+fn by_page(layout: &[Extent], wanted: impl Fn(u64) -> bool) -> Vec<Extent> {
+    let mut pieces = Vec::new();
+    for e in layout {
+        for at in (e.logical..e.logical + e.length).step_by(B as usize) {
+            if wanted(at / B) {
+                let physical = e.physical + (at - e.logical);
+                pieces.push(Extent {
+                    logical: at,
+                    physical,
+                    length: B,
+                    flags: e.flags,
+                });
+            }
+        }
+    }
+    pieces
+}
+
 impl Oracle {
     fn settle(&mut self, watch: Option<Watch>) {
         let Some(w) = watch else { return };
@@ -119,6 +139,10 @@ impl Oracle {
                     self.followed.remove(&(at / S));
                 }
             }
+        }
+        // A copy goes elsewhere.
+        if file.shares {
+            file.layout = by_page(&file.layout, |page| !gone.contains(&page));
         }
     }
 
@@ -192,10 +216,20 @@ impl Oracle {
         (file.isize, file.first) = (e.isize, None);
         let extents = e.extents.as_ref().or(b.extents.as_ref());
         file.layout = extents.cloned().unwrap_or_default();
+        let alone = file.touched == begun && file.calls.is_empty() && file.changes.is_empty();
+        file.shares |= file.layout.iter().any(|e| e.flags & SHARED != 0);
+        if file.shares {
+            // Dirty pages may go elsewhere than it is told; the call's own have gone.
+            let mut known = file.clean.clone();
+            if alone {
+                known.extend(window.iter().flatten());
+                known.extend(pages(&(b.off..b.off + b.len)));
+            }
+            file.layout = by_page(&file.layout, |page| known.contains(&page));
+        }
         if b.flags.is_empty() {
             return;
         }
-        let alone = file.touched == begun && file.calls.is_empty() && file.changes.is_empty();
         let failed = failed || e.result != b.len as i64;
         let why_not = match () {
             () if failed && !self.failed_page_clean => {
@@ -236,6 +270,7 @@ impl Oracle {
         self.settle_file(c.ino);
         let file = self.files.get_mut(&c.ino).unwrap();
         (file.touched, file.first) = (seq, None);
+        file.shares |= c.kind == "reflink";
         file.changes.insert(c.change);
         let inside = ["write", "mmap"].contains(&c.kind.as_str()) && c.off + c.len <= file.isize;
         let gone = if inside {
@@ -466,14 +501,16 @@ impl Maker {
                 .saturating_sub(off)
                 .max(1);
         }
-        let kinds = ["write", "mmap", "write", "mmap", "punch", "truncate"];
+        let kinds = [
+            "write", "mmap", "write", "mmap", "punch", "truncate", "reflink",
+        ];
         let c = Change {
             change: self.numbers,
             dev: 8,
             ino: file as u64,
             off,
             len,
-            kind: kinds[self.dice.below(6) as usize].into(),
+            kind: kinds[self.dice.below(7) as usize].into(),
         };
         let seq = self.s.file(FileMark::ChangeBegin(c.clone()));
         self.o.change(seq, &c);

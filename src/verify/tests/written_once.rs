@@ -383,6 +383,38 @@ fn places_that_are_not_the_files_alone() {
     s.verdicts();
 }
 
+#[test]
+fn a_dirty_block_of_a_file_that_shares_blocks_may_go_elsewhere() {
+    // It was dirty when the call's end told where it is; then it was written, and is clean. Its old
+    // place is somebody else's by now. The call's own blocks have gone where it was told.
+    let told = |shares: bool| {
+        let mut s = Stream::files_marked();
+        clean(&mut s);
+        if shares {
+            changed(&mut s, 1, 0, B, "reflink");
+        }
+        changed(&mut s, 2, 2 * B, B, "write");
+        run(&mut s, &small(1, 8 * B, 4 * B));
+        clean(&mut s);
+        s
+    };
+    let with = |shares, at| {
+        let mut s = told(shares);
+        stray(&mut s, at, B);
+        s
+    };
+    told(true).held("written-once", 1).silent();
+    with(true, 2 * B).silent();
+    with(false, 2 * B).broken("written-once", &[]);
+    with(true, 9 * B).broken("written-once", &[]);
+    // What is written after the call moves as well, its own blocks included.
+    let mut s = told(true);
+    changed(&mut s, 3, 9 * B, B, "write");
+    clean(&mut s);
+    stray(&mut s, 9 * B, B);
+    s.silent();
+}
+
 proptest! {
     /// A page cache of 12 blocks in three folios of the largest kind, whose kernel keeps
     /// the promise: silent. One write of a block that the plain definition knows to

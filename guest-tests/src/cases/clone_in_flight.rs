@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Sharing blocks while an asynchronous call is held: FICLONERANGE and FIDEDUPERANGE with its file
+//! as the source and as the destination. Each has to wait until the call is over, as for direct
+//! I/O: a source would share blocks that are still being written, a destination would lose the
+//! blocks under the write. Afterwards both files hold what they must, and a call to shared blocks
+//! leaves the other file alone.
+
+use std::sync::Arc;
+
+use crate::beside::Beside;
+use crate::flying::{Caller, Engine};
+use crate::rules::Rule;
+use crate::subject::{Subject, check_after_remount};
+use crate::sys::{self, odd, result_text};
+use crate::test::{Fail, Test};
+
+/// The rule of `guest-tests/scenarios/clone-in-flight.toml`.
+const RULE: &str = "clone-holds";
+/// Blocks of each file, and of the call at their begin.
+const FILE: u64 = 16;
+const CALL: u64 = 2;
+
+/// What is done, and what the call's file is of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deed {
+    CloneFrom,
+    CloneTo,
+    DedupeFrom,
+    DedupeTo,
+}
+
+use Deed::{CloneFrom, CloneTo, DedupeFrom, DedupeTo};
+
+/// Runs the case.
+pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let mut files = Vec::new();
+    for deed in [CloneFrom, CloneTo, DedupeFrom, DedupeTo] {
+        files.extend(in_flight(t, deed)?);
+    }
+    check_after_remount(t, &mut files)
+}
+
+fn in_flight(t: &Test, deed: Deed) -> Result<[Subject; 2], Fail> {
+    let b = t.world.bsize;
+    let (len, size) = (CALL * b, FILE * b);
+    let name = format!("{deed:?}").to_lowercase();
+    let rule = Rule::named(RULE);
+    let mut s = Subject::written(t, &name, size)?;
+    s.put(0, len);
+    let mut other = Subject::create(t, &format!("{name}-other"))?;
+    match deed {
+        // Equal to what the file is after the call.
+        DedupeFrom | DedupeTo => other.prepare_bytes(t, 0, &s.expect)?,
+        CloneFrom | CloneTo => other.prepare(t, 0, size)?,
+    }
+    s.evict(t)?;
+    rule.switch_on(t)?;
+    let caller = Caller::start(t, &s, Engine::Aio, 0, len, 0);
+    let seen = rule.until_held(t).and_then(|()| {
+        let submitted = caller.submitted(t)?;
+        let thread = start(t, deed, &s, &other, size);
+        let waited = thread.waits(t)?;
+        Ok((submitted, thread, waited))
+    });
+    // Whatever was seen: neither must wait for ever.
+    rule.release(t)?;
+    let done = caller.thread.finish();
+    rule.switch_off(t)?;
+    let (submitted, thread, waited) = seen?;
+    let done = done?;
+    let result = thread.finish()?;
+    let what = format!("{name} beside call {}", done.call);
+    t.check(submitted.is_ok(), || {
+        format!("{what}: the submission waited")
+    });
+    match waited {
+        Some(place) => t.note(format!("{name} waited in {place}")),
+        None => t.fail(format!("{what} went on while its write was in flight")),
+    }
+    if result == -i64::from(libc::EOPNOTSUPP) {
+        return Err(Fail::Skip("the file system does not share blocks".into()));
+    }
+    t.check(result == 0, || {
+        format!("{what} returned {}", result_text(result))
+    });
+    t.check(done.result == len as i64, || {
+        format!("{what}: the call returned {}", result_text(done.result))
+    });
+    match deed {
+        CloneFrom => other.expect.clone_from(&s.expect),
+        CloneTo => s.expect.clone_from(&other.expect),
+        DedupeFrom | DedupeTo => {}
+    }
+    for file in [&s, &other] {
+        file.check_whole(t, &format!("after {what}"))?;
+        file.evict(t)?;
+        file.check_whole(t, &format!("after {what}, read from the disk"))?;
+    }
+    // Their blocks are shared now.
+    s.writethrough(t, 100, b)?;
+    other.check_whole(t, "after a call to blocks that it shared")?;
+    Ok([s, other])
+}
+
+/// The thread that does it. Either way the call's file is changed: its blocks are shared.
+fn start(t: &Test, deed: Deed, s: &Subject, other: &Subject, size: u64) -> Beside<i64> {
+    let world = t.world;
+    let (file, other) = (Arc::clone(s.open()), Arc::clone(other.open()));
+    Beside::start(world, format!("{deed:?}"), move |gate| {
+        let result = file.change_told(world, "reflink", 0, size, |f| {
+            gate.inside(|| {
+                let o = &other.file;
+                match deed {
+                    CloneFrom => sys::clone_range(o, f, 0, size, 0),
+                    CloneTo => sys::clone_range(f, o, 0, size, 0),
+                    DedupeFrom => whole(odd::dedupe_range(f, o, 0, size)?, size),
+                    DedupeTo => whole(odd::dedupe_range(o, f, 0, size)?, size),
+                }
+            })
+        });
+        // Closed before the result is known: what follows may be an umount.
+        drop((file, other));
+        result
+    })
+}
+
+fn whole(bytes: u64, size: u64) -> std::io::Result<()> {
+    if bytes == size {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!(
+        "{bytes} of {size} bytes were shared"
+    )))
+}
