@@ -6,6 +6,7 @@ pub mod ctl;
 mod disk_arg;
 pub mod export;
 pub mod kernel;
+mod kernel_args;
 mod log;
 pub mod minimize;
 mod qemu_args;

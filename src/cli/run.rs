@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
+use super::kernel_args::KernelSourceArgs;
 use super::recording::RecordingArgs;
 use crate::harness::accel::Choice;
 use crate::harness::matrix;
@@ -23,9 +24,8 @@ pub struct RunArgs {
     /// Test to run; repeatable. What a scenario says, else all of them.
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
-    /// Kernel image (vmlinux with PVH, or bzImage). Ours if not given, built when need be.
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    source: KernelSourceArgs,
     /// Initramfs with our PID 1. Ours if not given, built when need be.
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
@@ -61,9 +61,6 @@ pub struct RunArgs {
     /// Folder for results.json, trace, console log, scenarios; a new one in the cache if not given.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Value of RWF_WRITETHROUGH in the kernel at hand.
-    #[arg(long, value_name = "VALUE", default_value = "0x200", value_parser = flag_value)]
-    flag: u32,
     /// Whether the guest tags its calls in the I/O priority; what a scenario says, else on.
     #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
     tags: Option<String>,
@@ -104,17 +101,6 @@ impl<W: Write> Write for Patient<W> {
     }
 }
 
-pub(super) fn flag_value(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    match parsed {
-        Ok(value) if value.is_power_of_two() => Ok(value),
-        _ => Err("expected one bit, such as 0x200".to_owned()),
-    }
-}
-
 impl RunArgs {
     /// Runs; the exit status.
     pub fn run(self) -> Result<u8> {
@@ -122,10 +108,11 @@ impl RunArgs {
         let rows: &[&str] = if self.matrix { &["--defect"] } else { &[] };
         let command = command_line(&[&["--seed", "--out"], rows].concat());
         let one_test = command_line(&[&["--seed", "--out", "--test", "--repeat"], rows].concat());
+        let (kernel, flag) = self.source.read()?;
         let options = Options {
             scenarios: self.scenario,
             tests: self.test,
-            kernel: self.kernel,
+            kernel,
             initramfs: self.initramfs,
             defect: self.defect,
             expect: self.expect,
@@ -136,7 +123,7 @@ impl RunArgs {
             ops: self.ops,
             seed: self.seed,
             out: self.out,
-            flag: self.flag,
+            flag,
             tags: self.tags.map(|tags| tags == "on"),
             queues: self.queues,
             fs: self.fs,
@@ -218,14 +205,5 @@ mod tests {
         assert_eq!(left_of(typed(), &["--seed"]).len(), 8);
         let typed = "run --matrix --repeat 3".split(' ').map(str::to_owned);
         assert_eq!(left_of(typed, &["--seed"]), ["run", "--repeat", "3"]);
-    }
-
-    #[test]
-    fn a_flag_is_one_bit() {
-        assert_eq!(flag_value("0x200"), Ok(0x200));
-        assert_eq!(flag_value("512"), Ok(0x200));
-        assert!(flag_value("3").is_err());
-        assert!(flag_value("x").is_err());
-        assert!(flag_value("0").is_err());
     }
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 use clap::Args;
 use wtblk_shared::sweep::Shard;
 
-use super::run::{Patient, command_line, flag_value};
+use super::kernel_args::KernelSourceArgs;
+use super::run::{Patient, command_line};
 use crate::harness::accel::Choice;
 use crate::harness::qemu::Machine;
 use crate::harness::sweep::{self, Options, Requests};
@@ -37,7 +38,7 @@ pub struct SweepArgs {
     shard: Shard,
     /// Go on with the sweep in this folder; everything else is as it was
     #[arg(long, value_name = "DIR", conflicts_with_all = [
-        "fault", "requests", "pairs", "shard", "merge", "kernel", "initramfs", "defect", "accel",
+        "fault", "requests", "pairs", "shard", "merge", "kernel", "kdir", "kconfig", "initramfs", "defect", "accel",
         "machine", "qemu", "seed", "out", "flag", "append",
     ])]
     resume: Option<PathBuf>,
@@ -47,9 +48,8 @@ pub struct SweepArgs {
     /// Afterwards N points once more, each in a boot of its own: what the sweep saves
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
     compare_reboot: u32,
-    /// Kernel image (vmlinux with PVH, or bzImage); ours if not given, built when need be
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    source: KernelSourceArgs,
     /// Initramfs with our PID 1; ours if not given, built when need be
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
@@ -71,9 +71,6 @@ pub struct SweepArgs {
     /// Folder for points.jsonl, results.json and the boots; a new one in the cache if not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Value of RWF_WRITETHROUGH in the kernel at hand
-    #[arg(long, value_name = "VALUE", default_value = "0x200", value_parser = flag_value)]
-    flag: u32,
     /// More words for the kernel command line, as one argument; the last word on a key counts
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -93,13 +90,14 @@ impl SweepArgs {
         if let Some(dir) = &self.resume {
             return sweep::resume(dir, self.compare_reboot, &mut out);
         }
+        let (kernel, flag) = self.source.read()?;
         let options = Options {
             tests: self.test,
             faults: self.fault,
             requests: self.requests,
             pairs: self.pairs,
             shard: self.shard,
-            kernel: self.kernel,
+            kernel,
             initramfs: self.initramfs,
             defect: self.defect,
             accel: self.accel,
@@ -107,7 +105,7 @@ impl SweepArgs {
             qemu: self.qemu,
             seed: self.seed,
             out: self.out,
-            flag: self.flag,
+            flag,
             append: self.append,
             command: command_line(&["--seed", "--out"]),
         };

@@ -23,13 +23,24 @@ pub struct Guarded {
 /// called from the main thread: PR_SET_PDEATHSIG follows the thread, not the process.
 ///
 /// `pass` are descriptors that the child inherits under their own numbers.
-pub fn spawn(name: &'static str, mut command: Command, pass: &[&OwnedFd]) -> Result<Guarded> {
+pub fn spawn(name: &'static str, command: Command, pass: &[&OwnedFd]) -> Result<Guarded> {
+    spawn_ended_by(Signal::SIGKILL, name, command, pass)
+}
+
+/// The same for a child that has children of its own: `last` is the signal that it gets if we die, so that
+/// it can end them.
+pub fn spawn_ended_by(
+    last: Signal,
+    name: &'static str,
+    mut command: Command,
+    pass: &[&OwnedFd],
+) -> Result<Guarded> {
     let parent = std::process::id();
     let fds: Vec<i32> = pass.iter().map(|fd| fd.as_raw_fd()).collect();
     let prepare = move || {
         // SAFETY: prctl, getppid and fcntl are async-signal-safe and touch no memory of ours.
         unsafe {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, last as libc::c_int) != 0 {
                 return Err(io::Error::last_os_error());
             }
             // The parent may have died before the prctl: nobody would send the signal then.

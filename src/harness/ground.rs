@@ -4,25 +4,29 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Result, bail};
 
 use super::accel::{self, Accel, Choice};
 use super::guest;
 use super::kernel;
+use super::own::Source;
 use super::qemu::{Machine, Qemu, machine_for};
 
 /// What was asked for; what is `None` is ours, built if need be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wanted<'a> {
-    /// A kernel image.
-    pub kernel: Option<&'a Path>,
+    /// The kernel.
+    pub kernel: Source,
     /// An initramfs.
     pub initramfs: Option<&'a Path>,
     /// The board; `None`: the one that suits the kernel image.
     pub machine: Option<Machine>,
     /// KVM or emulation.
     pub accel: Choice,
+    /// Set when the user interrupts.
+    pub interrupted: &'a AtomicBool,
 }
 
 /// What boots stand on.
@@ -30,6 +34,8 @@ pub struct Wanted<'a> {
 pub struct Ground {
     /// QEMU.
     pub qemu: Qemu,
+    /// Where the kernel is from.
+    pub source: Source,
     /// The kernel image.
     pub kernel: PathBuf,
     /// The initramfs.
@@ -42,13 +48,15 @@ pub struct Ground {
 
 impl Ground {
     /// Finds or builds it.
-    pub fn prepare(qemu: Qemu, wanted: &Wanted<'_>) -> Result<Ground> {
-        let kernel = match wanted.kernel {
-            Some(kernel) if !kernel.is_file() => {
+    pub fn prepare(qemu: Qemu, wanted: Wanted<'_>) -> Result<Ground> {
+        let source = wanted.kernel.built(wanted.interrupted)?;
+        let kernel = match &source {
+            Source::Image(kernel) if !kernel.is_file() => {
                 bail!("--kernel {}: no such file", kernel.display())
             }
-            Some(kernel) => kernel.to_path_buf(),
-            None => kernel::build()?.vmlinux(),
+            Source::Image(kernel) => kernel.clone(),
+            Source::Built(built) => built.image.clone(),
+            Source::Ours | Source::Tree(..) => kernel::build()?.vmlinux(),
         };
         let initramfs = match wanted.initramfs {
             Some(file) if !file.is_file() => {
@@ -61,6 +69,7 @@ impl Ground {
         let accel = accel::resolve(wanted.accel, &qemu, machine, &kernel, &initramfs)?;
         Ok(Ground {
             qemu,
+            source,
             kernel,
             initramfs,
             machine,
@@ -72,13 +81,15 @@ impl Ground {
     pub fn environment(&self) -> BTreeMap<&'static str, String> {
         let (major, minor) = self.qemu.version;
         let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        BTreeMap::from([
+        let mut environment = self.source.environment();
+        environment.extend([
             ("kernel", self.kernel.display().to_string()),
             ("initramfs", self.initramfs.display().to_string()),
             ("qemu", format!("{major}.{minor}")),
             ("accel", self.accel.name().to_owned()),
             ("machine", format!("{:?}", self.machine).to_lowercase()),
             ("host", host.trim().to_owned()),
-        ])
+        ]);
+        environment
     }
 }

@@ -33,6 +33,28 @@ pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
     }
 }
 
+/// A test that was not begun.
+pub fn skipped(name: &str, why: &str) -> TestResult {
+    TestResult {
+        groups: Vec::new(),
+        name: name.to_owned(),
+        repeat: 1,
+        boot: String::new(),
+        skipped: Some(why.to_owned()),
+        unfinished: None,
+        subtests: vec![Subtest {
+            name: "guest".into(),
+            verdict: Verdict::NotChecked,
+            decisions: 0,
+            reasons: vec![why.to_owned()],
+            text: Vec::new(),
+            findings: Vec::new(),
+        }],
+        unexpected: None,
+        waits: Vec::new(),
+    }
+}
+
 /// The guest's lines of who waited.
 fn waits(test: &ConsoleTest) -> Vec<Wait> {
     let begin = format!("{}: waits: ", test.name);

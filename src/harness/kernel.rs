@@ -3,16 +3,18 @@
 //!
 //! Cache layout: `kernel/SOURCE/linux` is one work tree per source version. It
 //! stays patched; when the patches change, the old ones are taken back and the
-//! new ones applied, so that make rebuilds only what they touch. Images lie in
-//! `kernel/images/KEY`, the key being over everything that goes in.
+//! new ones applied, so that make rebuilds only what they touch. It is built beside itself,
+//! as somebody's own tree is (`kbuild`). Images lie in `kernel/images/KEY`, the key being over everything that goes in.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 
+use super::kbuild::{self, Job, Kbuild, missing_options};
 use super::paths;
 use super::progress::Progress;
 
@@ -20,8 +22,6 @@ use super::progress::Progress;
 pub const SERIES: &str = "6.12";
 /// Part of the key: raise it when the way we build changes what comes out.
 const RECIPE: &str = "1";
-/// Lines of a failed build that are shown.
-const TAIL: usize = 30;
 
 /// A built kernel.
 #[derive(Clone, Debug)]
@@ -81,10 +81,42 @@ pub fn build() -> Result<Kernel> {
     }
     let tree = source_tree(&cache, &recipe)?;
     patch_tree(&tree, &recipe)?;
-    configure(&tree, &recipe)?;
-    let log = cache.join("build.log");
-    make(&cache, &tree, &log)?;
-    keep(&cache, &recipe, &tree, &log)
+    compile(&cache, &recipe, &tree)
+}
+
+/// The patched source of the current patches: as it is, or unpacked and patched now. It is ours: who wants to
+/// change it takes a copy.
+pub fn source() -> Result<PathBuf> {
+    let cache = paths::cache()?.join("kernel");
+    fs::create_dir_all(cache.join("images"))?;
+    let recipe = recipe(&cache)?;
+    let _lock = paths::lock(&cache.join("lock"), "builds a kernel")?;
+    let tree = source_tree(&cache, &recipe)?;
+    patch_tree(&tree, &recipe)?;
+    Ok(tree)
+}
+
+/// Builds the tree and keeps what comes out.
+fn compile(cache: &Path, recipe: &Recipe, tree: &Path) -> Result<Kernel> {
+    let kbuild = Kbuild::of(tree)?;
+    let lock = kbuild.lock()?;
+    let fragments = [("wtblk.config".to_owned(), recipe.fragment.clone())];
+    let config = kbuild.configure(&fragments)?;
+    let missing = missing_options(&config, &String::from_utf8_lossy(&recipe.fragment));
+    if !missing.is_empty() {
+        bail!(
+            "the kernel configuration did not take: {}",
+            missing.join(", ")
+        );
+    }
+    let job = Job {
+        what: "building the guest kernel",
+        fragments: &fragments,
+        targets: &["vmlinux", "bzImage"],
+        stop: &AtomicBool::new(false),
+    };
+    kbuild.make(&lock, &job)?;
+    keep(cache, recipe, &kbuild)
 }
 
 fn cached(cache: &Path, recipe: &Recipe) -> Option<Kernel> {
@@ -112,15 +144,7 @@ fn recipe(cache: &Path) -> Result<Recipe> {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let gcc = Command::new("gcc")
-        .arg("--version")
-        .output()
-        .context("cannot run gcc (ci/setup installs it)")?;
-    let compiler = String::from_utf8_lossy(&gcc.stdout)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let compiler = kbuild::compiler()?;
     Ok(Recipe {
         source,
         deb,
@@ -199,25 +223,36 @@ fn source_tree(cache: &Path, recipe: &Recipe) -> Result<PathBuf> {
     let home = cache.join(&recipe.source);
     let tree = home.join("linux");
     if tree.join("Makefile").is_file() {
+        // Earlier versions of wtblk built in the tree itself.
+        if tree.join(".config").exists() {
+            let progress = Progress::new("cleaning the kernel source", 1);
+            kbuild::run(Command::new("make").arg("-C").arg(&tree).arg("mrproper"))?;
+            let _ = fs::remove_file(tree.join(".wtblk-config"));
+            progress.end("done");
+        }
         return Ok(tree);
     }
     let progress = Progress::new("unpacking the kernel source", 1);
     let _ = fs::remove_dir_all(&home);
     let staging = tempfile::tempdir_in(cache)?;
-    run(Command::new("dpkg-deb")
-        .arg("-x")
-        .arg(&recipe.deb)
-        .arg(staging.path()))?;
+    kbuild::run(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(&recipe.deb)
+            .arg(staging.path()),
+    )?;
     let tar = staging
         .path()
         .join(format!("usr/src/linux-source-{SERIES}.tar.xz"));
     let unpacked = staging.path().join("out");
     fs::create_dir(&unpacked)?;
-    run(Command::new("tar")
-        .args(["-x", "--xz", "--strip-components=1", "-f"])
-        .arg(&tar)
-        .arg("-C")
-        .arg(&unpacked))?;
+    kbuild::run(
+        Command::new("tar")
+            .args(["-x", "--xz", "--strip-components=1", "-f"])
+            .arg(&tar)
+            .arg("-C")
+            .arg(&unpacked),
+    )?;
     fs::create_dir_all(&home)?;
     // Last, so that an interrupted unpacking is never taken for a tree.
     fs::rename(&unpacked, &tree)?;
@@ -301,130 +336,8 @@ fn patch(tree: &Path, name: &str, bytes: &[u8], reverse: bool) -> Result<()> {
     Ok(())
 }
 
-fn configure(tree: &Path, recipe: &Recipe) -> Result<()> {
-    let stamp = tree.join(".wtblk-config");
-    if tree.join(".config").is_file() && fs::read(&stamp).is_ok_and(|old| old == recipe.fragment) {
-        return Ok(());
-    }
-    let fragment = tree.join(".wtblk-fragment");
-    fs::write(&fragment, &recipe.fragment)?;
-    run(Command::new("make")
-        .arg("-C")
-        .arg(tree)
-        .args(["-s", "tinyconfig"]))?;
-    run(Command::new("scripts/kconfig/merge_config.sh")
-        .current_dir(tree)
-        .args(["-m", ".config", ".wtblk-fragment"]))?;
-    run(Command::new("make")
-        .arg("-C")
-        .arg(tree)
-        .args(["-s", "olddefconfig"]))?;
-    let missing = missing_options(
-        &fs::read_to_string(tree.join(".config"))?,
-        &String::from_utf8_lossy(&recipe.fragment),
-    );
-    if !missing.is_empty() {
-        bail!(
-            "the kernel configuration did not take: {}",
-            missing.join(", ")
-        );
-    }
-    fs::write(&stamp, &recipe.fragment)?;
-    Ok(())
-}
-
-/// Options of a fragment that a finished configuration does not have as asked.
-pub fn missing_options(config: &str, fragment: &str) -> Vec<String> {
-    let have: std::collections::HashMap<&str, &str> =
-        config.lines().filter_map(|l| l.split_once('=')).collect();
-    let mut missing = Vec::new();
-    for line in fragment.lines().map(str::trim) {
-        if let Some(name) = line
-            .strip_prefix("# ")
-            .and_then(|l| l.strip_suffix(" is not set"))
-        {
-            if have.contains_key(name) {
-                missing.push(line.to_owned());
-            }
-        } else if let Some((name, value)) =
-            line.split_once('=').filter(|_| line.starts_with("CONFIG_"))
-        {
-            let found = have.get(name).copied().unwrap_or("n");
-            if found != value {
-                missing.push(line.to_owned());
-            }
-        }
-    }
-    missing
-}
-
-fn make(cache: &Path, tree: &Path, log: &Path) -> Result<()> {
-    let count_file = cache.join("build.count");
-    let expected = fs::read_to_string(&count_file)
-        .ok()
-        .and_then(|t| t.trim().parse().ok())
-        .unwrap_or(2000);
-    let mut progress = Progress::new("building the guest kernel", expected);
-    let mut command = Command::new("make");
-    command.arg("-C").arg(tree);
-    command.arg(format!(
-        "-j{}",
-        std::thread::available_parallelism().map_or(2, |n| n.get())
-    ));
-    let ccache = Command::new("ccache")
-        .arg("--version")
-        .output()
-        .is_ok_and(|o| o.status.success());
-    command.arg(if ccache { "CC=ccache gcc" } else { "CC=gcc" });
-    // The same image for the same input, whenever and wherever it is built.
-    command.args([
-        "KBUILD_BUILD_TIMESTAMP=1970-01-01",
-        "KBUILD_BUILD_USER=wtblk",
-        "KBUILD_BUILD_HOST=wtblk",
-    ]);
-    command.args(["vmlinux", "bzImage"]);
-    command.env("CCACHE_DIR", cache.with_file_name("ccache"));
-    command
-        // The same compiler is the same wherever and whenever it was unpacked.
-        .env("CCACHE_COMPILERCHECK", "content")
-        .env("CCACHE_BASEDIR", tree)
-        .env("CCACHE_NOHASHDIR", "1");
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut out =
-        fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
-    command.stderr(out.try_clone()?);
-    let mut child = command
-        .spawn()
-        .context("cannot run make (ci/setup installs it)")?;
-    let stdout = child.stdout.take().context("no pipe from make")?;
-    let mut count = 0u64;
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line?;
-        out.write_all(&line)?;
-        out.write_all(b"\n")?;
-        count += 1;
-        progress.step(String::from_utf8_lossy(&line).trim());
-    }
-    if !child.wait()?.success() {
-        progress.end("failed");
-        let text = fs::read(log)?;
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
-        bail!(
-            "the kernel did not build; the last lines of {}:\n{tail}",
-            log.display()
-        );
-    }
-    if count * 2 > expected {
-        fs::write(&count_file, count.to_string())?;
-    }
-    progress.end("done");
-    Ok(())
-}
-
-/// Moves what was built to its place under the key.
-fn keep(cache: &Path, recipe: &Recipe, tree: &Path, log: &Path) -> Result<Kernel> {
+/// Copies what was built to its place under the key.
+fn keep(cache: &Path, recipe: &Recipe, kbuild: &Kbuild) -> Result<Kernel> {
     let key = recipe.key();
     let images = cache.join("images");
     let staging = tempfile::tempdir_in(&images)?;
@@ -433,69 +346,19 @@ fn keep(cache: &Path, recipe: &Recipe, tree: &Path, log: &Path) -> Result<Kernel
         ("arch/x86/boot/bzImage", "bzImage"),
         (".config", "config"),
     ] {
-        fs::copy(tree.join(from), staging.path().join(to))
+        fs::copy(kbuild.output().join(from), staging.path().join(to))
             .with_context(|| format!("the build left no {from}"))?;
     }
-    fs::copy(log, staging.path().join("build.log"))?;
+    fs::copy(kbuild.log(), staging.path().join("build.log"))?;
     let dir = images.join(&key);
     let _ = fs::remove_dir_all(&dir);
     fs::rename(staging.keep(), &dir)?;
     Ok(Kernel { dir, key })
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot run {name}"))?;
-    if !output.status.success() {
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let lines: Vec<&str> = text.lines().collect();
-        bail!(
-            "{name} failed ({}):\n{}",
-            output.status,
-            lines[lines.len().saturating_sub(TAIL)..].join("\n")
-        );
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_that_did_not_take_are_named() {
-        let config = "CONFIG_A=y\nCONFIG_T=20\n# CONFIG_B is not set\nCONFIG_D=y\n";
-        let fragment = "# words\nCONFIG_A=y\nCONFIG_T=20\nCONFIG_B=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=n\n";
-        assert_eq!(
-            missing_options(config, fragment),
-            ["CONFIG_B=y", "# CONFIG_D is not set"]
-        );
-    }
-
-    #[test]
-    fn a_build_that_fails_shows_its_last_lines_and_keeps_its_log() {
-        let dir = tempfile::tempdir().unwrap();
-        let tree = dir.path().join("linux");
-        fs::create_dir(&tree).unwrap();
-        let rule = "vmlinux bzImage:\n\t@for i in $$(seq 50); do echo line $$i; done; exit 1\n";
-        fs::write(tree.join("Makefile"), rule).unwrap();
-        let log = dir.path().join("build.log");
-        let error = make(dir.path(), &tree, &log).unwrap_err().to_string();
-        assert!(
-            error.contains("build.log") && error.contains("line 50"),
-            "{error}"
-        );
-        assert!(
-            !error.contains("line 9\n"),
-            "more than the last lines: {error}"
-        );
-        assert!(error.lines().count() <= TAIL + 1, "{error}");
-        assert!(fs::read_to_string(&log).unwrap().contains("line 1\n"));
-    }
 
     #[test]
     fn patches_are_exchanged_in_place() {

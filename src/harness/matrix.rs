@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::catalog::{self, Defect};
+use super::own::Source;
 use super::paths;
 use super::run::{self, Options};
 use crate::report::model::status;
@@ -164,7 +166,7 @@ impl Row {
 /// Runs all rows and prints them; the exit status. Rows that lie in the folder from an
 /// interrupted run with the same command and seed are taken as they are. With every defect and every test
 /// on our own kernel, `docs/defects.md` is written.
-pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
+pub fn run(mut options: Options, print: &mut impl Write) -> Result<u8> {
     let defects: Vec<Defect> = catalog::defects()?
         .into_iter()
         .filter(|d| options.defect.as_ref().is_none_or(|name| *name == d.name))
@@ -175,7 +177,12 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     }
     let out = run::out_dir(options.out.as_deref())?;
     let seed = options.seed.unwrap_or_else(run::draw_seed);
-    let whole = options.defect.is_none() && options.tests.is_empty() && options.kernel.is_none();
+    let ours = matches!(options.kernel, Source::Ours);
+    let whole = options.defect.is_none() && options.tests.is_empty() && ours;
+    // Once for all rows; where the tree lacks the flag nothing is to be built.
+    if options.kernel.without_flag().is_none() {
+        options.kernel = options.kernel.built(&AtomicBool::new(false))?;
+    }
     writeln!(print, "KTAP version 1\n1..{}", defects.len() + 1)?;
     let mut rows: Vec<Row> = Vec::new();
     let mut bad = false;

@@ -2,6 +2,7 @@
 //! The outside world: kernel, initramfs, image, QEMU and the guest's run.
 
 pub mod accel;
+mod asked;
 pub mod boot;
 pub mod catalog;
 pub mod child;
@@ -11,9 +12,11 @@ pub mod ground;
 pub mod guest;
 pub mod image;
 pub mod judge;
+pub mod kbuild;
 pub mod kernel;
 pub mod kernel_log;
 pub mod matrix;
+pub mod own;
 pub mod paths;
 pub mod progress;
 pub mod qemu;

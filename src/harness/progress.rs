@@ -17,7 +17,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins a step of about `total` units (an estimate is good enough).
+    /// Begins a step of about `total` units (an estimate is good enough); 0: nobody knows how many.
     pub fn new(what: &str, total: u64) -> Progress {
         let template = "{prefix:24} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}";
         Progress::with_template(what, total, template)
@@ -58,20 +58,23 @@ impl Progress {
     /// One unit more.
     pub fn step(&mut self, message: &str) {
         self.done += 1;
-        if self.done > self.total {
-            self.total = self.done;
+        if self.total > 0 {
+            self.total = self.total.max(self.done);
         }
         match &self.bar {
             Some(bar) => {
-                bar.set_length(self.total);
+                bar.set_length(self.total.max(self.done));
                 bar.set_position(self.done);
                 bar.set_message(message.to_owned());
             }
             None if self.said.elapsed() > Duration::from_secs(15) => {
                 self.said = Instant::now();
-                let percent = self.done * 100 / self.total.max(1);
+                let far = match (self.done * 100).checked_div(self.total) {
+                    Some(percent) => format!("{percent} %"),
+                    None => message.to_owned(),
+                };
                 eprintln!(
-                    "wtblk: {} ... {percent} % after {} s",
+                    "wtblk: {} ... {far} after {} s",
                     self.what,
                     self.begun.elapsed().as_secs()
                 );

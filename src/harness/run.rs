@@ -13,22 +13,19 @@ use anyhow::{Context, Result, anyhow, bail};
 use wtblk_shared::exit;
 
 use super::accel::Choice;
+use super::asked::{Asked, Told};
 use super::boot::{self, Ended, Plan};
 use super::catalog::{self, Defect};
-use super::console::{ConsoleTest, Outcome};
+use super::console::Outcome;
 use super::ground::{Ground, Wanted};
-use super::image::Kind;
 use super::judge;
+use super::own::Source;
 use super::paths;
 use super::qemu::{Machine, Qemu};
 use crate::device::Recording;
-use crate::fault::Shape;
-use crate::fault::{MAX_TEXT, Scenario};
-use crate::input;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
-use crate::report::results::{BootSummary, Results, SCHEMA};
-use wtblk_shared::disk::DATA_SERIAL;
+use crate::report::results::BootSummary;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -37,8 +34,8 @@ pub struct Options {
     pub scenarios: Vec<PathBuf>,
     /// Tests; empty: all of them.
     pub tests: Vec<String>,
-    /// A kernel image; `None`: ours, built if need be.
-    pub kernel: Option<PathBuf>,
+    /// Which kernel.
+    pub kernel: Source,
     /// An initramfs; `None`: ours, built if need be.
     pub initramfs: Option<PathBuf>,
     /// A defect of the reference kernel to switch on.
@@ -86,26 +83,12 @@ const KEEP_RUNS: usize = 20;
 /// Generous: a limit that a loaded machine reaches is a false alarm.
 const BOOT_LIMIT: u64 = 30;
 const TEST_LIMIT: u64 = 20;
-/// The test of random operations, what it may take beside its operations (a list that fails is
-/// shortened), and the fewest operations per second. Its own limits are shorter.
-const EXERCISER: &str = "exerciser";
-const EXERCISER_LIMIT: u64 = 120;
-const OPS_PER_SECOND: u64 = 6;
 
 /// Everything that is the same for all boots of a run.
 struct Run {
-    options: Options,
+    asked: Asked,
     ground: Ground,
-    seed: u64,
     out: PathBuf,
-    defect: Option<Defect>,
-    scenarios: Vec<PathBuf>,
-    /// Rules of the user's files that have not fired yet: name and file.
-    idle_rules: Vec<(String, String)>,
-    /// What scenarios and options say of the data disk.
-    shape: Shape,
-    fs: &'static Kind,
-    tags: bool,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
 }
@@ -125,14 +108,20 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
             Err(e)
         }
     };
-    let prepared = Run::prepare(options, Arc::clone(&interrupted));
+    // What is cheap to refuse is refused before anything is built.
+    let qemu = Qemu::find(options.qemu.as_deref())?;
+    let asked = Asked::of(options)?;
+    if let Some(why) = asked.options.kernel.without_flag() {
+        return asked.skipped(&why, print);
+    }
+    let prepared = Run::prepare(asked, qemu, Arc::clone(&interrupted));
     let prepared = prepared
-        .and_then(|run| Ok((run.chosen_tests()?, run)))
+        .and_then(|run| Ok((run.asked.tests(&run.ground.initramfs)?, run)))
         .map_or_else(stopped, |p| Ok(Some(p)))?;
     let Some((tests, mut run)) = prepared else {
         return Ok(status::INTERRUPTED);
     };
-    let repeat = run.options.repeat;
+    let repeat = run.asked.options.repeat;
     let mut results: Vec<TestResult> = Vec::new();
     ktap::begin(print, tests.len() * repeat as usize)?;
     let trouble = run.rounds(&tests, &mut results, print).err();
@@ -152,55 +141,36 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     } else if status == status::INTERRUPTED {
         writeln!(print, "Bail out! interrupted")?;
     }
-    run.finish(&results, status, trouble.as_ref(), print)?;
+    let told = Told {
+        results: &results,
+        status,
+        trouble: trouble.as_ref(),
+        environment: run.ground.environment(),
+        boots: &run.boots,
+    };
+    run.asked
+        .finish(&run.out, &run.ground.initramfs, told, print)?;
     trouble.map_or(Ok(status), Err)
 }
 
 impl Run {
-    fn prepare(mut options: Options, interrupted: Arc<AtomicBool>) -> Result<Run> {
-        // What is cheap to refuse is refused before anything is built.
-        let qemu = Qemu::find(options.qemu.as_deref())?;
-        let scenario = checked_scenarios(&options.scenarios)?;
-        let mut shape = scenario.device.shape();
-        shape.queues = options.queues.or(shape.queues);
-        if let Some(serial) = shape.serial.as_deref().filter(|s| *s != DATA_SERIAL) {
-            bail!("the guest tests look for a disk named `{DATA_SERIAL}`, not `{serial}`");
-        }
-        let launch = &scenario.launch;
-        if options.tests.is_empty() {
-            options.tests = launch.tests().to_vec();
-        }
-        let named = options.defect.as_deref().or(launch.defect());
-        let defect = named.map(known_defect).transpose()?;
-        // A comparison is meant with the defect that the file names.
-        options.expect |= options.defect.is_none() && launch.expect() == Some(true);
-        if options.expect && defect.is_none() {
-            bail!("--expect compares with the defect table: it needs --defect");
-        }
-        let fs = Kind::named(options.fs.as_deref().or(launch.fs()), shape.block())?;
-        let seed = options.seed.or(launch.seed()).unwrap_or_else(draw_seed);
-        let tags = options.tags.or(launch.tags()).unwrap_or(true);
+    fn prepare(asked: Asked, qemu: Qemu, interrupted: Arc<AtomicBool>) -> Result<Run> {
+        let options = &asked.options;
         let out = out_dir(options.out.as_deref())?;
         let ground = Ground::prepare(
             qemu,
-            &Wanted {
-                kernel: options.kernel.as_deref(),
+            Wanted {
+                kernel: options.kernel.clone(),
                 initramfs: options.initramfs.as_deref(),
                 machine: options.machine,
                 accel: options.accel,
+                interrupted: &interrupted,
             },
         )?;
         Ok(Run {
+            asked,
             ground,
-            seed,
             out,
-            defect,
-            scenarios: options.scenarios.clone(),
-            idle_rules: scenario.rule_files(),
-            shape,
-            fs,
-            tags,
-            options,
             interrupted,
             boots: Vec::new(),
         })
@@ -213,11 +183,11 @@ impl Run {
         results: &mut Vec<TestResult>,
         print: &mut impl Write,
     ) -> Result<()> {
-        let repeat = self.options.repeat;
+        let repeat = self.asked.options.repeat;
         for round in 1..=repeat {
             let mut left: VecDeque<String> = tests.iter().cloned().collect();
             while !left.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
-                let scenarios = self.scenarios_for(left.make_contiguous())?;
+                let scenarios = self.asked.scenarios_for(left.make_contiguous())?;
                 let (ended, trouble) = self.one_boot(round, &mut left, &scenarios)?;
                 for result in ended {
                     ktap::test(print, results.len() + 1, &result, repeat)?;
@@ -229,49 +199,6 @@ impl Run {
             }
         }
         Ok(())
-    }
-
-    fn chosen_tests(&self) -> Result<Vec<String>> {
-        let names = catalog::tests(&self.ground.initramfs)?;
-        let wanted = match (&self.options.tests, &self.defect) {
-            (tests, _) if !tests.is_empty() => tests.clone(),
-            // The tests that the table speaks of; all others say nothing of this defect.
-            (_, Some(defect)) if self.options.expect => {
-                defect.test.iter().map(|t| t.name.clone()).collect()
-            }
-            _ => return Ok(names),
-        };
-        for name in &wanted {
-            if let Some(defect) = self.defect.as_ref().filter(|_| self.options.expect)
-                && !defect.test.iter().any(|t| &t.name == name)
-            {
-                bail!(
-                    "--expect: the defect table says nothing of test '{name}' under '{}'",
-                    defect.name
-                );
-            }
-            if !names.contains(name) {
-                bail!(
-                    "there is no test '{name}'; the tests are: {}",
-                    names.join(", ")
-                );
-            }
-        }
-        Ok(wanted)
-    }
-
-    /// The user's scenarios, then those of the tests at hand. Tests that share a
-    /// boot share the device; each one's rules are armed only between its marks.
-    fn scenarios_for(&self, tests: &[String]) -> Result<Vec<PathBuf>> {
-        let mut scenarios = self.scenarios.clone();
-        for test in tests {
-            if let Some(path) = catalog::scenario_of(test)?
-                && !scenarios.contains(&path)
-            {
-                scenarios.push(path);
-            }
-        }
-        Ok(scenarios)
     }
 
     /// Boots for as many of the tests left as the guest lives for, and takes
@@ -286,19 +213,19 @@ impl Run {
         let name = format!("boot-{}", self.boots.len() + 1);
         let dir = self.out.join(&name);
         let tests: Vec<String> = left.iter().cloned().collect();
-        let seed = self.seed.wrapping_add(u64::from(round - 1));
-        let repeat_with = format!("{} --seed {seed}", self.options.one_test);
-        let limit = self.options.limit.unwrap_or(Duration::from_secs(
-            BOOT_LIMIT + TEST_LIMIT * tests.len() as u64 + self.exerciser_limit(&tests),
+        let seed = self.asked.seed.wrapping_add(u64::from(round - 1));
+        let repeat_with = format!("{} --seed {seed}", self.asked.options.one_test);
+        let limit = self.asked.options.limit.unwrap_or(Duration::from_secs(
+            BOOT_LIMIT + TEST_LIMIT * tests.len() as u64 + self.asked.exerciser_limit(&tests),
         ));
         let outcome = boot::boot(&Plan {
             ground: &self.ground,
             tests: &tests,
             scenarios,
-            shape: &self.shape,
-            fs: self.fs,
-            recording: self.options.recording,
-            words: self.words(&tests),
+            shape: &self.asked.shape,
+            fs: self.asked.fs,
+            recording: self.asked.options.recording,
+            words: self.asked.words(&tests),
             seed,
             dir: &dir,
             limit,
@@ -313,7 +240,8 @@ impl Run {
             guest: outcome.console.env.clone(),
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
-        self.idle_rules
+        self.asked
+            .idle_rules
             .retain(|(name, _)| !outcome.fired.contains(name));
         if let Some(why) = &outcome.store_error {
             bail!(
@@ -369,134 +297,11 @@ impl Run {
             if died {
                 result.subtests.push(judge::repair(&outcome.repair));
             }
-            result.unexpected = self.compare(test, &result);
+            result.unexpected = self.asked.compare(test, &result);
             results.push(result);
         }
         Ok((results, trouble))
     }
-
-    /// With `--expect`: the differences to the defect table.
-    fn compare(&self, test: &ConsoleTest, result: &TestResult) -> Option<Vec<String>> {
-        if !self.options.expect {
-            return None;
-        }
-        let table = self
-            .defect
-            .as_ref()?
-            .test
-            .iter()
-            .find(|t| t.name == test.name);
-        let broken = result.broken();
-        Some(match table {
-            Some(expectation) => expectation.differences(&broken),
-            None => broken
-                .iter()
-                .map(|name| format!("{name} is broken and the table names no such test"))
-                .collect(),
-        })
-    }
-
-    /// Seconds more that the exerciser may take.
-    fn exerciser_limit(&self, tests: &[String]) -> u64 {
-        if !tests.iter().any(|name| name == EXERCISER) {
-            return 0;
-        }
-        let ops = u64::from(self.options.ops.unwrap_or(0));
-        EXERCISER_LIMIT + ops / OPS_PER_SECOND
-    }
-
-    fn words(&self, tests: &[String]) -> Vec<String> {
-        let mut words = vec![
-            format!("wtblk_tests={}", tests.join(",")),
-            format!("wtblk_flag={:#x}", self.options.flag),
-            format!("wtblk_tags={}", if self.tags { "on" } else { "off" }),
-            format!("wtblk_seed={}", self.seed),
-        ];
-        if let Some(defect) = &self.defect {
-            words.push(format!("wtblk_defect={}", defect.name));
-            words.push(format!("iomap.wt_defect={}", defect.name));
-        }
-        if let Some(ops) = self.options.ops {
-            words.push(format!("wtblk_ops={ops}"));
-        }
-        if self.fs.always_cow {
-            words.push("wtblk_always_cow".to_owned());
-        }
-        words.extend(self.options.append.clone());
-        words
-    }
-
-    fn finish(
-        &self,
-        results: &[TestResult],
-        status: u8,
-        trouble: Option<&anyhow::Error>,
-        print: &mut impl Write,
-    ) -> Result<()> {
-        let repeat_with = format!("{} --seed {}", self.options.command, self.seed);
-        let mut environment = self.ground.environment();
-        environment.insert("fs", self.fs.name.to_owned());
-        let document = Results {
-            schema: SCHEMA,
-            wtblk: env!("CARGO_PKG_VERSION"),
-            status,
-            error: trouble.map(|error| format!("{error:#}")),
-            repeat_with: repeat_with.clone(),
-            seed: self.seed,
-            environment,
-            defect: self.defect.as_ref().map(|d| d.name.clone()),
-            scenarios: self.kept_scenarios()?,
-            idle_rules: self
-                .idle_rules
-                .iter()
-                .map(|(name, _)| name.clone())
-                .collect(),
-            boots: self.boots.clone(),
-            tests: results.to_vec(),
-        };
-        let json = serde_json::to_vec_pretty(&document)?;
-        paths::write_whole(&self.out.join("results.json"), &json)?;
-        paths::write_whole(
-            &self.out.join("repeat"),
-            format!("{repeat_with}\n").as_bytes(),
-        )?;
-        // A fault that never came proves nothing, and the KTAP above looks like a pass.
-        for (name, file) in &self.idle_rules {
-            writeln!(print, "# the rule '{name}' of {file} never fired")?;
-        }
-        writeln!(
-            print,
-            "# results: {}",
-            self.out.join("results.json").display()
-        )?;
-        writeln!(print, "# repeat with: {repeat_with}")?;
-        Ok(())
-    }
-
-    /// Copies the scenario files into the run's folder; a number keeps names apart.
-    fn kept_scenarios(&self) -> Result<Vec<String>> {
-        let names: Vec<String> = self.chosen_tests()?;
-        let mut kept = Vec::new();
-        for (i, path) in self.scenarios_for(&names)?.iter().enumerate() {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            let name = format!("scenario-{}-{file}", i + 1);
-            fs::copy(path, self.out.join(&name))
-                .with_context(|| format!("cannot keep {}", path.display()))?;
-            kept.push(name);
-        }
-        Ok(kept)
-    }
-}
-
-/// Reads the user's scenarios once here, so that a typo is told before a boot and
-/// what they say of the device is known; merged.
-fn checked_scenarios(files: &[PathBuf]) -> Result<Scenario> {
-    let mut parsed = Vec::new();
-    for file in files {
-        let text = input::text(file, "scenario", MAX_TEXT)?;
-        parsed.push(Scenario::parse(&file.display().to_string(), &text)?);
-    }
-    Ok(Scenario::merge(parsed)?)
 }
 
 pub(super) fn known_defect(name: &str) -> Result<Defect> {

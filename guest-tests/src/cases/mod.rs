@@ -173,6 +173,9 @@ pub fn goes_on(case: &Case) -> bool {
     case.name == "churn"
 }
 
+/// Where a switch is from that somebody else's kernel does not have.
+const OUR_SWITCH: &str = "a switch of wtblk's own kernel, by its second patch";
+
 /// Something that a case needs of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -224,7 +227,7 @@ impl Need {
                 )
             }),
             Need::BioReserve => (!std::path::Path::new(few_bios::SWITCH).exists())
-                .then(|| format!("the kernel has no {}", few_bios::SWITCH)),
+                .then(|| format!("the kernel has no {}: {OUR_SWITCH}", few_bios::SWITCH)),
             Need::SmallSectorsForMisaligned => {
                 let asked = world.params.defect.as_deref() == Some("misaligned");
                 (asked && world.lbs >= world.bsize).then(|| {
@@ -242,8 +245,9 @@ impl Need {
 pub fn defect_missing(world: &World) -> Option<String> {
     let asked = world.params.defect.as_deref()?;
     let shown = world.fact("defect");
-    (!shows(shown, asked)).then(|| {
-        format!("the kernel does not show the defect {asked} (iomap.wt_defect is '{shown}')")
+    (!shows(shown, asked)).then(|| match shown {
+        "unknown" => format!("the kernel has no iomap.wt_defect, so no {asked}: {OUR_SWITCH}"),
+        _ => format!("the kernel does not show the defect {asked} (iomap.wt_defect is '{shown}')"),
     })
 }
 
@@ -276,6 +280,14 @@ mod tests {
                 "{}",
                 case.name
             );
+        }
+    }
+
+    #[test]
+    fn every_test_needs_the_flag() {
+        // The harness does not boot a kernel of whose header it knows that it has none (`--kdir`).
+        for case in ALL {
+            assert!(case.needs.contains(&Need::Flag), "{}", case.name);
         }
     }
 

@@ -29,6 +29,7 @@ use super::boot::{self, Ended, Plan, Ran, TRACE};
 use super::catalog;
 use super::ground::{Ground, Wanted};
 use super::image::Kind;
+use super::own::Source;
 use super::paths;
 use super::progress::Progress;
 use super::qemu::{Machine, Qemu};
@@ -60,8 +61,8 @@ pub struct Options {
     pub pairs: bool,
     /// The part that is done here.
     pub shard: Shard,
-    /// A kernel image; `None`: ours, built if need be.
-    pub kernel: Option<PathBuf>,
+    /// Which kernel.
+    pub kernel: Source,
     /// An initramfs; `None`: ours, built if need be.
     pub initramfs: Option<PathBuf>,
     /// A defect of the reference kernel to switch on.
@@ -91,8 +92,12 @@ const BOOT_LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Begins a sweep and does all of it. The exit status.
 pub fn begin(options: Options, compare: u32, print: &mut impl Write) -> Result<u8> {
+    if let Some(why) = options.kernel.without_flag() {
+        writeln!(print, "# SKIP {why}")?;
+        return Ok(status::UNDECIDED);
+    }
     let interrupted = interruption()?;
-    let (record, ground) = match prepare(options) {
+    let (record, ground) = match prepare(options, &interrupted) {
         // mkfs and cargo hear a signal of the terminal, too: what failed because of it is not what is to be told.
         Err(_) if interrupted.load(Ordering::Relaxed) => return Ok(status::INTERRUPTED),
         other => other?,
@@ -109,11 +114,12 @@ pub fn resume(dir: &Path, compare: u32, print: &mut impl Write) -> Result<u8> {
     header.initramfs.check()?;
     let ground = Ground::prepare(
         Qemu::find(header.qemu.as_deref())?,
-        &Wanted {
-            kernel: Some(&header.kernel.path),
+        Wanted {
+            kernel: Source::Image(header.kernel.path.clone()),
             initramfs: Some(&header.initramfs.path),
             machine: Some(header.machine),
             accel: header.accel,
+            interrupted: &interrupted,
         },
     )?;
     Sweep::new(record, ground, interrupted)?.run(compare, print)
@@ -167,7 +173,7 @@ fn interruption() -> Result<Arc<AtomicBool>> {
     Ok(interrupted)
 }
 
-fn prepare(options: Options) -> Result<(Record, Ground)> {
+fn prepare(options: Options, interrupted: &AtomicBool) -> Result<(Record, Ground)> {
     let qemu = Qemu::find(options.qemu.as_deref())?;
     let faults: Result<Vec<&Fault>> = options.faults.iter().map(|f| faults::find(f)).collect();
     let faults = faults?;
@@ -184,12 +190,13 @@ fn prepare(options: Options) -> Result<(Record, Ground)> {
     }
     let defect = options.defect.as_deref().map(known_defect).transpose()?;
     let wanted = Wanted {
-        kernel: options.kernel.as_deref(),
+        kernel: options.kernel,
         initramfs: options.initramfs.as_deref(),
         machine: options.machine,
         accel: options.accel,
+        interrupted,
     };
-    let ground = Ground::prepare(qemu, &wanted)?;
+    let ground = Ground::prepare(qemu, wanted)?;
     let all = catalog::shapes(&ground.initramfs)?;
     let mut shapes = Vec::new();
     for test in &options.tests {
