@@ -474,3 +474,15 @@ fn round_out(begin: &CallBegin, len: u64) -> Range<u64> {
     let end = begin.off.saturating_add(len);
     start..end.checked_next_multiple_of(block).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What touches becomes one, what lies inside another adds nothing, a gap stays.
+    #[test]
+    fn joined_ranges_are_ascending_and_apart() {
+        let list = [6..8, 0..4, 4..6, 2..3, 10..12].to_vec();
+        assert_eq!(join(list), [0..8, 10..12]);
+    }
+}

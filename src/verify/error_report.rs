@@ -157,7 +157,7 @@ impl ErrorReport {
     /// Legal under this contract, but worth a look.
     fn observe(&self, call: &EndedCall, failed: &[&CallRequest], ledger: &mut Ledger) {
         let result = call.end.result;
-        if result < 0 {
+        if result <= 0 {
             return;
         }
         let end = call.begin.off.saturating_add(result.unsigned_abs());

@@ -252,6 +252,27 @@ mod tests {
         )));
     }
 
+    /// Both ends of each extent count; the first byte of the disk is a place, too.
+    #[test]
+    fn an_extent_that_ends_or_begins_inside_a_block_is_not_on_blocks() {
+        for (logical, length) in [(0, 6144), (512, 4096)] {
+            let end = [extent(logical, 0, length)];
+            let map = FileMap::new(&(0..8192), [Some(&end), None]);
+            assert!(!map.on_blocks(4096));
+            assert_eq!(map.locate(&(0..512)).len(), 1);
+        }
+    }
+
+    /// What an older layer says of no byte must not come between neighbours.
+    #[test]
+    fn an_older_layer_parts_no_neighbours() {
+        let at = |n: u64| (1 << 20) + n * 8192;
+        let end = [extent(0, at(0), 16384)];
+        let begin = [extent(65536, at(1), 8192), extent(16384, at(2), 8192)];
+        let map = FileMap::new(&(0..1 << 20), [Some(&end), Some(&begin)]);
+        assert_eq!(map.locate(&(at(0)..at(3))).len(), 1);
+    }
+
     fn map_is_empty(map: &FileMap) -> bool {
         map.pieces.is_empty()
     }

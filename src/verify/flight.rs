@@ -246,3 +246,57 @@ pub fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 pub fn writes_blocks(op: Op) -> bool {
     matches!(op, Op::Write | Op::Discard | Op::WriteZeroes | Op::Other)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::event::DATA_DISK;
+
+    fn take(flight: &mut Flight, id: RequestId, queue: u16, epoch: u32) {
+        let submit = Submit {
+            disk: DATA_DISK,
+            queue,
+            op: Op::Write,
+            sector: 8 * id,
+            bytes: 4096,
+            ioprio: 0,
+            epoch,
+            avail_pos: 0,
+            digest: 0,
+        };
+        flight.submit(id, &submit, Owner::default(), 0);
+    }
+
+    fn queue(flight: &mut Flight, kind: DeviceKind, queue: u16, epoch: u64) {
+        flight.device(&DeviceEvent {
+            disk: DATA_DISK,
+            queue,
+            kind,
+            a: 0,
+            b: epoch,
+            text: String::new(),
+        });
+    }
+
+    /// A queue that starts again owes nothing of its older ring; what other queues that go on owe, it leaves
+    /// alone; where none goes on, nobody owes anything of before.
+    #[test]
+    fn a_queue_that_starts_again_forgets_its_own_requests() {
+        let mut flight = Flight::default();
+        let start = DeviceKind::QueueStart;
+        queue(&mut flight, start, 0, 1);
+        queue(&mut flight, start, 1, 1);
+        take(&mut flight, 10, 0, 1);
+        take(&mut flight, 11, 1, 1);
+        queue(&mut flight, start, 0, 2);
+        assert!(flight.get(10).is_none() && flight.get(11).is_some());
+        take(&mut flight, 12, 0, 2);
+        queue(&mut flight, start, 0, 2);
+        assert!(flight.get(11).is_some() && flight.get(12).is_some());
+        for n in [0, 1] {
+            queue(&mut flight, DeviceKind::QueueStop, n, 0);
+        }
+        queue(&mut flight, start, 0, 3);
+        assert!(!flight.any());
+    }
+}

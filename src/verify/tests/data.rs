@@ -8,7 +8,7 @@ use wtblk_shared::{pattern, poison};
 
 use super::builder::*;
 use super::world::Dice;
-use crate::trace::event::{Body, DataEvent, DataKind, Decide, RequestId};
+use crate::trace::event::{Body, DataEvent, DataKind, Decide, DeviceKind, RequestId};
 
 const P: &str = "data";
 const FILE: u32 = 7;
@@ -502,6 +502,119 @@ fn hostile_digests_cost_bounded_memory() {
         })));
     }
     s.silent();
+}
+
+/// Digests of this many sectors, of a call that nobody judges.
+fn filled(s: &mut Stream, sectors: usize) -> (CallBegin, RequestId) {
+    let c = CallBegin {
+        flags: vec!["dsync".into()],
+        ..call(9, 40 * B, B)
+    };
+    s.begin(&c);
+    let request = s.write(9, DISK + 40 * B, B);
+    s.push(Body::Data(DataEvent {
+        request,
+        kind: DataKind::Digests,
+        sector: 0,
+        bytes: vec![0; sectors * 8],
+    }));
+    (c, request)
+}
+
+/// The bound of digests, and who gives back what counts for it: the end of a call, judged or not, and what
+/// ends the waiting for one whose requests do not come back.
+#[test]
+fn digests_are_bounded_and_given_back() {
+    const MAX: usize = 1 << 20;
+    let good = after(&write_2(1, 3 * B, 2 * B));
+    let judged = |s: &mut Stream| {
+        let c = write_2(1, 3 * B, 2 * B);
+        s.begin(&c);
+        let w = s.sends(1, 3 * B, 5 * B, &good);
+        s.ok(w);
+        s.end(&c, 2 * B as i64);
+    };
+    for (sectors, room) in [(MAX - 16, true), (MAX - 15, false)] {
+        let mut s = Stream::told();
+        filled(&mut s, sectors);
+        judged(&mut s);
+        if room {
+            s.held(P, 1);
+        } else {
+            s.not_checked(P, "the digests of a request's sectors are not there");
+        }
+    }
+    for stops in [false, true] {
+        let mut s = Stream::told();
+        let (c, w) = filled(&mut s, MAX);
+        if stops {
+            s.end(&c, B as i64);
+            s.device(DeviceKind::QueueStop, 0, 0, "");
+            s.epoch += 1;
+            s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+        } else {
+            s.ok(w);
+            s.end(&c, B as i64);
+        }
+        judged(&mut s);
+        s.held(P, 1);
+    }
+}
+
+/// A call that ended before its requests is judged when they are over.
+#[test]
+fn digests_of_a_call_that_ended_early_are_kept() {
+    let c = write_2(1, 3 * B, 2 * B);
+    let mut s = Stream::told();
+    s.begin(&c);
+    let w = s.sends(1, 3 * B, 5 * B, &after(&c));
+    s.end(&c, 2 * B as i64);
+    s.ok(w);
+    s.held(P, 1);
+}
+
+/// Head and tail of a block so large that they are too much to wait for.
+#[test]
+fn only_so_many_sectors_wait_for_the_page_cache() {
+    for (sectors, why) in [
+        (513, "no report of the page cache"),
+        (514, "head and tail are longer"),
+    ] {
+        let c = CallBegin {
+            bsize: sectors * 512,
+            ..write_2(1, 0, 512)
+        };
+        let mut bytes = vec![0; sectors as usize * 512];
+        pattern::fill(FILE, 2, 0, &mut bytes[..512]);
+        let mut s = Stream::told();
+        s.begin(&c);
+        let w = s.write(1, DISK, sectors * 512);
+        s.say(w, DISK / 512, &bytes);
+        s.ok(w);
+        s.end(&c, 512);
+        s.not_checked(P, why);
+    }
+}
+
+/// Who waits for the page cache is given up with its call, and no longer followed.
+#[test]
+fn a_call_that_is_forgotten_waits_for_no_report() {
+    let file = after(&write_2(1, 3 * B + 700, 1000));
+    let (_, mut s) = inside(&file);
+    for n in 2..1100 {
+        let c = CallBegin {
+            ino: 2,
+            ..call(n, 0, 0)
+        };
+        s.run(&c, &[]);
+    }
+    s.contents(3 * B, B, &file);
+    let v = s.of(P);
+    let reasons = v.not_checked.keys();
+    assert!(
+        !reasons.into_iter().any(|r| r.starts_with("somebody else")),
+        "{v:#?}"
+    );
 }
 
 proptest! {

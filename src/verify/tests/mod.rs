@@ -15,6 +15,7 @@ mod legal;
 mod lost;
 mod mutants;
 mod near;
+mod near_misses;
 mod opens;
 mod oracle_calls;
 mod oracle_writeback;
