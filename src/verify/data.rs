@@ -37,7 +37,7 @@ pub static ABOUT: About = About {
                   last block that is not is another one than in the page cache; a read of a file shows \
                   sectors that nobody has written since mkfs (mark stale)",
     not_checked_when: "the call names no pattern; a request's digests are not there; the call failed after a \
-                       short copy; the guest does not tell who changes its files (files=marked), or \
+                       short copy, or counts no whole sector of what it sent; the guest does not tell who changes its files (files=marked), or \
                        somebody changed the sector meanwhile whose pattern is not known; no report of the page cache followed for \
                        head and tail. Poison counts as an observation once a fault has touched data",
     comes_from: "rounding out to blocks must not invent bytes: iomap reads the rest of a block that is not \
@@ -250,6 +250,7 @@ impl Promise for Data {
         let written = written(call);
         let (mut bad, mut edges) = (Vec::new(), BTreeMap::new());
         let mut unclear = None;
+        let mut compared = false;
         for r in call.data() {
             let Some(list) = digests
                 .get(&r.id)
@@ -259,7 +260,9 @@ impl Promise for Data {
                 continue;
             };
             for (at, disk, digest) in sectors(r, list) {
-                match want(call, &written, at) {
+                let want = want(call, &written, at);
+                compared |= matches!(want, Want::Pattern);
+                match want {
                     Want::Nothing => {}
                     Want::Cache if edges.len() < MAX_EDGES => {
                         let request = r.id;
@@ -338,6 +341,9 @@ impl Promise for Data {
         }
         if let Some(why) = unclear {
             return skip(why);
+        }
+        if edges.is_empty() && !compared {
+            return skip("of what was sent no sector is wholly inside what the call wrote");
         }
         if edges.is_empty() {
             return ledger.held(call.test(), &ABOUT);

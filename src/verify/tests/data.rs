@@ -573,6 +573,27 @@ fn digests_of_a_call_that_ended_early_are_kept() {
     s.held(P, 1);
 }
 
+/// Of a short count so small that no sector is surely the call's nothing is compared, and nothing held.
+#[test]
+fn a_count_of_no_whole_sector_is_not_held() {
+    for (result, held) in [(0, false), (511, false), (512, true)] {
+        for flag in ["none", "short-copy"] {
+            let mut c = write_2(1, 3 * B, 2 * B);
+            c.flags.push(flag.into());
+            let mut s = Stream::told();
+            s.begin(&c);
+            s.sends(1, 3 * B, 5 * B, &after(&c));
+            s.all_ok();
+            s.end(&c, result);
+            if held {
+                s.held(P, 1);
+            } else {
+                s.not_checked(P, "of what was sent no sector");
+            }
+        }
+    }
+}
+
 /// Head and tail of a block so large that they are too much to wait for.
 #[test]
 fn only_so_many_sectors_wait_for_the_page_cache() {
