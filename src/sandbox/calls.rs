@@ -42,6 +42,8 @@ const ALLOWED: &[i64] = &[
     libc::SYS_fdatasync,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
+    // The lock of a trace is given back.
+    libc::SYS_flock,
     libc::SYS_io_uring_enter,
     // Sockets that are there: front ends come and go.
     libc::SYS_accept4,

@@ -50,6 +50,10 @@ impl Chunks {
         }
     }
 
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     pub(super) fn get(&self, index: u64) -> Chunk<'_> {
         let slot = usize::try_from(index).ok().and_then(|i| self.chunks.get(i));
         match slot.map(OnceLock::get) {

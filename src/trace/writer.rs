@@ -248,6 +248,16 @@ impl TraceWriter {
     }
 }
 
+impl Drop for TraceWriter {
+    /// Whoever opens the trace next may do so at once: the thread that makes chunks ahead may still
+    /// have the file open for a moment.
+    fn drop(&mut self) {
+        if let Some(files) = &self.files {
+            let _ = files.index.file().unlock();
+        }
+    }
+}
+
 /// PATH.data.
 pub(super) fn data_path(path: &Path) -> PathBuf {
     with_suffix(path, ".data")

@@ -94,7 +94,7 @@ pub const ALL: &[Case] = &[
     Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
     Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
-    Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
+    Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Tags, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
     Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
     Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
     Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
@@ -191,6 +191,8 @@ pub enum Need {
     Uring,
     /// Blocks of the file system that are no larger than a page: rules name places in pages.
     SmallBlocks,
+    /// Calls with tags: without one no rule finds a call that has to allocate its blocks.
+    Tags,
     /// A kernel with our switch that takes the memory for bios away.
     BioReserve,
     /// With the defect `misaligned`: a logical block smaller than the file
@@ -225,6 +227,10 @@ impl Need {
                     "the file system's blocks ({}) are larger than a page",
                     world.bsize
                 )
+            }),
+            Need::Tags => (!world.params.tags).then(|| {
+                "calls carry no tag, and no rule finds one by its place that has none yet"
+                    .to_owned()
             }),
             Need::BioReserve => (!std::path::Path::new(few_bios::SWITCH).exists())
                 .then(|| format!("the kernel has no {}: {OUR_SWITCH}", few_bios::SWITCH)),
