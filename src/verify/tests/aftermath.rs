@@ -42,6 +42,19 @@ fn pages_that_wait_for_nothing_are_found() {
     }
 }
 
+/// A call that is forgotten, because there were so many after it, is judged then.
+#[test]
+fn a_finding_outlives_the_memory_of_its_call() {
+    let mut s = failed_call();
+    s.report(1, 63);
+    s.report(1, 63);
+    for n in 2..1200 {
+        let at = (n % 64 + 64) * B;
+        s.run(&call(n, at, B), &[(DISK + at, B)]);
+    }
+    s.broken("writeback-cleared", &[]);
+}
+
 #[test]
 fn while_another_disk_owes_something_it_is_open() {
     let mut s = failed_call();
