@@ -81,7 +81,8 @@ fn all_damage_that_is_aimed_at_a_promise_is_found() {
         .map(|n| run.dir.path().join(format!("boot-{n}/trace.wtblk")))
         .take_while(|p| p.exists())
         .collect();
-    let mut args = vec!["selftest", "--mutants", "3"];
+    // Once each: the judge goes through all of a long trace for every one. `selftest` by hand does more.
+    let mut args = vec!["selftest", "--mutants", "1"];
     args.extend(traces.iter().map(|p| text(p)));
     let (status, said) = typed(&args);
     assert_eq!(status, 0, "{said}");
