@@ -222,6 +222,7 @@ fn what_is_no_tree_is_one_sentence() {
 /// The real thing: Linux's own build of the tree that our kernel is built of. Its objects are those of that build,
 /// so make finds nothing to do.
 #[test]
+#[ignore = "may compile a whole kernel: ci/soak runs it"]
 fn the_source_of_our_own_kernel_goes_the_way_of_every_tree() {
     let path = built("source");
     let ended = run_tree(&path, &["--test", "error-mid-call", "--test", "few-bios"]);

@@ -101,25 +101,21 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
     }
     // A signal reaches every process of the terminal: what failed because of it
     // (mkfs, say) is not what is to be told.
-    let stopped = |e| {
-        if interrupted.load(Ordering::Relaxed) {
-            Ok(None)
-        } else {
-            Err(e)
-        }
-    };
+    let is_stopped = || interrupted.load(Ordering::Relaxed);
     // What is cheap to refuse is refused before anything is built.
-    let qemu = Qemu::find(options.qemu.as_deref())?;
-    let asked = Asked::of(options)?;
+    let found = Qemu::find(options.qemu.as_deref());
+    let (qemu, asked) = match found.and_then(|qemu| Ok((qemu, Asked::of(options)?))) {
+        Err(_) if is_stopped() => return Ok(status::INTERRUPTED),
+        found => found?,
+    };
     if let Some(why) = asked.options.kernel.without_flag() {
         return asked.skipped(&why, print);
     }
     let prepared = Run::prepare(asked, qemu, Arc::clone(&interrupted));
-    let prepared = prepared
-        .and_then(|run| Ok((run.asked.tests(&run.ground.initramfs)?, run)))
-        .map_or_else(stopped, |p| Ok(Some(p)))?;
-    let Some((tests, mut run)) = prepared else {
-        return Ok(status::INTERRUPTED);
+    let prepared = prepared.and_then(|run| Ok((run.asked.tests(&run.ground.initramfs)?, run)));
+    let (tests, mut run) = match prepared {
+        Err(_) if is_stopped() => return Ok(status::INTERRUPTED),
+        prepared => prepared?,
     };
     let repeat = run.asked.options.repeat;
     let mut results: Vec<TestResult> = Vec::new();
