@@ -5,13 +5,12 @@
 mod common;
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 
 use common::driver::*;
+use common::hostile::{memfd, region};
 use common::serve::Serve;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VringConfigData};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use wtblk::trace::event::DeviceKind;
 
@@ -25,22 +24,6 @@ action = { hold = true }
 
 const FAR: u64 = 1 << 32;
 
-fn memfd(len: u64) -> File {
-    let file = File::from(memfd_create(c"more", MFdFlags::empty()).unwrap());
-    file.set_len(len).unwrap();
-    file
-}
-
-fn info(guest: u64, size: u64, user: u64, file: &File) -> VhostUserMemoryRegionInfo {
-    VhostUserMemoryRegionInfo {
-        guest_phys_addr: guest,
-        memory_size: size,
-        userspace_addr: user,
-        mmap_offset: 0,
-        mmap_handle: file.as_raw_fd(),
-    }
-}
-
 #[test]
 fn regions_come_and_go_under_running_rings() {
     let serve = Serve::start(SCENARIO, &[]);
@@ -53,7 +36,7 @@ fn regions_come_and_go_under_running_rings() {
         GuestMemoryMmap::<()>::from_ranges_with_files([(GuestAddress(FAR), 1 << 20, Some(offset))]);
     let far = far.unwrap();
     far.write_slice(&[5; 512], GuestAddress(FAR)).unwrap();
-    let region = info(FAR, 1 << 20, 0x1234_0000, &file);
+    let region = region(FAR, 1 << 20, 0x1234_0000, &file);
     let slot = d.slot(0, 0);
     let request = |d: &mut Driver, sector: u64| {
         d.header(slot, OUT, 0, sector);
@@ -120,7 +103,7 @@ fn a_refused_message_ends_its_connection_alone() {
             "a region longer than its file",
             Box::new(|d| {
                 d.frontend
-                    .add_mem_region(&info(FAR, 0x2000, 0x1000, &short))
+                    .add_mem_region(&region(FAR, 0x2000, 0x1000, &short))
                     .is_ok()
             }),
         ),
@@ -128,7 +111,7 @@ fn a_refused_message_ends_its_connection_alone() {
             "a region over another",
             Box::new(|d| {
                 d.frontend
-                    .add_mem_region(&info(0x1000, 0x1000, 0x1000, &long))
+                    .add_mem_region(&region(0x1000, 0x1000, 0x1000, &long))
                     .is_ok()
             }),
         ),
@@ -136,8 +119,8 @@ fn a_refused_message_ends_its_connection_alone() {
             "regions that overlap in the table",
             Box::new(|d| {
                 let table = [
-                    info(0, 0x2000, 0x1000, &long),
-                    info(0x1000, 0x1000, 0x8000, &long),
+                    region(0, 0x2000, 0x1000, &long),
+                    region(0x1000, 0x1000, 0x8000, &long),
                 ];
                 d.frontend.set_mem_table(&table).is_ok()
             }),
@@ -146,7 +129,7 @@ fn a_refused_message_ends_its_connection_alone() {
             "a region that is a pipe",
             Box::new(|d| {
                 d.frontend
-                    .add_mem_region(&info(FAR, 0x1000, 0x1000, &pipe))
+                    .add_mem_region(&region(FAR, 0x1000, 0x1000, &pipe))
                     .is_ok()
             }),
         ),
@@ -154,7 +137,7 @@ fn a_refused_message_ends_its_connection_alone() {
             "a region that is not there, removed",
             Box::new(|d| {
                 d.frontend
-                    .remove_mem_region(&info(FAR, 0x1000, 0x1000, &long))
+                    .remove_mem_region(&region(FAR, 0x1000, 0x1000, &long))
                     .is_ok()
             }),
         ),
@@ -217,7 +200,7 @@ fn memory_whose_file_shrinks_stops_the_ring_and_not_the_process() {
         let mut d = Driver::connect(serve.data(), 1);
         let mut mark = Driver::connect(serve.mark(), 1);
         let file = memfd(1 << 20);
-        let region = info(FAR, 1 << 20, 0x1234_0000, &file);
+        let region = region(FAR, 1 << 20, 0x1234_0000, &file);
         d.frontend.add_mem_region(&region).unwrap();
         let slot = d.slot(0, 0);
         let (header, data, status) = (slot, slot + 0x1000, slot + 0x20);

@@ -6,11 +6,11 @@
 //!
 //! Without the wish of the disk both go on, which is looked at first: else the case would prove nothing.
 
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use wtblk_shared::mark::Mark;
 
+use super::stable_in_flight::{Racer, changer};
 use crate::beside::Beside;
 use crate::flying::{Caller, Engine};
 use crate::rules::Rule;
@@ -28,13 +28,6 @@ const LEN: u64 = 4096;
 const FILE: u64 = 16 * LEN;
 /// Where the byte goes.
 const RACING: u64 = 100;
-
-/// Who changes the page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Racer {
-    Write,
-    Store,
-}
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
@@ -146,7 +139,7 @@ fn race(
     });
     let byte = !s.expect[RACING as usize];
     let raced = rule.until_held(t).and_then(|()| {
-        let racing = changer(t, &s, &map, racer, byte);
+        let racing = changer(t, &s, &map, racer, RACING, byte);
         let waited = match must_wait {
             false if racing.goes_on() => None,
             _ => racing.waits(t)?,
@@ -179,27 +172,4 @@ fn race(
     s.evict(t)?;
     s.check_whole(t, &format!("{name}, read from the disk"))?;
     Ok(s)
-}
-
-/// The thread that changes one byte.
-fn changer(t: &Test, s: &Subject, map: &Arc<Mapping>, racer: Racer, byte: u8) -> Beside<()> {
-    let (world, file, map) = (t.world, Arc::clone(s.open()), Arc::clone(map));
-    let kind = match racer {
-        Racer::Write => "write",
-        Racer::Store => "mmap",
-    };
-    Beside::start(world, format!("{racer:?}"), move |gate| {
-        let done = file.change(world, kind, RACING, 1, |f| {
-            gate.inside(|| match racer {
-                Racer::Write => f.write_all_at(&[byte], RACING),
-                Racer::Store => {
-                    map.store(RACING as usize, byte);
-                    Ok(())
-                }
-            })
-        })?;
-        // File and mapping go with the test, not with this thread.
-        drop((file, map));
-        done.or_fail(|| "the write of a byte".into())
-    })
 }

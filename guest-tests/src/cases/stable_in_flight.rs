@@ -33,7 +33,7 @@ const FILE: u64 = 16 * LEN;
 
 /// Who changes the folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Racer {
+pub(super) enum Racer {
     Write,
     Store,
 }
@@ -76,7 +76,7 @@ fn race(t: &Test, racer: Racer, two: bool) -> Result<Subject, Fail> {
     }
     let byte = !s.expect[RACING as usize];
     let changer = flying.and_then(|()| {
-        let changer = changer(t, &s, &map, racer, byte);
+        let changer = changer(t, &s, &map, racer, RACING, byte);
         let waited = changer.waits(t)?;
         Ok((changer, waited))
     });
@@ -116,19 +116,26 @@ fn race(t: &Test, racer: Racer, two: bool) -> Result<Subject, Fail> {
     Ok(s)
 }
 
-/// The thread that changes one byte.
-fn changer(t: &Test, s: &Subject, map: &Arc<Mapping>, racer: Racer, byte: u8) -> Beside<()> {
+/// The thread that changes the byte at `at`.
+pub(super) fn changer(
+    t: &Test,
+    s: &Subject,
+    map: &Arc<Mapping>,
+    racer: Racer,
+    at: u64,
+    byte: u8,
+) -> Beside<()> {
     let (world, file, map) = (t.world, Arc::clone(s.open()), Arc::clone(map));
     let kind = match racer {
         Racer::Write => "write",
         Racer::Store => "mmap",
     };
     Beside::start(world, format!("{racer:?}"), move |gate| {
-        let done = file.change(world, kind, RACING, 1, |f| {
+        let done = file.change(world, kind, at, 1, |f| {
             gate.inside(|| match racer {
-                Racer::Write => f.write_all_at(&[byte], RACING),
+                Racer::Write => f.write_all_at(&[byte], at),
                 Racer::Store => {
-                    map.store(RACING as usize, byte);
+                    map.store(at as usize, byte);
                     Ok(())
                 }
             })

@@ -111,6 +111,15 @@ pub fn detach(target: &str) -> io::Result<()> {
 
 /// Remounts read-only.
 pub fn remount_read_only(target: &str) -> io::Result<()> {
+    remount(target, libc::MS_RDONLY)
+}
+
+/// Remounts for reading and writing.
+pub fn remount_read_write(target: &str) -> io::Result<()> {
+    remount(target, 0)
+}
+
+fn remount(target: &str, flags: libc::c_ulong) -> io::Result<()> {
     let target = CString::new(target)?;
     // SAFETY: a NUL-terminated string that outlives the call; a remount takes no source, kind or data.
     check(i64::from(unsafe {
@@ -118,23 +127,7 @@ pub fn remount_read_only(target: &str) -> io::Result<()> {
             std::ptr::null(),
             target.as_ptr(),
             std::ptr::null(),
-            libc::MS_REMOUNT | libc::MS_RDONLY,
-            std::ptr::null(),
-        )
-    }))
-    .map(drop)
-}
-
-/// Remounts for reading and writing.
-pub fn remount_read_write(target: &str) -> io::Result<()> {
-    let target = CString::new(target)?;
-    // SAFETY: as in `remount_read_only`.
-    check(i64::from(unsafe {
-        libc::mount(
-            std::ptr::null(),
-            target.as_ptr(),
-            std::ptr::null(),
-            libc::MS_REMOUNT,
+            libc::MS_REMOUNT | flags,
             std::ptr::null(),
         )
     }))
