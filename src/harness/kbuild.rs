@@ -197,19 +197,20 @@ impl Kbuild {
         let log = self.log();
         let mut out =
             fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        command.stdout(Stdio::piped()).stderr(out.try_clone()?);
+        // One pipe for both: an error and the line before it stay together.
+        let (said, say) = std::io::pipe().context("cannot make a pipe")?;
+        command.stdout(say.try_clone()?).stderr(say);
         let mut child = child::spawn_ended_by(Signal::SIGTERM, "make", command, &[&lock.0])
             .context("a kernel is built with make (ci/setup installs it)")?;
-        let stdout = child.inner().stdout.take().context("no pipe from make")?;
         // A thread, because make may be silent for long and must be stopped all the same.
         let (send, lines) = mpsc::sync_channel(LINES);
         std::thread::spawn(move || {
-            let lines = BufReader::new(stdout).split(b'\n');
+            let lines = BufReader::new(said).split(b'\n');
             lines
                 .map_while(Result::ok)
                 .all(|line| send.send(line).is_ok())
         });
-        let (mut count, mut asked, mut step) = (0u64, false, String::new());
+        let (mut count, mut asked) = (0u64, false);
         loop {
             if !asked && job.stop.load(Ordering::Relaxed) {
                 // make passes it on to its children, and removes what is half written.
@@ -224,12 +225,11 @@ impl Kbuild {
             };
             out.write_all(&line)?;
             out.write_all(b"\n")?;
-            count += 1;
             let line = String::from_utf8_lossy(&line);
             if is_progress(&line) {
-                step = line.trim().to_owned();
+                count += 1;
+                progress.step(line.trim());
             }
-            progress.step(&step);
         }
         let status = child.inner().wait()?;
         if asked {
@@ -417,8 +417,11 @@ fn complaints(log: &str) -> String {
     shown
 }
 
-/// `  CC      fs/iomap/buffered-io.o` and the like.
+/// `  CC      fs/iomap/buffered-io.o` and the like, and where make is at work.
 fn is_progress(line: &str) -> bool {
+    if line.starts_with("make") && line.contains("ing directory '") {
+        return true;
+    }
     let Some((word, rest)) = line.strip_prefix("  ").and_then(|l| l.split_once(' ')) else {
         return line.is_empty();
     };
