@@ -4,6 +4,9 @@
 //! `kdir/NAME-KEY` in the cache belongs to the tree of one path: `build` is what make gets as `O=`.
 //! The tree itself is only read. Our own kernel and somebody's tree go the same way.
 
+mod kconfig;
+mod said;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::OwnedFd;
@@ -16,12 +19,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
+use self::kconfig::kconfig_files;
+pub use self::kconfig::missing_options;
+use self::said::{complaints, is_progress};
 use super::child;
 use super::paths;
 use super::progress::Progress;
 
-/// Lines of a failed build that are shown.
-const SHOWN: usize = 40;
 /// Lines of make for a whole kernel, before one was counted.
 const WHOLE: u64 = 2000;
 /// Lines of make between its reader and us; the reader waits when they are so many.
@@ -344,41 +348,6 @@ fn forget_gone(places: &Path) {
     }
 }
 
-/// The Kconfig files in a tree's list of them (`include/config/auto.conf.cmd`).
-fn kconfig_files(list: &str) -> impl Iterator<Item = &str> {
-    list.lines()
-        .skip_while(|line| !line.starts_with("deps_config"))
-        .skip(1)
-        .map_while(|line| line.strip_prefix('\t'))
-        .map(|line| line.trim_end_matches('\\').trim())
-        .filter(|file| !file.is_empty())
-}
-
-/// Options of a fragment that a finished configuration does not have as asked.
-pub fn missing_options(config: &str, fragment: &str) -> Vec<String> {
-    let have: std::collections::HashMap<&str, &str> =
-        config.lines().filter_map(|l| l.split_once('=')).collect();
-    let mut missing = Vec::new();
-    for line in fragment.lines().map(str::trim) {
-        if let Some(name) = line
-            .strip_prefix("# ")
-            .and_then(|l| l.strip_suffix(" is not set"))
-        {
-            if have.contains_key(name) {
-                missing.push(line.to_owned());
-            }
-        } else if let Some((name, value)) =
-            line.split_once('=').filter(|_| line.starts_with("CONFIG_"))
-        {
-            let found = have.get(name).copied().unwrap_or("n");
-            if found != value {
-                missing.push(line.to_owned());
-            }
-        }
-    }
-    missing
-}
-
 /// Runs a step that says little, and shows what it said where it failed.
 pub fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
@@ -392,44 +361,6 @@ pub fn run(command: &mut Command) -> Result<()> {
         bail!("{name} failed ({}):\n{}", output.status, complaints(&text));
     }
     Ok(())
-}
-
-/// What is worth showing of a failed build's log: from its first error on, without the lines that tell of progress; or
-/// its last lines.
-fn complaints(log: &str) -> String {
-    let told: Vec<&str> = log.lines().filter(|line| !is_progress(line)).collect();
-    let error = |line: &&str| {
-        let line = line.to_ascii_lowercase();
-        ["error", "undefined reference", "***", "no rule to make"]
-            .iter()
-            .any(|word| line.contains(word))
-    };
-    let from = match told.iter().position(error) {
-        // The line before says in which function it is, or from where the file is included.
-        Some(first) => first.saturating_sub(1),
-        None => told.len().saturating_sub(SHOWN),
-    };
-    let until = told.len().min(from + SHOWN);
-    let mut shown = told[from..until].join("\n");
-    if until < told.len() {
-        shown.push_str(&format!("\n... and {} more lines", told.len() - until));
-    }
-    shown
-}
-
-/// `  CC      fs/iomap/buffered-io.o` and the like, and where make is at work.
-fn is_progress(line: &str) -> bool {
-    if line.starts_with("make") && line.contains("ing directory '") {
-        return true;
-    }
-    let Some((word, rest)) = line.strip_prefix("  ").and_then(|l| l.split_once(' ')) else {
-        return line.is_empty();
-    };
-    word.len() > 1
-        && word
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
-        && rest.starts_with([' ', '['])
 }
 
 #[cfg(test)]
@@ -457,16 +388,6 @@ mod tests {
     }
 
     #[test]
-    fn options_that_did_not_take_are_named() {
-        let config = "CONFIG_A=y\nCONFIG_T=20\n# CONFIG_B is not set\nCONFIG_D=y\n";
-        let fragment = "# words\nCONFIG_A=y\nCONFIG_T=20\nCONFIG_B=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=n\n";
-        assert_eq!(
-            missing_options(config, fragment),
-            ["CONFIG_B=y", "# CONFIG_D is not set"]
-        );
-    }
-
-    #[test]
     fn a_build_that_fails_shows_its_errors_and_keeps_its_log() {
         let recipe = "@for i in $$(seq 50); do echo '  CC      fs/f'$$i'.o'; done; \
                       echo 'fs/f.c: In function g:' >&2; echo 'fs/f.c:7:2: error: no x' >&2; \
@@ -489,12 +410,6 @@ mod tests {
         let (_dir, _kbuild, made) = built("@for i in $$(seq 90); do echo line $$i; done; false");
         let error = made.unwrap_err().to_string();
         assert!(error.contains("*** "), "make's own word: {error}");
-        let long: String = (0..90).map(|i| format!("line {i}\n")).collect();
-        let shown = complaints(&long);
-        assert_eq!(shown.lines().count(), SHOWN);
-        assert!(shown.ends_with("line 89"), "{shown}");
-        let long = format!("x: error: 1\n{long}");
-        assert!(complaints(&long).ends_with("... and 51 more lines"));
     }
 
     #[test]
@@ -540,37 +455,6 @@ mod tests {
         let removed: Vec<_> = command.get_envs().filter(|(_, v)| v.is_none()).collect();
         assert!(removed.iter().any(|(name, _)| *name == "ARCH"));
         assert!(removed.iter().any(|(name, _)| *name == "MAKEFLAGS"));
-    }
-
-    #[test]
-    fn progress_is_told_from_what_the_compiler_says() {
-        for line in [
-            "  CC      fs/a.o",
-            "  CALL    scripts/x",
-            "  LD [M]  a.ko",
-            "",
-        ] {
-            assert!(is_progress(line), "{line}");
-        }
-        for line in [
-            "fs/a.c:1: error: x",
-            "  12 | int x;",
-            "      |     ^",
-            "make: *** x",
-        ] {
-            assert!(!is_progress(line), "{line}");
-        }
-    }
-
-    #[test]
-    fn the_trees_own_list_of_kconfig_files_is_read() {
-        let list =
-            "deps_config := \\\n\tarch/x86/Kconfig \\\n\tKconfig\n\n$(deps_config): ;\n\tother\n";
-        assert_eq!(
-            kconfig_files(list).collect::<Vec<_>>(),
-            ["arch/x86/Kconfig", "Kconfig"]
-        );
-        assert_eq!(kconfig_files("").count(), 0);
     }
 
     #[test]
