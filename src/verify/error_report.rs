@@ -18,7 +18,7 @@ pub static ABOUT: About = About {
     broken_when: "a data request failed and the call returned its full length (or what else the \
                   contract rules out); or the call returned EIO and no request of it failed",
     not_checked_when: "EIO may have another cause: a request of nobody failed in this boot, the file \
-                       system was shut down, or (DSYNC, O_DIRECT, a call beyond the end of the file) an earlier \
+                       system was shut down, or (DSYNC, a call beyond the end of the file) an earlier \
                        write of the file failed; an errno that no device causes; extents unknown and a request failed",
     comes_from: "the flag exists to report the I/O error to the writer: the status of the bio goes into \
         the result of the call (bi_status, blk_status_to_errno)",
@@ -31,9 +31,6 @@ pub static ABOUT: About = About {
 fn asks_for_older_errors(call: &EndedCall) -> Option<&'static str> {
     if call.is("dsync") {
         Some("EIO of a DSYNC call, but an earlier write of the file had failed")
-    } else if call.is("direct") {
-        // kiocb_write_and_wait -> filemap_check_errors
-        Some("EIO of a direct call, but an earlier write of the file had failed")
     } else if call.begin.off > call.begin.isize {
         // It zeroes what lies between, and waits for dirty blocks there: xfs_file_write_checks -> iomap_zero_range ->
         // filemap_write_and_wait_range -> filemap_check_errors.

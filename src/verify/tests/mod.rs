@@ -18,6 +18,8 @@ mod near;
 mod near_misses;
 mod opens;
 mod oracle_calls;
+mod oracle_progress;
+mod oracle_serialised;
 mod oracle_writeback;
 mod oracle_written_once;
 mod order;
