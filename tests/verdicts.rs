@@ -118,6 +118,7 @@ fn by_nature(test: &str, subtest: &str) -> bool {
             "stable-among-three",
             "bad-buffer",
             "disk-full",
+            "quota",
             "racing-writers",
             "killed",
             "synchronous-calls",

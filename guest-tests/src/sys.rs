@@ -10,6 +10,7 @@ pub mod guarded;
 pub mod mapping;
 pub mod odd;
 mod pages;
+pub mod quota;
 pub mod uffd;
 pub mod uring;
 
@@ -75,6 +76,7 @@ pub fn errno_name(errno: i64) -> String {
         libc::ENOSPC => "ENOSPC",
         libc::ENOSYS => "ENOSYS",
         libc::EUCLEAN => "EUCLEAN",
+        libc::EDQUOT => "EDQUOT",
         libc::EOPNOTSUPP => "EOPNOTSUPP",
         libc::ETIMEDOUT => "ETIMEDOUT",
         _ => return format!("errno {errno}"),
@@ -99,21 +101,27 @@ pub fn result_of(done: io::Result<()>) -> i64 {
     }
 }
 
-/// `mount(2)`.
+/// `mount(2)` without options.
 pub fn mount(source: &str, target: &str, kind: &str) -> io::Result<()> {
-    let (source, target, kind) = (
+    mount_with(source, target, kind, "")
+}
+
+/// `mount(2)` with options of the file system, by commas.
+pub fn mount_with(source: &str, target: &str, kind: &str, options: &str) -> io::Result<()> {
+    let (source, target, kind, options) = (
         CString::new(source)?,
         CString::new(target)?,
         CString::new(kind)?,
+        CString::new(options)?,
     );
-    // SAFETY: three NUL-terminated strings that outlive the call; no data.
+    // SAFETY: four NUL-terminated strings that outlive the call.
     check(i64::from(unsafe {
         libc::mount(
             source.as_ptr(),
             target.as_ptr(),
             kind.as_ptr(),
             0,
-            std::ptr::null(),
+            options.as_ptr().cast(),
         )
     }))
     .map(drop)

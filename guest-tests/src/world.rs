@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -18,7 +19,7 @@ use crate::marks::Marks;
 use crate::probe::ROUNDS;
 use crate::sys;
 use crate::task::limited;
-use crate::test::Fail;
+use crate::test::{Fail, OrFail};
 
 /// Where the data disk is mounted.
 pub const MOUNT: &str = "/mnt";
@@ -164,10 +165,15 @@ impl World {
         matches!((number("inflight"), number("held")), (Some(all), Some(held)) if all == held)
     }
 
-    /// Mounts the data disk.
+    /// Mounts the file system under test.
     pub fn mount(&self) -> Result<(), Fail> {
-        sys::mount(&self.data.path, MOUNT, "xfs")
-            .map_err(|e| Fail::Error(format!("mount of {} as xfs: {e}", self.data.path)))
+        self.mount_with("")
+            .or_fail(|| format!("mount of {} as xfs", self.data.path))
+    }
+
+    /// The same with options of XFS.
+    pub fn mount_with(&self, options: &str) -> io::Result<()> {
+        sys::mount_with(&self.data.path, MOUNT, "xfs", options)
     }
 
     /// Unmounts it, within a limit: a longer one than a probe's, as nobody looks whether it stands still.

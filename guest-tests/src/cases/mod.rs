@@ -34,6 +34,7 @@ mod ordered_writes;
 mod over_delalloc;
 mod overwrite_aligned;
 mod overwrite_unaligned;
+mod quota;
 mod racing_writers;
 mod read_only_in_flight;
 mod reflink;
@@ -92,6 +93,7 @@ pub const ALL: &[Case] = &[
     Case { name: "fails-unwritten", needs: &[Need::Flag], run: fails_unwritten::run },
     Case { name: "bad-buffer", needs: &[Need::Flag], run: bad_buffer::run },
     Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
+    Case { name: "quota", needs: &[Need::Flag], run: quota::run },
     Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
     Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Tags, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
