@@ -198,6 +198,7 @@ fn same_as_plain(t: &Test) -> Result<(), Fail> {
             let call = bare(t, &swap.open().file, 0, 0);
             check(t, "a swap file", call, &[plain]);
             check(t, "a swap file", plain, &[-i64::from(libc::ETXTBSY)]);
+            t.note(format!("a write to a swap file: {}", result_text(plain)));
             odd::swapoff(&path).or_fail(|| "swapoff".into())?;
         }
         Err(e) => t.note(format!("a swap file was not tried: swapon said {e}")),

@@ -66,7 +66,10 @@ fn used_up(t: &Test, name: &str, who: Who, refused: i64) -> Result<Subject, Fail
     s.prepare(t, second, SECOND * b)?;
     let used = quota::used(disk, who).or_fail(|| "quotactl".into())?;
     t.check(used == (FIRST + SECOND) * b, || {
-        format!("{who:?} has {used} bytes, expected {}", (FIRST + SECOND) * b)
+        format!(
+            "{who:?} has {used} bytes, expected {}",
+            (FIRST + SECOND) * b
+        )
     });
     quota::limit(disk, who, used + ROOM * b).or_fail(|| "setting a quota".into())?;
 
