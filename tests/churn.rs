@@ -61,6 +61,7 @@ fn boot(serve: &Serve, rounds: u32, queues: u16, way: Way) -> Guest {
         initramfs: &built("guest"),
         words: &words,
         disks: fds.as_ref().map(|fds| (&fds.0, &fds.1)),
+        third: None,
         queues,
         queue_size: None,
         memory: 512,

@@ -72,6 +72,7 @@ impl Guest {
             initramfs: &built("guest"),
             words: &words,
             disks: Some((&theirs.0, &theirs.1)),
+            third: None,
             queues: 1,
             queue_size: None,
             memory: 512,

@@ -122,6 +122,7 @@ fn events() -> Vec<Event> {
         initramfs: &built("guest"),
         words: &words,
         disks: Some((&theirs.0, &theirs.1)),
+        third: None,
         queues: 1,
         queue_size: None,
         memory: 512,

@@ -205,6 +205,32 @@ fn the_matrix_says_who_finds_a_defect_and_goes_on_where_it_was() {
     );
 }
 
+/// The disk under test is the realtime device: where FIEMAP says that a file lies is a place there.
+#[test]
+fn on_a_realtime_device_the_clean_kernel_keeps_every_promise() {
+    let run = run(&["--fs", "xfs-rt"]);
+    // XFS 6.12 counts no quota and shares no blocks there.
+    assert_clean_but(&run, &["quota", "reflink", "clone-in-flight"], by_nature);
+    let guest = run.results["boots"][0]["guest"].as_str().expect("facts");
+    assert!(
+        guest.split(' ').any(|fact| fact == "realtime=on"),
+        "{guest}"
+    );
+}
+
+/// And it is judged as any other.
+#[test]
+fn on_a_realtime_device_defects_are_found() {
+    for (test, defect, broken) in [
+        ("fails-unwritten", "unwritten-leak", "data"),
+        ("dsync", "dsync-no-flush", "durable"),
+    ] {
+        let run = run(&["--fs", "xfs-rt", "--test", test, "--defect", defect]);
+        assert_eq!(run.status, 1, "{}", run.said());
+        assert_eq!(run.verdict(test, broken), "broken", "{}", run.said());
+    }
+}
+
 #[test]
 fn without_tags_the_clean_kernel_is_not_blamed() {
     // Who asked is not known then, so most of it is not checked; the guest's own checks are.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::time::Duration;
 
-use wtblk_shared::disk::{DATA_SERIAL, MARK_SERIAL};
+use wtblk_shared::disk::{DATA_SERIAL, MARK_SERIAL, META_SERIAL};
 use wtblk_shared::exit;
 use wtblk_shared::mark::Mark;
 
@@ -98,6 +98,15 @@ fn mounts() -> Result<(), String> {
     fs::create_dir_all(MOUNT).map_err(|e| format!("mkdir {MOUNT}: {e}"))
 }
 
+/// The disk past the page cache, to be read.
+fn uncached(disk: &Disk) -> Result<File, String> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&disk.path)
+        .map_err(|e| format!("{}: {e}", disk.path))
+}
+
 /// Everything up to the first test.
 fn prepare(params: Params) -> Result<World, String> {
     let mark_disk = Disk::find(MARK_SERIAL, DISK_LIMIT)?;
@@ -107,12 +116,20 @@ fn prepare(params: Params) -> Result<World, String> {
     marks.post(&Mark::Boot)?;
     let mut facts = BTreeMap::new();
     discover::of_disks(&mut facts, &data, &mark_disk);
-    let raw = File::options()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(&data.path)
-        .map_err(|e| format!("{}: {e}", data.path))?;
-    let superblock = Superblock::read(&raw)?;
+    let raw = uncached(&data)?;
+    let mut superblock;
+    let meta = if params.realtime {
+        let meta = Disk::find(META_SERIAL, DISK_LIMIT)?;
+        // One queue of requests without an order of its own, as the disk under test.
+        meta.without_scheduler();
+        superblock = Superblock::read(&uncached(&meta)?)?;
+        // The log is on a disk whose requests nobody judges.
+        (superblock.log_start, superblock.log_len) = (0, 0);
+        Some(meta)
+    } else {
+        superblock = Superblock::read(&raw)?;
+        None
+    };
     let (tags, word, why) = discover::of_tags(params.tags);
     facts.insert("tags".into(), word.into());
     if !why.is_empty() {
@@ -121,6 +138,10 @@ fn prepare(params: Params) -> Result<World, String> {
     for (key, value) in [
         ("fs", "xfs".to_owned()),
         ("fs_bsize", superblock.bsize.to_string()),
+        (
+            "reflink",
+            if superblock.reflink { "yes" } else { "no" }.into(),
+        ),
         ("flag_value", format!("{:#x}", params.flag)),
         ("seed", params.seed.to_string()),
         // Every file with a marked call: opens, fsyncs and changes of it are marked, too.
@@ -135,6 +156,7 @@ fn prepare(params: Params) -> Result<World, String> {
         params,
         marks: Arc::new(marks),
         data,
+        meta,
         raw,
         tags,
         facts,
@@ -158,7 +180,17 @@ fn prepare(params: Params) -> Result<World, String> {
         };
         world.facts.insert("always_cow".into(), word);
     }
-    world.mount().map_err(err)?;
+    match world.mount_with("") {
+        Ok(()) => {}
+        // No test can run, and each says why.
+        Err(e) if world.params.realtime && e.raw_os_error() == Some(libc::ENOSYS) => {
+            sys::mount("tmpfs", MOUNT, "tmpfs").map_err(|e| format!("mount of a tmpfs: {e}"))?;
+            world.facts.insert("realtime".into(), "absent".into());
+            world.post(&Mark::Env(world.facts.clone())).map_err(err)?;
+            return Ok(world);
+        }
+        Err(e) => return Err(format!("mount of {} as xfs: {e}", world.mounted())),
+    }
     let dev = fs::metadata(MOUNT)
         .map_err(|e| format!("stat {MOUNT}: {e}"))?
         .dev();

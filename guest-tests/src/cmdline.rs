@@ -25,6 +25,8 @@ pub struct Params {
     pub defect: Option<String>,
     /// The file system under test is to send every overwrite to new blocks.
     pub always_cow: bool,
+    /// The disk under test is the realtime device of a file system that is mounted from another disk.
+    pub realtime: bool,
     /// Only print the tests' names.
     pub list: bool,
     /// How many writes the aid `held-writes` lets the device hold.
@@ -65,6 +67,7 @@ impl Default for Params {
             test: Duration::from_millis(15_000),
             defect: None,
             always_cow: false,
+            realtime: false,
             list: false,
             hold: 1,
             then: Then::Wait,
@@ -154,6 +157,7 @@ impl Params {
                     };
                 }
                 "wtblk_always_cow" if value.is_empty() => p.always_cow = true,
+                "wtblk_realtime" if value.is_empty() => p.realtime = true,
                 "wtblk_list" if value.is_empty() => p.list = true,
                 _ => match p.sweep.word(key, value) {
                     Ok(true) => {}

@@ -14,6 +14,7 @@ use crate::beside::Gate;
 use crate::call::{Call, OpenFile};
 use crate::disks::Disk;
 use crate::flying::Engine;
+use crate::sys::fsxattr::FsXattr;
 use crate::sys::{self, Pages, aio, errno_name, uffd};
 use crate::test::{Fail, OrFail};
 use crate::world::{MOUNT, World};
@@ -110,6 +111,13 @@ pub fn of_file_system(world: &mut World) -> Result<(), Fail> {
         "cachestat",
         yes_no(sys::cachestat(&scratch.file, 0, len).map(drop)),
     );
+    if world.params.realtime {
+        let attr = FsXattr::of(&scratch.file).or_fail(|| "FS_IOC_FSGETXATTR".into())?;
+        facts.insert(
+            "realtime",
+            if attr.is_realtime() { "on" } else { "off" }.to_owned(),
+        );
+    }
     let (flag, answer) = flag_works(world, &scratch);
     facts.insert("flag", flag);
     facts.insert("flag_answer", answer);

@@ -208,7 +208,7 @@ impl Tests {
 /// By default XFS tries metadata writes that fail again and again, for ever: a write of
 /// metadata that fails shall shut the file system down instead, and umount shall end.
 fn limit_retries(world: &World) -> Result<(), Fail> {
-    let disk = Path::new(&world.data.path).file_name().unwrap_or_default();
+    let disk = Path::new(world.mounted()).file_name().unwrap_or_default();
     let errors = Path::new("/sys/fs/xfs").join(disk).join("error");
     let set = |file: &str, value: &str| {
         let path = errors.join(file);

@@ -6,6 +6,7 @@
 //! `io::Result` elsewhere.
 
 pub mod aio;
+pub mod fsxattr;
 pub mod guarded;
 pub mod mapping;
 pub mod odd;

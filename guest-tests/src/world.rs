@@ -32,6 +32,8 @@ pub struct World {
     pub marks: Arc<Marks>,
     /// The disk under test.
     pub data: Disk,
+    /// The disk that is mounted, where the one under test is its file system's realtime device.
+    pub meta: Option<Disk>,
     /// The disk under test past every cache, to read only.
     pub raw: File,
     /// Block size of the file system on it.
@@ -168,12 +170,25 @@ impl World {
     /// Mounts the file system under test.
     pub fn mount(&self) -> Result<(), Fail> {
         self.mount_with("")
-            .or_fail(|| format!("mount of {} as xfs", self.data.path))
+            .or_fail(|| format!("mount of {} as xfs", self.mounted()))
     }
 
     /// The same with options of XFS.
     pub fn mount_with(&self, options: &str) -> io::Result<()> {
-        sys::mount_with(&self.data.path, MOUNT, "xfs", options)
+        let disk = self.mounted();
+        if self.meta.is_none() {
+            return sys::mount_with(disk, MOUNT, "xfs", options);
+        }
+        let mut all = format!("rtdev={}", self.data.path);
+        if !options.is_empty() {
+            all = format!("{all},{options}");
+        }
+        sys::mount_with(disk, MOUNT, "xfs", &all)
+    }
+
+    /// The disk that the file system under test is mounted from.
+    pub fn mounted(&self) -> &str {
+        &self.meta.as_ref().unwrap_or(&self.data).path
     }
 
     /// Unmounts it, within a limit: a longer one than a probe's, as nobody looks whether it stands still.

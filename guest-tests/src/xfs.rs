@@ -16,7 +16,14 @@ pub struct Superblock {
     pub log_start: u64,
     /// Length of the internal log in bytes; 0 where the log is external.
     pub log_len: u64,
+    /// Files can share blocks.
+    pub reflink: bool,
 }
+
+/// Of the version's number; the feature words came with version 5.
+const VERSION_MASK: u16 = 0xf;
+/// XFS_SB_FEAT_RO_COMPAT_REFLINK.
+const REFLINK: u32 = 1 << 2;
 
 impl Superblock {
     /// Reads it past the page cache: what the device has, before anything is mounted.
@@ -42,11 +49,14 @@ impl Superblock {
                 "XFS superblock makes no sense: block size {bsize}, {ag_blocks} blocks and {ag_block_bits} bits per allocation group"
             ));
         }
+        let version = u16::from_be_bytes([bytes[100], bytes[101]]) & VERSION_MASK;
+        let reflink = version == 5 && bytes.len() >= 216 && be32(bytes, 212) & REFLINK != 0;
         if log_fsblock == 0 {
             return Ok(Superblock {
                 bsize,
                 log_start: 0,
                 log_len: 0,
+                reflink,
             });
         }
         // A file system block number is not linear: its high bits are the
@@ -62,6 +72,7 @@ impl Superblock {
             bsize,
             log_start: place,
             log_len: log_blocks * bsize,
+            reflink,
         })
     }
 }
@@ -98,8 +109,21 @@ mod tests {
                 bsize: 4096,
                 log_start: (2 * 30_000 + 6) * 4096,
                 log_len: 16_384 * 4096,
+                reflink: false,
             }
         );
+    }
+
+    #[test]
+    fn sharing_is_a_feature_of_version_5() {
+        let mut b = superblock(1);
+        b[212..216].copy_from_slice(&0xfu32.to_be_bytes());
+        b[101] = 0xa4;
+        assert!(!Superblock::parse(&b).unwrap().reflink);
+        b[101] = 0xb5;
+        assert!(Superblock::parse(&b).unwrap().reflink);
+        b[215] = 0xb;
+        assert!(!Superblock::parse(&b).unwrap().reflink);
     }
 
     #[test]

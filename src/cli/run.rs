@@ -67,8 +67,8 @@ pub struct RunArgs {
     /// Queues of the data disk, and CPUs; what a scenario says, else 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: Option<u16>,
-    /// The file system on the data disk: xfs-1k, xfs-2k, xfs-4k, xfs-8k, xfs-64k (by block size) or
-    /// xfs-always-cow; what a scenario says, else xfs-4k.
+    /// The file system on the data disk: xfs-1k, xfs-2k, xfs-4k, xfs-8k, xfs-64k (by block size),
+    /// xfs-always-cow or xfs-rt (it is the realtime device); what a scenario says, else xfs-4k.
     #[arg(long, value_name = "NAME")]
     fs: Option<String>,
     /// More words for the kernel command line, as one argument; the last word on a key counts.

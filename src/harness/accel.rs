@@ -122,6 +122,7 @@ fn prove(
         initramfs,
         words: &words,
         disks: None,
+        third: None,
         queues: 1,
         queue_size: None,
         memory: 256,

@@ -220,6 +220,9 @@ impl Asked {
         if self.fs.always_cow {
             words.push("wtblk_always_cow".to_owned());
         }
+        if self.fs.realtime {
+            words.push("wtblk_realtime".to_owned());
+        }
         words.extend(self.options.append.clone());
         words
     }

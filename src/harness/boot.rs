@@ -5,15 +5,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use wtblk_shared::exit;
 
 use super::child::{self, Guarded};
@@ -22,6 +20,7 @@ use super::ground::Ground;
 use super::image::{self, Kind, Repair};
 use super::kernel_log::KernelLog;
 use super::qemu::Vm;
+use super::served::{Sockets, open_trace, start_device};
 use crate::device::Recording;
 use crate::fault::Shape;
 use crate::trace::TraceReader;
@@ -156,11 +155,9 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
     let image = plan.dir.join("data.img");
     let trace = plan.dir.join(TRACE);
     let _image = Removed(image.clone());
+    let _meta = Removed(image::meta_of(&image));
     image::xfs(&image, plan.fs, plan.shape.block())?;
-    let (data_ours, data_theirs) = UnixStream::pair()?;
-    let (mark_ours, mark_theirs) = UnixStream::pair()?;
-    let device_fds = (OwnedFd::from(data_ours), OwnedFd::from(mark_ours));
-    let qemu_fds = (OwnedFd::from(data_theirs), OwnedFd::from(mark_theirs));
+    let (device_fds, qemu_fds) = Sockets::pairs(plan.fs)?;
 
     let mut device = start_device(plan, &image, &trace, &device_fds)?;
     drop(device_fds);
@@ -172,7 +169,8 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         kernel: &plan.ground.kernel,
         initramfs: &plan.ground.initramfs,
         words: &plan.words,
-        disks: Some((&qemu_fds.0, &qemu_fds.1)),
+        disks: Some((&qemu_fds.data, &qemu_fds.mark)),
+        third: qemu_fds.meta.as_ref(),
         queues: plan.shape.queues.unwrap_or(1),
         queue_size: plan.shape.queue_size,
         memory: 512,
@@ -185,7 +183,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         .stderr(File::create(&qemu_log)?);
     std::fs::write(plan.dir.join("qemu.args"), format!("{command:?}\n"))?;
     let begun = Instant::now();
-    let mut qemu = child::spawn("QEMU", command, &[&qemu_fds.0, &qemu_fds.1])?;
+    let mut qemu = child::spawn("QEMU", command, &qemu_fds.all())?;
     drop(qemu_fds);
     let stdout = qemu.inner().stdout.take().context("no pipe from QEMU")?;
     let lines = follow_console(stdout, File::create(plan.dir.join("console.log"))?);
@@ -214,7 +212,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         ));
     }
     follower.console.finish();
-    let repair = repaired(&ended, &follower, &image)?;
+    let repair = repaired(&ended, &follower, &image, plan.fs)?;
     Ok(Ran {
         ended,
         console: follower.console,
@@ -228,7 +226,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
 }
 
 /// Whether the image is consistent; only where the guest unmounted it, and the device kept what it was given.
-fn repaired(ended: &Ended, follower: &Follower, image: &Path) -> Result<Repair> {
+fn repaired(ended: &Ended, follower: &Follower, image: &Path, fs: &Kind) -> Result<Repair> {
     let why = match ended {
         Ended::Guest(exit::OK | exit::NOT_OK) if follower.store_error.is_some() => {
             "the device could not store everything"
@@ -236,7 +234,7 @@ fn repaired(ended: &Ended, follower: &Follower, image: &Path) -> Result<Repair> 
         Ended::Guest(exit::OK | exit::NOT_OK) if follower.touched_data => {
             "a rule stored something else than was sent, or nothing"
         }
-        Ended::Guest(exit::OK | exit::NOT_OK) => return image::repair(image),
+        Ended::Guest(exit::OK | exit::NOT_OK) => return image::repair(image, fs),
         _ => "the guest did not unmount it",
     };
     Ok(Repair::NotChecked(why.into()))
@@ -273,53 +271,6 @@ struct Removed(PathBuf);
 impl Drop for Removed {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-fn start_device(
-    plan: &Plan<'_>,
-    image: &Path,
-    trace: &Path,
-    fds: &(OwnedFd, OwnedFd),
-) -> Result<Guarded> {
-    let program = std::env::current_exe().context("cannot tell which program this is")?;
-    let mut command = Command::new(program);
-    command.args(["serve", "--die-with-parent", "--poison"]);
-    command.arg("--fd").arg(fds.0.as_raw_fd().to_string());
-    command.arg("--mark-fd").arg(fds.1.as_raw_fd().to_string());
-    command.arg("--image").arg(image).arg("--trace").arg(trace);
-    command
-        .arg("--queues")
-        .arg(plan.shape.queues.unwrap_or(1).to_string())
-        .arg("--seed")
-        .arg(plan.seed.to_string());
-    command.args(plan.recording.options());
-    // The guest's CPUs are worth more here than a request's microseconds.
-    command.args(["--poll", "off"]);
-    for scenario in plan.scenarios {
-        command.arg("--scenario").arg(scenario);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(File::create(plan.dir.join("device.log"))?);
-    child::spawn("the device", command, &[&fds.0, &fds.1])
-}
-
-/// Waits until the device has made its trace: then it is set up, or it has ended with a reason.
-fn open_trace(trace: &Path, device: &mut Guarded, log: &Path) -> Result<TraceReader> {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        if trace.exists()
-            && let Ok(reader) = TraceReader::open_live(trace)
-        {
-            return Ok(reader);
-        }
-        if device.wait(Duration::from_millis(2))?.is_some() {
-            let said = std::fs::read_to_string(log).unwrap_or_default();
-            bail!("the device did not start: {}", said.trim());
-        }
-        if Instant::now() > deadline {
-            bail!("the device made no trace within 10 s");
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -27,12 +27,14 @@ pub struct Kind {
     pub block: u32,
     /// Every overwrite goes to new blocks: a knob of kernels with `XFS_DEBUG`.
     pub always_cow: bool,
+    /// The disk under test is the realtime device, on which all files lie; everything else is on a disk beside it.
+    pub realtime: bool,
 }
 
 /// The guest's page size, bytes: blocks above it are a case of their own.
 pub const PAGE: u32 = 4096;
 
-/// All kinds. XFS only, as nothing else has the flag; all can share blocks (reflink).
+/// All kinds. XFS only, as nothing else has the flag; all but the one with a realtime device can share blocks (reflink).
 pub const KINDS: &[Kind] = &[
     Kind::xfs("xfs-1k", 1024),
     Kind::xfs("xfs-2k", 2048),
@@ -40,9 +42,12 @@ pub const KINDS: &[Kind] = &[
     Kind::xfs("xfs-8k", 8192),
     Kind::xfs("xfs-64k", 65536),
     Kind {
-        name: "xfs-always-cow",
-        block: 4096,
         always_cow: true,
+        ..Kind::xfs("xfs-always-cow", 4096)
+    },
+    Kind {
+        realtime: true,
+        ..Kind::xfs("xfs-rt", 4096)
     },
 ];
 
@@ -55,6 +60,7 @@ impl Kind {
             name,
             block,
             always_cow: false,
+            realtime: false,
         }
     }
 
@@ -83,16 +89,41 @@ impl Kind {
 /// Makes a fresh XFS image at `path`, which must not exist: no test begins on
 /// the remains of another. `-K`: no discard, a sparse file has nothing to discard.
 /// `sector` in bytes: no smaller than the logical block of the disk it will lie on.
+/// Of a kind with a realtime device `path` is that, and the file system's other disk is [`meta_of`] it.
 pub fn xfs(path: &Path, kind: &Kind, sector: u32) -> Result<()> {
+    sized(path)?;
+    let sector = format!("size={sector}");
+    let block = format!("size={}", kind.block);
+    let mut options = vec!["-q", "-K", "-b", &block, "-s", &sector, "-m"];
+    if !kind.realtime {
+        options.push("reflink=1");
+        return mkfs("mkfs.xfs", &options, path, "xfsprogs");
+    }
+    let meta = meta_of(path);
+    if meta.as_os_str().as_encoded_bytes().contains(&b',') {
+        bail!(
+            "{}: a comma in a path ends an option of mkfs.xfs; a file system with a realtime device needs one without",
+            meta.display()
+        );
+    }
+    sized(&meta)?;
+    let device = format!("rtdev={}", path.display());
+    // Every file becomes a realtime one: it inherits that from the root. Linux 6.12 cannot share blocks there.
+    options.extend(["reflink=0", "-d", "rtinherit=1", "-r", &device]);
+    mkfs("mkfs.xfs", &options, &meta, "xfsprogs")
+}
+
+/// Where everything but the files' data is, where the image at `path` is a realtime device.
+pub fn meta_of(path: &Path) -> PathBuf {
+    path.with_added_extension("meta")
+}
+
+/// A sparse file of the disk's size.
+fn sized(path: &Path) -> Result<()> {
     let file = File::create_new(path)
         .with_context(|| format!("cannot make the image {}", path.display()))?;
     file.set_len(DATA_LEN)
-        .with_context(|| format!("cannot size the image {}", path.display()))?;
-    drop(file);
-    let sector = format!("size={sector}");
-    let block = format!("size={}", kind.block);
-    let options = ["-q", "-K", "-b", &block, "-s", &sector, "-m", "reflink=1"];
-    mkfs("mkfs.xfs", &options, path, "xfsprogs")
+        .with_context(|| format!("cannot size the image {}", path.display()))
 }
 
 /// What `xfs_repair -n` says of an image.
@@ -110,8 +141,18 @@ pub enum Repair {
 const REPAIR_LINES: usize = 20;
 
 /// Looks whether the file system of the image is consistent; changes nothing.
-pub fn repair(path: &Path) -> Result<Repair> {
-    let (status, said) = tool("xfs_repair", &["-n"], path, "xfsprogs")?;
+pub fn repair(path: &Path, kind: &Kind) -> Result<Repair> {
+    let (status, said) = if kind.realtime {
+        let device = path.display().to_string();
+        tool(
+            "xfs_repair",
+            &["-n", "-r", &device],
+            &meta_of(path),
+            "xfsprogs",
+        )?
+    } else {
+        tool("xfs_repair", &["-n"], path, "xfsprogs")?
+    };
     Ok(verdict(status, &said))
 }
 
@@ -222,16 +263,23 @@ mod tests {
         for kind in KINDS {
             let path = dir.path().join(kind.name);
             xfs(&path, kind, 512).unwrap();
-            assert_eq!(repair(&path).unwrap(), Repair::Clean, "{}", kind.name);
+            assert_eq!(repair(&path, kind).unwrap(), Repair::Clean, "{}", kind.name);
         }
-        let path = dir.path().join("xfs-4k");
-        let file = File::options().write(true).open(&path).unwrap();
-        // The free space's B+tree of the first group: block 1 of the image.
-        file.write_all_at(&[0xff; 512], 4096).unwrap();
-        let Repair::Damaged(lines) = repair(&path).unwrap() else {
-            panic!("a damaged image is clean");
-        };
-        assert!(!lines.is_empty());
+        let plain = dir.path().join("xfs-4k");
+        let rt = dir.path().join("xfs-rt");
+        for (path, damaged, kind) in [
+            (&plain, plain.clone(), "xfs-4k"),
+            (&rt, meta_of(&rt), "xfs-rt"),
+        ] {
+            let file = File::options().write(true).open(damaged).unwrap();
+            // The free space's B+tree of the first group: block 1 of the image.
+            file.write_all_at(&[0xff; 512], 4096).unwrap();
+            let kind = Kind::named(Some(kind), 512).unwrap();
+            let Repair::Damaged(lines) = repair(path, kind).unwrap() else {
+                panic!("a damaged image is clean");
+            };
+            assert!(!lines.is_empty());
+        }
     }
 
     #[test]

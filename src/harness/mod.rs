@@ -21,4 +21,5 @@ pub mod paths;
 pub mod progress;
 pub mod qemu;
 pub mod run;
+mod served;
 pub mod sweep;

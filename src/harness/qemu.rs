@@ -103,6 +103,8 @@ pub struct Vm<'a> {
     pub words: &'a [String],
     /// Connected socket to the data disk, and one to the mark disk.
     pub disks: Option<(&'a OwnedFd, &'a OwnedFd)>,
+    /// Connected socket to one more disk.
+    pub third: Option<&'a OwnedFd>,
     /// Queues of the data disk.
     pub queues: u16,
     /// Most descriptors of each; `None`: QEMU's own.
@@ -154,20 +156,20 @@ impl Vm<'_> {
             Machine::Microvm => "vhost-user-blk",
             Machine::Pc => "vhost-user-blk-pci",
         };
-        if let Some((data, mark)) = self.disks {
-            let size = self.queue_size.map(|n| format!(",queue-size={n}"));
-            let size = size.unwrap_or_default();
-            for (id, fd, queues, size) in [
-                ("data", data, self.queues, size.as_str()),
-                ("mark", mark, 1, ""),
-            ] {
-                command
-                    .arg("-chardev")
-                    .arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
-                command
-                    .arg("-device")
-                    .arg(format!("{device},chardev={id},num-queues={queues}{size}"));
-            }
+        let size = self.queue_size.map(|n| format!(",queue-size={n}"));
+        let size = size.unwrap_or_default();
+        let data = self
+            .disks
+            .map(|(data, _)| ("data", data, self.queues, size.as_str()));
+        let mark = self.disks.map(|(_, mark)| ("mark", mark, 1, ""));
+        let third = self.third.map(|fd| ("third", fd, 1, ""));
+        for (id, fd, queues, size) in [data, mark, third].into_iter().flatten() {
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id={id},fd={}", fd.as_raw_fd()));
+            command
+                .arg("-device")
+                .arg(format!("{device},chardev={id},num-queues={queues}{size}"));
         }
         command.args(["-device", "isa-debug-exit,iobase=0x501,iosize=1"]);
         command

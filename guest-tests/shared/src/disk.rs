@@ -5,6 +5,10 @@
 pub const DATA_NAME: &str = "data";
 /// Serial (virtio-blk GET_ID, `/sys/block/*/serial`) of the disk under test.
 pub const DATA_SERIAL: &str = "wtblk-data";
+/// Name of the disk that has everything but the files' data, where the disk under test is a realtime device.
+pub const META_NAME: &str = "meta";
+/// Serial of that disk.
+pub const META_SERIAL: &str = "wtblk-meta";
 /// Serial of the mark disk.
 pub const MARK_SERIAL: &str = "wtblk-mark";
 

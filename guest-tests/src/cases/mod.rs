@@ -110,7 +110,7 @@ pub const ALL: &[Case] = &[
     Case { name: "small-extents", needs: &[Need::Flag], run: small_extents::run },
     Case { name: "long-extent", needs: &[Need::Flag], run: long_extent::run },
     Case { name: "sub-block", needs: &[Need::Flag], run: sub_block::run },
-    Case { name: "reflink", needs: &[Need::Flag], run: reflink::run },
+    Case { name: "reflink", needs: &[Need::Flag, Need::Reflink], run: reflink::run },
     Case { name: "across-2g", needs: &[Need::Flag], run: across_2g::run },
     Case { name: "iovecs", needs: &[Need::Flag], run: iovecs::run },
     Case { name: "source-mapped", needs: &[Need::Flag], run: source_mapped::run },
@@ -119,7 +119,7 @@ pub const ALL: &[Case] = &[
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
     Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
     Case { name: "read-only-in-flight", needs: &[Need::Flag, Need::Aio], run: read_only_in_flight::run },
-    Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Aio], run: clone_in_flight::run },
+    Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Reflink, Need::Aio], run: clone_in_flight::run },
     Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: several_at_once::run },
     Case { name: "memory-pressure", needs: &[Need::Flag, Need::Cachestat], run: memory_pressure::run },
     Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: keeps_stable::run },
@@ -195,6 +195,8 @@ pub enum Need {
     SmallBlocks,
     /// Calls with tags: without one no rule finds a call that has to allocate its blocks.
     Tags,
+    /// Files that can share blocks.
+    Reflink,
     /// A kernel with our switch that takes the memory for bios away.
     BioReserve,
     /// With the defect `misaligned`: a logical block smaller than the file
@@ -223,6 +225,7 @@ impl Need {
             Need::Cachestat => fact("cachestat", "cachestat(2)"),
             Need::Userfaultfd => fact("userfaultfd", "userfaultfd(2)"),
             Need::Aio => fact("aio", "io_submit(2)"),
+            Need::Reflink => fact("reflink", "sharing blocks (FICLONERANGE)"),
             Need::Uring => fact("io_uring", "io_uring"),
             Need::SmallBlocks => (world.bsize > 4096).then(|| {
                 format!(
@@ -261,6 +264,12 @@ pub fn defect_missing(world: &World) -> Option<String> {
 
 /// Why no test may run: the kernel has not the kind of file system that the harness asked for.
 pub fn kind_missing(world: &World) -> Option<String> {
+    let realtime = world.fact("realtime");
+    if world.params.realtime && realtime != "on" {
+        return Some(format!(
+            "files on a realtime device are {realtime}: they need a kernel with CONFIG_XFS_RT"
+        ));
+    }
     let is = world.fact("always_cow");
     (world.params.always_cow && is != "on").then(|| {
         format!("/sys/fs/xfs/debug/always_cow is {is}: it needs a kernel with CONFIG_XFS_DEBUG")

@@ -50,7 +50,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// A file of `who`, the quota used up in calls on it, and lifted again.
 fn used_up(t: &Test, name: &str, who: Who, refused: i64) -> Result<Subject, Fail> {
     let b = t.world.bsize;
-    let disk = &t.world.data.path;
+    let disk = t.world.mounted();
     let mut s = Subject::create(t, name)?;
     quota::give(&s.open().file, who).or_fail(|| format!("giving the file to {who:?}"))?;
     if let Err(e) = quota::used(disk, who) {

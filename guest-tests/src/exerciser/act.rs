@@ -386,7 +386,8 @@ impl<'a> Actor<'a> {
             self.model.size()
         };
         let apart = other || from.off + from.len <= to || to + from.len <= from.off;
-        if !whole || from.off + from.len > have || !apart || to + from.len > self.most {
+        let shares = self.t.world.fact("reflink") == "yes";
+        if !shares || !whole || from.off + from.len > have || !apart || to + from.len > self.most {
             return Ok(());
         }
         self.told()?;

@@ -5,9 +5,9 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 
 use super::check;
+use super::fsxattr::FsXattr;
 
 /// Q_XGETQUOTA and Q_XSETQLIM, `XQM_CMD(3)` and `XQM_CMD(4)`.
 const Q_XGETQUOTA: libc::c_int = 0x5803;
@@ -18,10 +18,6 @@ const VERSION: i8 = 1;
 const BHARD: u16 = 1 << 3;
 /// XFS counts in 512 bytes here.
 const UNIT: u64 = 512;
-/// FS_IOC_FSGETXATTR and FS_IOC_FSSETXATTR, `_IOR('X', 31, struct fsxattr)` and
-/// `_IOW('X', 32, struct fsxattr)`.
-const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
-const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
 
 /// Who has a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +54,6 @@ struct DiskQuota {
     icount: u64,
     /// Timers, warnings and the realtime device's: not looked at.
     rest: [u64; 7],
-}
-
-/// `struct fsxattr`.
-#[repr(C)]
-#[derive(Default)]
-struct FsXattr {
-    xflags: u32,
-    extsize: u32,
-    nextents: u32,
-    projid: u32,
-    cowextsize: u32,
-    pad: [u8; 8],
 }
 
 /// Bytes that count for `who` on this disk.
@@ -109,17 +93,9 @@ pub fn give(file: &File, who: Who) -> io::Result<()> {
     match who {
         Who::User(id) => std::os::unix::fs::fchown(file, Some(id), None),
         Who::Project(id) => {
-            let mut attr = FsXattr::default();
-            // SAFETY: a struct fsxattr that lives through the call.
-            check(i64::from(unsafe {
-                libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attr)
-            }))?;
+            let mut attr = FsXattr::of(file)?;
             attr.projid = id;
-            // SAFETY: the same.
-            check(i64::from(unsafe {
-                libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attr)
-            }))
-            .map(drop)
+            attr.put(file)
         }
     }
 }
@@ -129,8 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn structures_have_the_sizes_of_the_kernels() {
+    fn the_structure_has_the_size_of_the_kernels() {
         assert_eq!(size_of::<DiskQuota>(), 112);
-        assert_eq!(size_of::<FsXattr>(), 28);
     }
 }
