@@ -22,6 +22,8 @@ fn assert_clean_but(run: &Run, skipped: &[&str], explained: impl Fn(&str, &str) 
     for test in tests {
         let is_one = test["name"].as_str().is_some_and(|n| skipped.contains(&n));
         assert_eq!(test["skipped"].is_string(), is_one, "{}", run.said());
+        let seconds = test["seconds"].as_f64();
+        assert!(seconds.is_some_and(|s| s > 0.0) || is_one, "{}", run.said());
         assert!(test["unfinished"].is_null(), "{}", run.said());
     }
     // All of them at once: a boot is dear.

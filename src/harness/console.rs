@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's console: our PID 1's KTAP and the kernel's own words, told apart.
 
+use std::time::{Duration, Instant};
+
 /// What the guest said of one test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -25,6 +27,8 @@ pub struct ConsoleTest {
     pub diagnostics: Vec<String>,
     /// Kernel log lines of its time that are findings.
     pub kernel: Vec<KernelFinding>,
+    /// From the end of the test before it, or the plan, to its own.
+    pub time: Duration,
 }
 
 /// A kernel log line that a correct kernel does not print.
@@ -118,6 +122,8 @@ pub struct Console {
     /// The file system's blocks are larger than a page: the warning of such a split is no finding, once.
     pub large_blocks: bool,
     split: bool,
+    /// When the last test ended, or the plan came.
+    since: Option<Instant>,
     diagnostics: Vec<String>,
     kernel: Vec<KernelFinding>,
 }
@@ -167,6 +173,7 @@ impl Console {
         if let Some(count) = line.strip_prefix("1..") {
             if let Ok(count) = count.trim().parse() {
                 self.plan = Some(count);
+                self.since = Some(Instant::now());
             }
             return true;
         }
@@ -195,11 +202,15 @@ impl Console {
     pub fn end_test(&mut self, name: String, outcome: Outcome) {
         let diagnostics = std::mem::take(&mut self.diagnostics);
         let kernel = std::mem::take(&mut self.kernel);
+        let now = Instant::now();
+        let time = self.since.map_or(Duration::ZERO, |since| now - since);
+        self.since = Some(now);
         self.tests.push(ConsoleTest {
             name,
             outcome,
             diagnostics,
             kernel,
+            time,
         });
     }
 

@@ -82,6 +82,8 @@ pub struct TestResult {
     pub name: String,
     /// Which repetition, from 1.
     pub repeat: u32,
+    /// Wall time from the end of the test before it (or from when the guest was ready) to its own.
+    pub seconds: f64,
     /// Folder of the boot it ran in, within the run's folder.
     pub boot: String,
     /// Set where the guest skipped it: the reason.
@@ -178,6 +180,7 @@ pub(crate) mod tests {
         TestResult {
             name: name.into(),
             repeat: 1,
+            seconds: 0.0,
             boot: "boot-1".into(),
             skipped: None,
             unfinished: None,

@@ -3,7 +3,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -51,6 +52,7 @@ pub fn ended(output: Output, dir: tempfile::TempDir) -> Run {
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or(Value::Null);
+    tell_times(&results);
     Run {
         status: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -58,6 +60,28 @@ pub fn ended(output: Output, dir: tempfile::TempDir) -> Run {
         results,
         dir,
     }
+}
+
+/// Adds how long each test of the guest took to the file that `ci/test` names.
+fn tell_times(results: &Value) {
+    let Some(file) = std::env::var_os("WTBLK_TEST_TIMES") else {
+        return;
+    };
+    let lines: String = (results["tests"].as_array().into_iter().flatten())
+        .filter(|test| test["skipped"].is_null())
+        .map(|test| {
+            let name = test["name"].as_str().unwrap_or("?");
+            let with = match results["defect"].as_str() {
+                Some(defect) => format!("{name} ({defect})"),
+                None => name.to_owned(),
+            };
+            format!("{:.3} {with}\n", test["seconds"].as_f64().unwrap_or(0.0))
+        })
+        .collect();
+    // One write at the end of the file, so that what tests side by side tell does not mix.
+    let told = File::options().append(true).create(true).open(&file);
+    told.and_then(|mut f| f.write_all(lines.as_bytes()))
+        .expect("the file of times");
 }
 
 impl Run {
