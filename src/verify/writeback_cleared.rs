@@ -31,6 +31,7 @@ pub static ABOUT: About = About {
     not_checked_when: "no report of the call's range followed, or the last of a range shows pages and only one with pages in writeback; at the reports writes \
                        of the blocks, or of unknown place, were in flight, a request was held back, or \
                        the data disk was not running; one was taken or completed between the reports; \
+                       another marked call of the file was under way at one; \
                        events are missing in between; pages that left \
                        writeback later, after another write of the blocks, were somebody else's",
     comes_from: "folio_start_writeback and folio_end_writeback come in pairs (mm/page-writeback.c), on \
@@ -76,7 +77,7 @@ struct Watched {
     len: u64,
     first: Option<Seen>,
     pair: Option<(Seen, Seen)>,
-    /// What the last usable report of all of it said.
+    /// What the last usable report of all of it said. Once clear it is settled: what is in writeback later was put there later.
     last: Last,
     late: bool,
     unclear: Option<&'static str>,
@@ -160,7 +161,14 @@ impl Promise for WritebackCleared {
 
 impl Watched {
     fn still_waits(&mut self, seq: u64, report: &PageReport, past: &PastCall, world: &World) {
+        if self.last == Last::Clear {
+            return;
+        }
         let why = match world.owes(past) {
+            // It may have begun writeback of these pages, and not have come to its requests yet.
+            Owes::Nothing if another_is_open(past, world) => {
+                Some("another call of the file was under way at a report")
+            }
             Owes::Nothing => None,
             Owes::Writes(_) => Some("writes of the blocks were in flight at a report"),
             Owes::Unclear(why) => Some(why),
@@ -178,7 +186,8 @@ impl Watched {
         let now = Seen { seq, report };
         match self.first.take() {
             Some(first) if !world.may_have_written(first.seq) => {
-                self.pair = Some((first.clone(), now));
+                // The earliest, as least has happened since the call.
+                self.pair.get_or_insert_with(|| (first.clone(), now));
                 self.first = Some(first);
             }
             first => {
@@ -194,6 +203,9 @@ impl Watched {
     /// since the call, they had been in somebody else's writeback: a kernel thread
     /// sets the state before it submits and clears it a while after the completion.
     fn came_clear(&mut self, past: &PastCall, world: &World) {
+        if self.last == Last::Clear {
+            return;
+        }
         self.first = None;
         self.last = Last::Clear;
         if self.pair.is_some() && world.wrote_near(past, past.end_seq) {
@@ -201,6 +213,12 @@ impl Watched {
             self.late = true;
         }
     }
+}
+
+/// Whether a marked call of the same file runs.
+fn another_is_open(past: &PastCall, world: &World) -> bool {
+    let same = |c: &super::call::Call| (c.begin.dev, c.begin.ino) == (past.call.dev, past.call.ino);
+    world.open_calls().any(same)
 }
 
 /// Whether the report's range holds all of the watched one.
@@ -280,14 +298,15 @@ fn finding(past: &PastCall, a: &Seen, b: &Seen) -> Finding {
         ),
     };
     let happened = format!(
-        "after the call's end (event {}) {} of {} pages of file offsets {} to {} stay in writeback: {} at \
-         event {} ({}), {} at event {} ({}). The device owes nothing: 0 writes of those blocks were taken \
-         or in flight at both reports. {failed}",
+        "after the call's end (event {}) {} of {} pages of file offsets {} to {} ({} of them cached) stay in \
+         writeback: {} at event {} ({}), {} at event {} ({}). The device owes nothing: 0 writes of those \
+         blocks were taken or in flight at both reports. {failed}",
         past.end_seq,
         b.report.writeback,
         pages(&b.report),
         b.report.off,
         b.report.off.saturating_add(b.report.len),
+        b.report.cached,
         a.report.writeback,
         a.seq,
         a.report.at,

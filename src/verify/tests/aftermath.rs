@@ -230,6 +230,50 @@ fn a_transient_of_other_writeback_is_no_finding() {
 }
 
 #[test]
+fn pages_of_a_later_call_are_not_the_earlier_ones() {
+    // They were clear after the call; what the next one puts into writeback is its own.
+    let mut s = failed_call();
+    s.report(1, 0);
+    s.begin(&call(2, 0, 64 * B));
+    s.report(1, 1);
+    s.report(1, 1);
+    s.held("writeback-cleared", 1).silent();
+    // Nobody looked before: it may be of either.
+    let mut s = failed_call();
+    let other = call(2, 0, 64 * B);
+    s.begin(&other);
+    s.report(1, 1);
+    s.report(1, 1);
+    s.silent();
+    s.not_checked(
+        "writeback-cleared",
+        "another call of the file was under way",
+    );
+    // Not when it has ended, nor for a call of another file.
+    s.end(&other, -28);
+    s.report(1, 1);
+    s.silent();
+    s.report(1, 1);
+    s.broken("writeback-cleared", &[]);
+    let mut s = failed_call();
+    let mut elsewhere = call(2, 0, 64 * B);
+    elsewhere.ino += 1;
+    s.begin(&elsewhere);
+    s.report(1, 1);
+    s.report(1, 1);
+    s.broken("writeback-cleared", &[]);
+    // What was seen before the next call began is the proof.
+    let mut s = failed_call();
+    let first = [s.report(1, 1), s.report(1, 1)];
+    s.begin(&other);
+    s.report(1, 2);
+    s.report(1, 2);
+    let f = s.broken("writeback-cleared", &[]);
+    assert!(first.iter().all(|seq| f.events.contains(seq)), "{f:?}");
+    assert_eq!(f.details["pages_in_writeback"], 1);
+}
+
+#[test]
 fn a_probe_that_hangs_for_nothing_is_found() {
     let mut s = failed_call();
     s.probe(7, 1);

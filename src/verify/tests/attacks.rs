@@ -142,8 +142,10 @@ fn held_means_that_every_range_came_clear_in_the_end() {
     // One that shows all of it clear settles both.
     s.report_range(1, 0, 2 * B, 0);
     s.held("writeback-cleared", 1);
+    // What comes after that was put there by somebody else.
     s.report_range(1, 0, 2 * B, 1);
-    s.not_checked("writeback-cleared", "only one usable report");
+    s.report_range(1, 0, 2 * B, 1);
+    s.held("writeback-cleared", 1).silent();
     // A write under way explains pages, and takes nothing back.
     let mut s = Stream::booted();
     s.run(&call(1, 0, B), &[(DISK, B)]);

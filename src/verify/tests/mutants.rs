@@ -255,8 +255,9 @@ fn a_leaked_page_breaks_writeback_cleared() {
     each("writeback-cleared", 1, |events, call, dice| {
         let pages = 1 + dice.below(9);
         *events = at_rest(events, |s| {
-            s.report_range(call.ended.call, 0, 64 * B, pages);
-            s.report_range(call.ended.call, 0, 64 * B, pages);
+            // A range that nobody has told clear.
+            s.report_range(call.ended.call, 1, 64 * B, pages);
+            s.report_range(call.ended.call, 1, 64 * B, pages);
         });
         true
     });

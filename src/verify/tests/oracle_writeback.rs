@@ -107,9 +107,13 @@ fn judge(happened: &[(u64, What)]) -> Due {
             if let Some(why) = owed(what) {
                 unclear = Some(why);
             }
-            if clear(what) && pair.is_some() && happened[..i].iter().any(|(_, w)| wrote(w, true)) {
-                pair = None;
-                due.late = true;
+            if clear(what) {
+                if pair.is_some() && happened[..i].iter().any(|(_, w)| wrote(w, true)) {
+                    pair = None;
+                    due.late = true;
+                }
+                // The call's pages are out of it; whatever comes now is somebody else's.
+                break;
             }
             if !waits(what) {
                 continue;
@@ -126,7 +130,7 @@ fn judge(happened: &[(u64, What)]) -> Due {
                 let What::Report(r, _) = what else {
                     unreachable!()
                 };
-                pair = Some((r.writeback, [*first, *seq]));
+                pair = pair.or(Some((r.writeback, [*first, *seq])));
             } else if before[run..since].iter().any(|(_, w)| waits(w)) {
                 unclear = Some("a write was taken or completed between the reports");
             }
@@ -136,10 +140,7 @@ fn judge(happened: &[(u64, What)]) -> Due {
         {
             due.broken = Some(pair);
         }
-        let last = happened[first..]
-            .iter()
-            .rfind(|(_, w)| clear(w) || waits(w));
-        if !last.is_some_and(|(_, w)| clear(w)) {
+        if !happened[first..].iter().any(|(_, w)| clear(w)) {
             all_clear = false;
             why = why.or(unclear);
         }
