@@ -4,6 +4,7 @@
 mod aftermath;
 mod align_cover;
 mod attacks;
+mod between_boots;
 mod boots;
 mod builder;
 mod data;
