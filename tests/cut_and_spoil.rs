@@ -37,6 +37,7 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
     for (promise, most) in [("writeback-cleared", 12), ("progress", 12)] {
         let (status, said) = typed(&[
             "minimize",
+            "--force",
             text(&trace),
             "--out",
             text(&small),
@@ -62,6 +63,7 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
     }
     let (status, said) = typed(&[
         "minimize",
+        "--force",
         text(&trace),
         "--out",
         text(&small),

@@ -290,10 +290,63 @@ fn what_is_wrong_with_a_log_is_told_with_its_place() {
         assert!(error.contains(said), "{said}\n{error}");
         assert!(error.contains(log.to_str().unwrap()), "{error}");
     }
+    // A place that no disk has, and one that a record could not even hold.
+    for place in [1u64 << 63, (1 << 56) + 5, i64::MAX as u64 / 512] {
+        let mut wrong = good.clone();
+        wrong[512..520].copy_from_slice(&place.to_le_bytes());
+        std::fs::write(&log, &wrong).unwrap();
+        let error = imported(&log).unwrap_err().to_string();
+        assert!(
+            error.contains("byte 512: entry 0 has 1 sectors at"),
+            "{error}"
+        );
+    }
+    // The trace of the good one is still there.
+    let mut reader = TraceReader::open(&log.with_extension("trace")).unwrap();
+    let mut events = 0;
+    while reader.next().unwrap().is_some() {
+        events += 1;
+    }
+    assert!(reader.closed() && events > 8, "{events}");
     std::fs::write(&log, &good[..good.len() - 700]).unwrap();
     let error = imported(&log).unwrap_err().to_string();
     assert!(error.contains("the file ends before"), "{error}");
     assert!(import(Path::new("/nowhere/log"), &log).is_err());
+}
+
+#[test]
+fn contents_that_are_more_than_their_request_are_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = |kind, bytes: Vec<u8>| {
+        let mut r = Ring::default();
+        let id = r.submit(0, Op::Write, 3);
+        let data = Event {
+            seq: r.events.len() as u64,
+            time_ns: 0,
+            body: Body::Data(DataEvent {
+                request: id,
+                kind,
+                sector: 3,
+                bytes,
+            }),
+        };
+        let mut sink = LogWrites::new(&dir.path().join("log")).unwrap();
+        for event in r
+            .events
+            .iter()
+            .filter(|e| matches!(e.body, Body::Submit(_)))
+        {
+            sink.event(event).unwrap();
+        }
+        sink.event(&data).map_err(|e| e.to_string())
+    };
+    // A request of one sector; a count of sectors is the file's word.
+    log(DataKind::Zeroed, 1u64.to_le_bytes().to_vec()).unwrap();
+    for sectors in [2, 1 << 40, u64::MAX] {
+        let error = log(DataKind::Zeroed, sectors.to_le_bytes().to_vec()).unwrap_err();
+        assert!(error.contains("the trace is damaged at event"), "{error}");
+    }
+    assert!(log(DataKind::Stored, vec![0; 1024]).is_err());
 }
 
 proptest! {

@@ -2,11 +2,13 @@
 //! `wtblk verify` on a stored trace: the same verdicts as on the stream, the
 //! right status, and one clear error where there is no trace.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use wtblk::cli::verify::verify;
-use wtblk::trace::TraceWriter;
+use wtblk::cli::verify::{verify, verify_with};
 use wtblk::trace::event::{Body, Complete, DeviceEvent, DeviceKind, MarkEvent, Op, Status, Submit};
+use wtblk::trace::{TraceReader, TraceWriter};
+use wtblk::verify::contract::Contract;
 use wtblk::verify::verdict::{Verdict, Verdicts};
 use wtblk_shared::mark::{CallBegin, CallEnd, Extent, Mark, PageReport};
 use wtblk_shared::tag::Tag;
@@ -124,6 +126,139 @@ fn a_finding_is_status_1_in_text_and_json() {
     let found = verdicts.get("t", "writeback-cleared").unwrap();
     assert!(matches!(&found.verdict, Verdict::Broken { findings, .. } if findings.len() == 1));
     assert_eq!(verdicts.findings().count(), 1);
+}
+
+/// A trace that begins as ours do, by this contract.
+fn begun(dir: &Path, contract: &str) -> PathBuf {
+    let from = trace(dir, Status::IOERR, -5, 0);
+    let to = dir.join("begun.trace");
+    let mut reader = TraceReader::open(&from).unwrap();
+    let writer = TraceWriter::create(&to).unwrap();
+    writer.record(&Body::Device(DeviceEvent {
+        disk: 0,
+        queue: 0,
+        kind: DeviceKind::Begin,
+        a: 0,
+        b: 0,
+        text: format!(r#"{{"queues":1,"contract":{contract}}}"#),
+    }));
+    while let Some(event) = reader.next().unwrap() {
+        let mut body = event.body;
+        if let Body::Complete(c) = &mut body {
+            c.request += 1;
+        }
+        writer.record(&body);
+    }
+    writer.close();
+    to
+}
+
+/// `strict` wants the errno of a failed write to be ENOSPC here, and the call says EIO.
+fn strict() -> String {
+    let mut contract = Contract::named("strict").unwrap();
+    contract.errnos.by_status.insert(1, [28].into());
+    contract.errnos.not_of_the_device.clear();
+    serde_json::to_string(&contract).unwrap()
+}
+
+/// Zeroes the record with this number.
+fn zero(path: &Path, number: u64) {
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0; 64], 65536 + 64 * number).unwrap();
+}
+
+#[test]
+fn without_its_beginning_nobody_knows_what_a_trace_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = begun(dir.path(), &strict());
+    let (status, said) = text(&path);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.starts_with("contract strict\n"), "{said}");
+    zero(&path, 0);
+    let (status, said) = text(&path);
+    assert_eq!(status, 3, "{said}");
+    assert!(
+        said.starts_with(
+            "contract unknown\nevent 0 is missing: the trace is damaged: it was closed in order"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("--contract says which"), "{said}");
+    assert!(!said.contains("held ("), "{said}");
+    // Who says it is answered.
+    let mut out = Vec::new();
+    let contract = Contract::named("rfc-v2");
+    assert_eq!(verify_with(&path, contract, false, &mut out).unwrap(), 0);
+}
+
+#[test]
+fn what_is_cut_out_is_judged_by_the_same_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = begun(dir.path(), &strict());
+    let small = dir.path().join("small.trace");
+    let minimize = |more: &[&str]| {
+        let mut wtblk = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"));
+        wtblk.args(["minimize", "--promise", "error-report", "--out"]);
+        let done = wtblk.arg(&small).arg(&path).args(more).output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    assert_eq!(minimize(&[]).0, Some(1));
+    let (status, said) = text(&small);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.starts_with("contract strict\n"), "{said}");
+    assert!(said.contains("error-report       BROKEN"), "{said}");
+    // What is there is nobody's to replace.
+    let (status, said) = minimize(&[]);
+    assert_eq!(status, Some(2));
+    assert!(
+        said.contains("exists and is not empty: --force replaces it"),
+        "{said}"
+    );
+    assert_eq!(minimize(&["--force"]).0, Some(1));
+}
+
+#[test]
+fn a_cut_of_a_closed_trace_is_damage_and_one_that_was_not_closed_says_so_in_json_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = trace(dir.path(), Status::OK, 8192, 0);
+    zero(&path, 7);
+    let (_, said) = text(&path);
+    assert!(
+        said.contains("\nevent 7 is missing: the trace is damaged"),
+        "{said}"
+    );
+    assert!(
+        said.find("event 7 is missing") < said.find("\ntest "),
+        "{said}"
+    );
+    let json = |path: &Path| {
+        let mut out = Vec::new();
+        verify(path, true, &mut out).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&out).unwrap()
+    };
+    assert_eq!(json(&path)["gaps"][0]["first"], 7);
+    assert_eq!(json(&path)["notes"], serde_json::json!([]));
+    // A writer that runs.
+    let open = dir.path().join("open.trace");
+    let writer = TraceWriter::create(&open).unwrap();
+    writer.record(&mark(&Mark::Boot));
+    let notes = json(&open)["notes"].to_string();
+    assert!(notes.contains("the trace was not closed"), "{notes}");
+}
+
+#[test]
+fn what_a_guest_calls_its_test_forges_no_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("forged.trace");
+    let writer = TraceWriter::create(&path).unwrap();
+    for name in ["x\n  cover              held (9 decided)", "\u{1b}[31mred"] {
+        writer.record(&mark(&Mark::TestBegin { name: name.into() }));
+    }
+    writer.close();
+    let (_, said) = text(&path);
+    assert!(said.contains("test x\\n  cover"), "{said}");
+    assert!(!said.contains("\n  cover              held"), "{said}");
+    assert!(!said.contains('\u{1b}'), "{said:?}");
 }
 
 #[test]

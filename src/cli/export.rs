@@ -116,11 +116,19 @@ impl ExportArgs {
         if meta.file_type().is_block_device() {
             bail!("cannot write {shown}: it is a block device");
         }
-        if meta.is_file() && meta.len() > 0 && !self.force {
-            bail!("{shown} exists and is not empty: --force replaces it");
-        }
-        Ok(())
+        not_in_the_way(path, self.force)
     }
+}
+
+/// Refuses to replace a file that has something in it, unless that was asked for.
+pub(super) fn not_in_the_way(path: &Path, force: bool) -> anyhow::Result<()> {
+    if !force && fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > 0) {
+        bail!(
+            "{} exists and is not empty: --force replaces it",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Refuses an output that is the trace which is read, or its data.
@@ -160,6 +168,9 @@ pub struct ImportArgs {
     /// The trace to make.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+    /// Replace the file at PATH if there is one
+    #[arg(long)]
+    force: bool,
 }
 
 impl ImportArgs {
@@ -167,6 +178,7 @@ impl ImportArgs {
     pub fn run(&self, stdout: &mut impl Write) -> anyhow::Result<u8> {
         match self.from {
             From::LogWrites => {
+                not_in_the_way(&self.out, self.force)?;
                 let done = import(&self.file, &self.out)?;
                 writeln!(
                     stdout,

@@ -29,6 +29,9 @@ pub struct MinimizeArgs {
     /// Where the small trace goes.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
+    /// Replace the file at PATH if there is one
+    #[arg(long)]
+    force: bool,
     /// The promise whose finding is to stay; the first finding of all if not given.
     #[arg(long, value_name = "PROMISE", value_parser = PossibleValuesParser::new(promise::NAMES.iter().copied()))]
     promise: Option<String>,
@@ -79,6 +82,7 @@ impl MinimizeArgs {
     /// Runs it; the exit status: 1, for the small trace shows the finding.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
         super::export::not_the_trace(&self.file, &self.out)?;
+        super::export::not_in_the_way(&self.out, self.force)?;
         let (events, contract) = load(&self.file)?;
         let verdicts = judge(&events, &contract);
         let asked = |f: &&Finding| {
@@ -97,7 +101,10 @@ impl MinimizeArgs {
         let small = minimize(&events, finding, &contract, limit)
             .context("the finding did not come out a second time")?;
         let left = renumber(&small.events);
-        let shown = judge(&left, &contract);
+        // As `wtblk verify` will judge it.
+        let mut verifier = Verifier::of_trace();
+        left.iter().for_each(|e| verifier.event(e));
+        let shown = verifier.finish();
         if !shown.findings().any(|f| f.promise == finding.promise) {
             bail!("with new numbers the finding did not come out again");
         }

@@ -172,6 +172,8 @@ struct Report<'a> {
     #[serde(flatten)]
     verdicts: &'a Verdicts,
     gaps: &'a [Missing],
+    /// What else a reader should know about the trace: that it was not closed, say.
+    notes: &'a [String],
 }
 
 /// Said where there is no verdict at all, or none that decided anything.
@@ -200,15 +202,21 @@ fn print(
     out: &mut impl Write,
 ) -> io::Result<()> {
     if json {
-        serde_json::to_writer_pretty(&mut *out, &Report { verdicts, gaps })?;
+        let report = Report {
+            verdicts,
+            gaps,
+            notes,
+        };
+        serde_json::to_writer_pretty(&mut *out, &report)?;
         writeln!(out)?;
     } else {
+        let mut lines = render::verdicts(verdicts).into_iter();
+        // The contract's line, then what the verdicts rest on, then they.
+        let first = lines.next().into_iter();
         let gaps = gaps.iter().map(|g| render::gap(g.first, g.last, &g.why));
-        for line in render::verdicts(verdicts).into_iter().chain(gaps) {
+        let head = first.chain(gaps).chain(notes.iter().cloned());
+        for line in head.chain(lines) {
             writeln!(out, "{line}")?;
-        }
-        for note in notes {
-            writeln!(out, "{note}")?;
         }
     }
     out.flush()

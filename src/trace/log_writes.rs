@@ -66,6 +66,13 @@ impl Stored {
         }
     }
 
+    fn sectors(&self) -> u64 {
+        match self {
+            Stored::Bytes(_, bytes) => bytes.len() as u64 / SECTOR,
+            Stored::Zeros(_, n) | Stored::Discarded(_, n) => *n,
+        }
+    }
+
     fn bytes(&self) -> u64 {
         match self {
             Stored::Bytes(_, bytes) => bytes.len() as u64,
@@ -295,10 +302,25 @@ impl LogWrites {
         self.waiting.extend(go);
     }
 
-    fn data(&mut self, d: &DataEvent) -> Result<(), ExportError> {
+    fn data(&mut self, seq: u64, d: &DataEvent) -> Result<(), ExportError> {
         let Some(open) = self.open.get_mut(&d.request) else {
             return Ok(());
         };
+        let zeroed = d.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        let sectors = match d.kind {
+            DataKind::Zeroed => zeroed,
+            _ => d.bytes.len() as u64 / SECTOR,
+        };
+        // Of several segments the request has what lies between the lowest and the highest.
+        let most = u64::from(open.submit.bytes).div_ceil(SECTOR);
+        let before: u64 = open.stored.iter().map(Stored::sectors).sum();
+        let stores = matches!(d.kind, DataKind::Stored | DataKind::Zeroed);
+        if stores && before.saturating_add(sectors) > most {
+            return Err(ExportError::Cannot(format!(
+                "the trace is damaged at event {seq}: {sectors} sectors more of request {}, which has {most}",
+                d.request
+            )));
+        }
         let whole = d.bytes.len() as u64 / SECTOR * SECTOR == d.bytes.len() as u64;
         match d.kind {
             DataKind::Stored if d.bytes.is_empty() => open.dropped = true,
@@ -308,7 +330,6 @@ impl LogWrites {
                 open.stored.push(Stored::Bytes(d.sector, d.bytes.clone()));
             }
             DataKind::Zeroed => {
-                let sectors = d.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
                 self.seen += 1;
                 open.stored.push(match open.submit.op {
                     Op::Discard => Stored::Discarded(d.sector, sectors),
@@ -466,7 +487,7 @@ impl Sink for LogWrites {
                 }
                 Ok(())
             }
-            Body::Data(d) => self.data(d),
+            Body::Data(d) => self.data(event.seq, d),
             Body::Complete(c) => self.complete(c),
             Body::Mark(m) => {
                 if m.ordered {

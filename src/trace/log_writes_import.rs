@@ -25,6 +25,7 @@ use super::event::{
     Status, Submit,
 };
 use super::log_writes::{END, ENTRY, MAGIC, VERSION, flags};
+use super::writer::data_path;
 
 /// Contents in one event.
 const PIECE: u64 = 1 << 20;
@@ -83,20 +84,31 @@ struct Log {
 
 /// Makes a trace of the log `from`.
 pub fn import(from: &Path, to: &Path) -> Result<Imported, ImportError> {
-    let mut log = Log::open(from)?;
-    let entries = log.superblock()?;
+    // All of it is looked at first: a log that is wrong leaves whatever is at `to` alone.
+    read(from, None)?;
     let writer = TraceWriter::create(to)?;
     begin(&writer, from);
+    let done = read(from, Some(&writer));
+    writer.close();
+    if done.is_err() {
+        // It changed meanwhile. Half a trace may look like a whole one.
+        drop(writer);
+        for half in [to, &data_path(to)] {
+            let _ = std::fs::remove_file(half);
+        }
+    }
+    done
+}
+
+/// Reads all entries, and records them where there is a trace.
+fn read(from: &Path, writer: Option<&TraceWriter>) -> Result<Imported, ImportError> {
+    let mut log = Log::open(from)?;
+    let entries = log.superblock()?;
     let mut done = Imported::default();
     for n in 0..entries {
-        let result = log.entry(n, entries, &writer, &mut done);
-        if result.is_err() {
-            writer.close();
-        }
-        result?;
+        log.entry(n, entries, writer, &mut done)?;
         done.entries += 1;
     }
-    writer.close();
     Ok(done)
 }
 
@@ -222,7 +234,7 @@ impl Log {
         &mut self,
         n: u64,
         of: u64,
-        writer: &TraceWriter,
+        writer: Option<&TraceWriter>,
         done: &mut Imported,
     ) -> Result<(), ImportError> {
         let at = self.at;
@@ -247,26 +259,33 @@ impl Log {
             }
             done.marks += 1;
             let text = header.get(ENTRY..ENTRY + data as usize).unwrap_or_default();
-            self.mark(text, writer);
+            if let Some(writer) = writer {
+                self.mark(text, writer);
+            }
             return Ok(());
         }
         let bytes = sectors.checked_mul(self.sector);
         let place = sector.checked_mul(self.sector / SECTOR);
-        let (Some(bytes), Some(place)) = (bytes.filter(|b| *b <= u64::from(u32::MAX)), place)
-        else {
+        let bytes = bytes.filter(|b| *b <= u64::from(u32::MAX));
+        // The offset of its last byte is one that a file can have.
+        let place = place.filter(|p| {
+            let end = p.saturating_add(bytes.unwrap_or(0).div_ceil(SECTOR));
+            end <= i64::MAX as u64 / SECTOR
+        });
+        let (Some(bytes), Some(place)) = (bytes, place) else {
             let what = format!(
-                "entry {n} has {sectors} sectors at {sector}: more than a request can have"
+                "entry {n} has {sectors} sectors at {sector}: more than a request or a disk can have"
             );
             return Err(self.wrong(at, what));
         };
         if kind & flags::FLUSH != 0 {
             done.flushes += 1;
-            request(writer, Op::Flush, 0, 0, |_| Ok(()))?;
+            request(writer, Op::Flush, 0, 0, |_, _| Ok(()))?;
         }
         if kind & flags::DISCARD != 0 {
             done.writes += 1;
             let zeroed = bytes / SECTOR;
-            request(writer, Op::Discard, place, bytes, |id| {
+            request(writer, Op::Discard, place, bytes, |writer, id| {
                 let bytes = zeroed.to_le_bytes().to_vec();
                 data_event(writer, id, DataKind::Zeroed, place, bytes);
                 Ok(())
@@ -277,7 +296,10 @@ impl Log {
                 return Err(self.wrong(at + 8, what));
             }
             done.writes += 1;
-            request(writer, Op::Write, place, bytes, |id| {
+            if writer.is_none() {
+                self.skip_to(self.at + bytes)?;
+            }
+            request(writer, Op::Write, place, bytes, |writer, id| {
                 let mut left = bytes;
                 let mut to = place;
                 while left > 0 {
@@ -292,7 +314,7 @@ impl Log {
         }
         if kind & flags::FUA != 0 {
             done.flushes += 1;
-            request(writer, Op::Flush, 0, 0, |_| Ok(()))?;
+            request(writer, Op::Flush, 0, 0, |_, _| Ok(()))?;
         }
         Ok(())
     }
@@ -332,12 +354,13 @@ impl Log {
 
 /// A request that is taken and completed at once.
 fn request(
-    writer: &TraceWriter,
+    writer: Option<&TraceWriter>,
     op: Op,
     sector: u64,
     bytes: u64,
-    contents: impl FnOnce(u64) -> Result<(), ImportError>,
+    contents: impl FnOnce(&TraceWriter, u64) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
+    let Some(writer) = writer else { return Ok(()) };
     let id = writer.record(&Body::Submit(Submit {
         disk: DATA_DISK,
         queue: 0,
@@ -349,7 +372,7 @@ fn request(
         avail_pos: 0,
         digest: 0,
     }));
-    contents(id)?;
+    contents(writer, id)?;
     writer.record(&Body::Complete(Complete {
         request: id,
         status: Status::OK,

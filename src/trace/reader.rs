@@ -147,7 +147,12 @@ impl TraceReader {
                 // Committed this very moment, although nobody should write any more.
                 Some(end) if end == seq => {}
                 Some(end) => {
-                    let why = "taken but never written: its writer was killed or closed too early";
+                    let why = if self.header.closed {
+                        // Who closes a trace has waited for all that was taken, and noted what it could not write.
+                        "the trace is damaged: it was closed in order, and what stood here is gone"
+                    } else {
+                        "taken but never written: its writer was killed"
+                    };
                     return Ok(Some(self.gap(end, why.into())));
                 }
                 None => self.ended = true,

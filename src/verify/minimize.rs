@@ -15,7 +15,7 @@ use wtblk_shared::tag::Tag;
 use super::Verifier;
 use super::contract::Contract;
 use super::verdict::{CallRef, Finding};
-use crate::trace::event::{Body, Event};
+use crate::trace::event::{Body, DeviceKind, Event};
 
 /// What is looked for in a cut stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +54,8 @@ struct Search<'e> {
     events: &'e [Event],
     /// Which piece each event belongs to.
     piece: Vec<usize>,
+    /// The piece that stays whatever happens: the begin of the trace, which says by which contract it is judged.
+    stays: Option<usize>,
     wanted: Wanted,
     contract: Contract,
     until: Instant,
@@ -69,8 +71,11 @@ pub fn minimize(
     limit: Duration,
 ) -> Option<Minimized> {
     let (piece, pieces) = pieces(events);
+    let begins = |e: &Event| matches!(&e.body, Body::Device(d) if d.kind == DeviceKind::Begin);
+    let first = events.first().filter(|e| begins(e));
     let mut search = Search {
         events,
+        stays: first.and(piece.first().copied()),
         piece,
         wanted: Wanted::new(finding),
         contract: contract.clone(),
@@ -131,8 +136,9 @@ impl Search<'_> {
             .events
             .iter()
             .zip(&self.piece)
-            .filter(|(e, _)| {
-                finding.events.contains(&e.seq)
+            .filter(|(e, p)| {
+                Some(**p) == self.stays
+                    || finding.events.contains(&e.seq)
                     || e.seq <= last
                         && match &e.body {
                             Body::Submit(s) => {
@@ -169,7 +175,12 @@ impl Search<'_> {
                 let start = end.saturating_sub(size);
                 let mut less = kept.clone();
                 less.drain(start..end);
-                if self.shows(&less) {
+                if let Some(stays) = self.stays
+                    && let Err(at) = less.binary_search(&stays)
+                {
+                    less.insert(at, stays);
+                }
+                if less.len() < kept.len() && self.shows(&less) {
                     *kept = less;
                     changed = true;
                 }

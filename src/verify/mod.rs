@@ -84,6 +84,8 @@ pub struct Verifier {
     ledger: Ledger,
     /// The trace's first event may still say by which contract it is judged.
     ask_trace: bool,
+    /// That event is missing: nobody knows what is promised.
+    contract_lost: bool,
 }
 
 impl Verifier {
@@ -96,11 +98,12 @@ impl Verifier {
             judges,
             ledger: Ledger::new(&contract),
             ask_trace: false,
+            contract_lost: false,
         }
     }
 
     /// A judge by the contract that the trace itself names in its first event;
-    /// where it names none, by the default one.
+    /// where it names none, by the default one. Where that event is missing nothing is decided.
     pub fn of_trace() -> Verifier {
         Verifier {
             ask_trace: true,
@@ -110,12 +113,16 @@ impl Verifier {
 
     /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
-        if std::mem::take(&mut self.ask_trace)
-            && let Body::Device(d) = &event.body
-            && d.kind == DeviceKind::Begin
-            && let Some(contract) = Contract::of_begin(&d.text)
-        {
-            *self = Verifier::new(contract);
+        if std::mem::take(&mut self.ask_trace) {
+            match &event.body {
+                Body::Device(d) if d.kind == DeviceKind::Begin => {
+                    if let Some(contract) = Contract::of_begin(&d.text) {
+                        *self = Verifier::new(contract);
+                    }
+                }
+                Body::Gap(_) => self.contract_lost = true,
+                _ => {}
+            }
         }
         self.world.now_ns = event.time_ns;
         self.world.now_seq = event.seq;
@@ -185,14 +192,26 @@ impl Verifier {
     pub fn verdicts_so_far(&self) -> Verdicts {
         let mut ledger = self.ledger.clone();
         self.settle(&mut ledger, "the call has not ended");
-        ledger.into_verdicts()
+        self.verdicts_of(ledger)
+    }
+
+    fn verdicts_of(&self, ledger: Ledger) -> Verdicts {
+        let verdicts = ledger.into_verdicts();
+        if self.contract_lost {
+            verdicts.undecided(
+                "unknown",
+                "the beginning of the trace is missing, and with it the contract: --contract says which",
+            )
+        } else {
+            verdicts
+        }
     }
 
     /// The verdicts; the stream is over.
     pub fn finish(mut self) -> Verdicts {
         let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(&Contract::default()));
         self.settle(&mut ledger, "the call did not end");
-        ledger.into_verdicts()
+        self.verdicts_of(ledger)
     }
 
     fn mark(&mut self, seq: u64, event: &MarkEvent) {

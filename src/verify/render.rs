@@ -34,7 +34,21 @@ pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
     for (what, n) in &verdicts.observations {
         lines.extend(wrap(&format!("observed {n} times: {what}"), ""));
     }
-    lines
+    lines.iter().map(|l| harmless(l)).collect()
+}
+
+/// A line that moves no cursor and begins no other line, whatever a guest or a file has put into it.
+fn harmless(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for c in line.chars() {
+        // Format characters are no control characters, but turn the rest of a line around.
+        if c.is_control() || ('\u{200b}'..='\u{206f}').contains(&c) {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 /// A line that says which events are missing, and why.
@@ -70,7 +84,7 @@ pub fn promise(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
         say(format!("observed {n} times: {what}"));
     }
     lines.extend(findings(p, groups).into_iter().map(|l| format!("  {l}")));
-    lines
+    lines.iter().map(|l| harmless(l)).collect()
 }
 
 /// The findings of a promise, those of one cause together: the first of each in

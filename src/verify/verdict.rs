@@ -161,6 +161,26 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
+    /// The same tests, and nothing decided of any, for this one reason.
+    pub fn undecided(mut self, contract: &str, why: &str) -> Verdicts {
+        self.contract = contract.to_owned();
+        for test in &mut self.tests {
+            test.groups.clear();
+            for promise in &mut test.promises {
+                *promise = PromiseVerdict {
+                    promise: std::mem::take(&mut promise.promise),
+                    verdict: Verdict::NotChecked {
+                        reasons: [(why.to_owned(), 1)].into(),
+                    },
+                    held: 0,
+                    not_checked: BTreeMap::new(),
+                    observations: BTreeMap::new(),
+                };
+            }
+        }
+        self
+    }
+
     /// All findings.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.promises().flat_map(|p| match &p.verdict {
