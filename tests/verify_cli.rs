@@ -167,6 +167,22 @@ fn zero(path: &Path, number: u64) {
     file.write_all_at(&[0; 64], 65536 + 64 * number).unwrap();
 }
 
+/// A command on a trace: its status, and what it said on standard error.
+fn wtblk(verb: &str, args: &[&str], trace: &Path) -> (Option<i32>, String) {
+    let mut wtblk = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"));
+    let done = wtblk.arg(verb).args(args).arg(trace).output().unwrap();
+    (done.status.code(), String::from_utf8(done.stderr).unwrap())
+}
+
+#[test]
+fn a_fifo_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let error = TraceReader::open(&fifo).err().unwrap().to_string();
+    assert!(error.contains("it is no regular file"), "{error}");
+}
+
 #[test]
 fn without_its_beginning_nobody_knows_what_a_trace_promises() {
     let dir = tempfile::tempdir().unwrap();
@@ -185,6 +201,18 @@ fn without_its_beginning_nobody_knows_what_a_trace_promises() {
     );
     assert!(said.contains("--contract says which"), "{said}");
     assert!(!said.contains("held ("), "{said}");
+    // A scenario that says nothing of it is no answer.
+    let scenario = dir.path().join("empty.toml");
+    std::fs::write(&scenario, "version = 1\n").unwrap();
+    assert_eq!(
+        wtblk("verify", &["--scenario", scenario.to_str().unwrap()], &path).0,
+        Some(3)
+    );
+    std::fs::write(&scenario, "version = 1\n[contract]\nset = \"rfc-v1\"\n").unwrap();
+    assert_eq!(
+        wtblk("verify", &["--scenario", scenario.to_str().unwrap()], &path).0,
+        Some(0)
+    );
     // Who says it is answered.
     let mut out = Vec::new();
     let contract = Contract::named("rfc-v2");
@@ -197,10 +225,14 @@ fn what_is_cut_out_is_judged_by_the_same_contract() {
     let path = begun(dir.path(), &strict());
     let small = dir.path().join("small.trace");
     let minimize = |more: &[&str]| {
-        let mut wtblk = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"));
-        wtblk.args(["minimize", "--promise", "error-report", "--out"]);
-        let done = wtblk.arg(&small).arg(&path).args(more).output().unwrap();
-        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+        let mut args = vec![
+            "--promise",
+            "error-report",
+            "--out",
+            small.to_str().unwrap(),
+        ];
+        args.extend(more);
+        wtblk("minimize", &args, &path)
     };
     assert_eq!(minimize(&[]).0, Some(1));
     let (status, said) = text(&small);

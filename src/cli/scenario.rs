@@ -49,8 +49,9 @@ impl ScenarioArgs {
                 Ok(status::HELD)
             }
             Verb::Schema => {
-                serde_json::to_writer_pretty(&mut *out, &schema())?;
-                writeln!(out)?;
+                // As a text first: serde_json's error hides that the reader went away.
+                let text = serde_json::to_string_pretty(&schema())?;
+                writeln!(out, "{text}")?;
                 Ok(status::HELD)
             }
         }

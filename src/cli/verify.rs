@@ -28,7 +28,7 @@ pub struct VerifyArgs {
     /// Judge by this set (rfc-v1, rfc-v2, strict) instead of the contract that the trace names.
     #[arg(long, value_name = "NAME", conflicts_with = "scenario")]
     contract: Option<String>,
-    /// Judge by the contract of this scenario; repeatable.
+    /// Judge by the contract of this scenario, if it has one; repeatable.
     #[arg(long, value_name = "FILE")]
     scenario: Vec<PathBuf>,
     /// Print JSON instead of text.
@@ -48,7 +48,10 @@ impl VerifyArgs {
         let contract = match &self.contract {
             Some(name) => Some(contract_named(name)?),
             None if self.scenario.is_empty() => None,
-            None => Some(scenario::load(&self.scenario)?.contract()),
+            None => {
+                let scenario = scenario::load(&self.scenario)?;
+                scenario.says_contract().then(|| scenario.contract())
+            }
         };
         let file = self.file.as_deref().context("which trace? Name its file")?;
         verify_with(file, contract, self.json, out)

@@ -9,6 +9,7 @@ use std::collections::TryReserveError;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::block::{self, Block, Record};
@@ -59,7 +60,16 @@ impl TraceReader {
     fn with_mode(path: &Path, is_final: bool) -> Result<TraceReader, TraceError> {
         let data_path = data_path(path);
         let open = |path: &Path| {
-            File::open(path).map_err(|source| TraceError::Open {
+            // A FIFO would wait for a writer.
+            let opened = File::options()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(path);
+            let regular = opened.and_then(|file| match file.metadata()?.is_file() {
+                true => Ok(file),
+                false => Err(io::Error::other("it is no regular file")),
+            });
+            regular.map_err(|source| TraceError::Open {
                 path: path.to_owned(),
                 source,
             })
