@@ -112,3 +112,70 @@ pub(super) fn remove(ranges: &mut BTreeMap<u64, u64>, gone: &Range<u64>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_rounded_to_blocks_and_to_folios() {
+        assert_eq!(rounded(5000, 100, 4096), 4096..8192);
+        assert_eq!(
+            rounded(3 * FOLIO + 1024, 1024, 1024),
+            3 * FOLIO + 1024..3 * FOLIO + 2048
+        );
+        assert_eq!(rounded(3 * FOLIO + 1, 1, 512), 3 * FOLIO..3 * FOLIO + 512);
+        // A hostile guest's.
+        assert_eq!(rounded(7, 1, 0), 7..8);
+        assert_eq!(rounded(u64::MAX - 1, 9, 4096), u64::MAX - 4095..u64::MAX);
+        assert_eq!(folios(&(FOLIO + 1..2 * FOLIO)), FOLIO..2 * FOLIO);
+        assert_eq!(folios(&(FOLIO - 1..FOLIO + 1)), 0..2 * FOLIO);
+        // There are no pages beyond the end of the file, or of what is written.
+        assert_eq!(
+            window(&(FOLIO..FOLIO + 1), FOLIO + 5000),
+            FOLIO..FOLIO + 8192
+        );
+        assert_eq!(window(&(FOLIO..FOLIO + 9000), 0), FOLIO..FOLIO + 12_288);
+        assert_eq!(inner(&(1..3 * FOLIO + 1), 9 * FOLIO), FOLIO..3 * FOLIO);
+        assert_eq!(
+            inner(&(FOLIO..3 * FOLIO + 4096), 3 * FOLIO + 4096),
+            FOLIO..3 * FOLIO + 4096
+        );
+    }
+
+    #[test]
+    fn what_touches_is_joined_and_what_is_taken_out_leaves_its_ends() {
+        let mut ranges = BTreeMap::new();
+        for new in [0..4, 8..12, 4..8, 20..20, 30..40, 35..38] {
+            insert(&mut ranges, &new);
+        }
+        assert_eq!(ranges, BTreeMap::from([(0, 12), (30, 40)]));
+        remove(&mut ranges, &(10..33));
+        assert_eq!(ranges, BTreeMap::from([(0, 10), (33, 40)]));
+        remove(&mut ranges, &(2..3));
+        assert_eq!(ranges, BTreeMap::from([(0, 2), (3, 10), (33, 40)]));
+        remove(&mut ranges, &(3..10));
+        remove(&mut ranges, &(50..60));
+        assert_eq!(ranges, BTreeMap::from([(0, 2), (33, 40)]));
+    }
+
+    #[test]
+    fn of_an_extent_that_lies_in_two_ranges_both_parts_are_given_once() {
+        let extent = |logical, physical, length| Extent {
+            logical,
+            physical,
+            length,
+            flags: 3,
+        };
+        let found = parts(
+            &[extent(100, 5000, 100), extent(300, 9000, 50)],
+            &[110..120, 115..130, 190..310],
+        );
+        let due = [
+            extent(110, 5010, 20),
+            extent(190, 5090, 10),
+            extent(300, 9000, 10),
+        ];
+        assert_eq!(found, due);
+    }
+}

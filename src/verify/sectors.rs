@@ -66,6 +66,7 @@ mod tests {
         assert!(say(digest(&bytes)).contains("poison"));
         assert!(say(of_pattern((3, 7), 10_240)).contains("version 7"));
         assert!(say(of_pattern((3, 9), 8192)).contains("file offset 8192"));
+        assert!(say(of_pattern((3, 9), 12_288)).contains("file offset 12288"));
         assert!(say(of_pattern((3, 9), 8193)).contains("nobody"));
         // Places before the file and behind the end of the world do no harm.
         guess(1, (3, 0), 0, u64::MAX);
