@@ -254,6 +254,16 @@ fn anothers_failure_is_no_cause() {
     s.all_ok();
     s.end(&c, -5);
     s.held("error-report", 1).silent();
+    // The failure of another file's call is none that it may be told of.
+    let mut s = half_failed(Status::IOERR, -5);
+    let mut c = call(2, 8 * B, B);
+    (c.open, c.ino) = (2, 2);
+    c.flags.push("dsync".into());
+    s.begin(&c);
+    s.write(2, DISK + 8 * B, B);
+    s.all_ok();
+    s.end(&c, -5);
+    s.broken("error-report", &["errseq"]);
     // At its very end there is nothing to zero.
     let mut s = half_failed(Status::IOERR, -5);
     let mut c = call(2, 8 * B, B);
