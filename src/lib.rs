@@ -15,6 +15,7 @@ pub mod fuzzing;
 pub mod harness;
 mod holder;
 pub mod input;
+pub mod plain;
 pub mod report;
 pub mod sandbox;
 mod sigbus;

@@ -5,6 +5,7 @@
 use std::io::{self, Write};
 
 use super::model::{Subtest, TestResult, Verdict};
+use crate::plain;
 
 /// The version line and the plan.
 pub fn begin(out: &mut impl Write, tests: usize) -> io::Result<()> {
@@ -23,10 +24,14 @@ pub fn test(
         one(out, i + 1, subtest)?;
     }
     if let Some(how) = &result.unfinished {
-        writeln!(out, "# the test did not come to its end: {how}")?;
+        writeln!(
+            out,
+            "# the test did not come to its end: {}",
+            plain::line(how)
+        )?;
     }
     for difference in result.unexpected.iter().flatten() {
-        writeln!(out, "# unexpected: {difference}")?;
+        writeln!(out, "# unexpected: {}", plain::line(difference))?;
     }
     let mut name = clean(&result.name);
     if repeats > 1 {
@@ -55,10 +60,11 @@ fn one(out: &mut impl Write, number: usize, subtest: &Subtest) -> io::Result<()>
     match subtest.verdict {
         Verdict::Held => {
             for line in &subtest.text {
-                writeln!(out, "  # {line}")?;
+                writeln!(out, "  # {}", plain::line(line))?;
             }
             writeln!(out, "  ok {number} {name}")?;
             for reason in &subtest.reasons {
+                let reason = plain::line(reason);
                 writeln!(out, "  # {name}: not checked for a part: {reason}")?;
             }
         }
@@ -72,7 +78,7 @@ fn one(out: &mut impl Write, number: usize, subtest: &Subtest) -> io::Result<()>
         }
         Verdict::Broken => {
             for line in &subtest.text {
-                writeln!(out, "  # {line}")?;
+                writeln!(out, "  # {}", plain::line(line))?;
             }
             writeln!(out, "  not ok {number} {name}")?;
         }
@@ -80,15 +86,32 @@ fn one(out: &mut impl Write, number: usize, subtest: &Subtest) -> io::Result<()>
     Ok(())
 }
 
-/// A `#` begins a directive, a newline a new line: neither may stand in a name.
+/// A `#` begins a directive, a newline a new line: neither may stand in a name, nor anything
+/// that a terminal would take for an order.
 fn clean(text: &str) -> String {
-    text.replace('#', "no.").replace(['\n', '\r'], " ")
+    plain::words(&text.replace('#', "no."))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::model::tests::{subtest, test as result};
     use super::*;
+
+    #[test]
+    fn what_the_guest_says_forges_no_line_and_moves_no_cursor() {
+        let odd = "x\u{1b}[2J\nok 9 forged";
+        let mut sub = subtest("guest", Verdict::Broken);
+        (sub.name, sub.text) = (odd.into(), vec![odd.into()]);
+        let mut held = subtest("align", Verdict::Held);
+        held.reasons = vec![odd.into()];
+        let mut result = result(odd, vec![sub, held]);
+        result.unfinished = Some(odd.into());
+        let mut out = Vec::new();
+        test(&mut out, 1, &result, 1).unwrap();
+        let said = String::from_utf8(out).unwrap();
+        assert!(!said.contains(['\u{1b}', '\t']), "{said:?}");
+        assert!(!said.contains("\nok 9"), "{said:?}");
+    }
 
     #[test]
     fn the_text_is_ktap() {
