@@ -3,21 +3,35 @@
 //! all memory nor all time.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// The text of a regular file of at most `limit` bytes; `what` names it in errors.
-pub fn text(path: &Path, what: &str, limit: u64) -> Result<String> {
-    let shown = path.display();
-    // A FIFO without a writer would stop the open itself.
-    let file = File::options()
+use crate::plain;
+
+/// Opens a file to read; whether it is one that can be read is still to be asked. A FIFO without
+/// a writer would otherwise stop the open itself.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
-        .with_context(|| format!("cannot read the {what} {shown}"))?;
+}
+
+/// Whether the name is one for what this process was given open: `< FILE`, `<(COMMAND)`.
+pub fn is_given(path: &Path) -> bool {
+    ["/dev/fd", "/proc/self/fd"]
+        .iter()
+        .any(|dir| path.starts_with(dir))
+        || path == Path::new("/dev/stdin")
+}
+
+/// The text of a regular file of at most `limit` bytes; `what` names it in errors.
+pub fn text(path: &Path, what: &str, limit: u64) -> Result<String> {
+    let shown = plain::path(path);
+    let file = open(path).with_context(|| format!("cannot read the {what} {shown}"))?;
     let meta = file
         .metadata()
         .with_context(|| format!("cannot read the {what} {shown}"))?;

@@ -233,6 +233,64 @@ proptest! {
 }
 
 #[test]
+fn a_text_that_is_not_there_and_one_that_is_damaged_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t");
+    let writer = TraceWriter::create(&path).unwrap();
+    writer.record(&note("a text of some length"));
+    writer.close();
+    let data = fs::OpenOptions::new()
+        .write(true)
+        .open(data_of(&path))
+        .unwrap();
+    let said = || {
+        let mut reader = TraceReader::open(&path).unwrap();
+        reader.next().unwrap_err().to_string()
+    };
+    data.write_all_at(b"A", HEADER).unwrap();
+    assert!(said().ends_with("has a wrong checksum"), "{}", said());
+    data.write_all_at(&[0; 24], HEADER).unwrap();
+    assert!(said().ends_with("is not there"), "{}", said());
+    data.set_len(HEADER).unwrap();
+    assert!(said().ends_with("is not there"), "{}", said());
+}
+
+/// A number that a killed writer took is no damage, even where another one went on and closed.
+#[test]
+fn a_hole_of_a_killed_writer_is_no_damage_and_one_of_a_closed_trace_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t");
+    let writer = TraceWriter::create(&path).unwrap();
+    writer.record(&submit(0));
+    writer.reserve();
+    writer.record(&submit(2));
+    drop(writer);
+    let (writer, _) = TraceWriter::go_on(&path, |_| Ok(())).unwrap();
+    writer.record(&submit(3));
+    writer.close();
+    let read = || {
+        let mut reader = TraceReader::open(&path).unwrap();
+        let events = read_all(&mut reader);
+        assert!(reader.closed());
+        (events, reader.damage().map(str::to_owned))
+    };
+    let (events, damage) = read();
+    assert_eq!(damage, None);
+    let Body::Gap(gap) = &events[1].body else {
+        panic!("{:?}", events[1])
+    };
+    assert_eq!((events.len(), gap.missing), (4, 1));
+    assert!(gap.why.contains("killed"), "{}", gap.why);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0; 64], HEADER + 2 * 64).unwrap();
+    let (events, damage) = read();
+    let damage = damage.unwrap();
+    assert!(damage.contains("event 2 is missing"), "{damage}");
+    let gaps = events.iter().filter(|e| matches!(e.body, Body::Gap(_)));
+    assert_eq!(gaps.count(), 2);
+}
+
+#[test]
 fn a_damaged_record_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t");

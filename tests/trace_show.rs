@@ -128,7 +128,7 @@ fn one_aligned_line_per_event() {
       10 T mark     end call 1: EIO isize 8192 extents unknown
       11 T mark     garbage \u{1b}[31m (mark, byte 0: schema 'garbage', expected 'wtblk/1')
       12 T device   store: ENOSPC: write
-      13 T gap      1 events are missing: lost
+      13 T gap      1 event is missing: lost
 "#;
     let killed = "(the trace was not closed: its writer runs, or was killed here)\n";
     assert_eq!(shown(&path), format!("{expected}{killed}"));

@@ -18,6 +18,7 @@ pub mod selftest;
 pub mod serve;
 mod shape_args;
 mod speed_args;
+mod state;
 pub mod sweep;
 pub mod trace;
 pub mod verify;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::plain;
 use crate::report::model::status;
 
 /// A vhost-user-blk device that judges RWF_WRITETHROUGH.
@@ -54,7 +56,7 @@ enum Command {
     Trace(TraceVerb),
     /// Judge a stored trace by the promises.
     Verify(verify::VerifyArgs),
-    /// Cut a trace to the events that still show a finding.
+    /// Cut a trace to the events that still show a finding. Status 0: they are there, and show it.
     Minimize(minimize::MinimizeArgs),
     /// Spoil recorded traces and tell how often the judge sees it.
     Selftest(selftest::SelftestArgs),
@@ -120,7 +122,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(status::HELD),
         Err(error) => {
-            eprintln!("wtblk: {}", in_one_sentence(&error));
+            eprintln!("wtblk: {}", plain::lines(&in_one_sentence(&error)));
             ExitCode::from(status::CANNOT)
         }
     }

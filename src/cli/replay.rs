@@ -12,6 +12,7 @@ use wtblk_shared::tag::Tag;
 
 use crate::fault::Engine;
 use crate::fault::request::{Decision, Request};
+use crate::plain::{self, counted};
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, DATA_DISK, DeviceKind, Event, RequestId, Submit};
 
@@ -57,12 +58,13 @@ impl ReplayArgs {
         let mut reader = TraceReader::open(&self.trace)?;
         while let Some(event) = reader.next()? {
             for line in replay.event(&event) {
-                writeln!(out, "{line}")?;
+                writeln!(out, "{}", plain::line(&line))?;
             }
         }
         for line in replay.summary() {
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", plain::line(&line))?;
         }
+        super::state::warn(&reader, &self.trace, "replayed");
         Ok(crate::report::model::status::HELD)
     }
 }
@@ -120,8 +122,9 @@ impl Replay {
             Body::Gap(gap) => {
                 self.gaps += 1;
                 lines.push(format!(
-                    "{:>8} {} events are missing here: counts after it may differ",
-                    event.seq, gap.missing
+                    "{:>8} {} missing here: counts after it may differ",
+                    event.seq,
+                    counted(gap.missing, "event is", "events are")
                 ));
             }
             _ => {}

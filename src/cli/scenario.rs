@@ -4,10 +4,12 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 
 use crate::fault::{Scenario, ScenarioError, explain, schema};
+use crate::input;
+use crate::plain::{self, counted};
 use crate::report::model::status;
 
 /// Longest file that is read: a scenario has 1 MiB at most, the parser says so.
@@ -49,7 +51,7 @@ impl ScenarioArgs {
                 Ok(status::HELD)
             }
             Verb::Schema => {
-                // As a text first: serde_json's error hides that the reader went away.
+                // As a text first: a reader that goes away is an error of the output, not of JSON.
                 let text = serde_json::to_string_pretty(&schema())?;
                 writeln!(out, "{text}")?;
                 Ok(status::HELD)
@@ -66,9 +68,9 @@ pub fn check(files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<u8> {
         match read(file) {
             Err(error) => {
                 wrong += 1;
-                writeln!(out, "{error:#}")?;
+                writeln!(out, "{}", plain::lines(&format!("{error:#}")))?;
             }
-            Ok(text) => match Scenario::parse(&file.display().to_string(), &text) {
+            Ok(text) => match Scenario::parse(&plain::path(file), &text) {
                 Ok(scenario) => good.push(scenario),
                 Err(error) => wrong += print_all(&error, out)?,
             },
@@ -77,7 +79,12 @@ pub fn check(files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<u8> {
     if wrong == 0 {
         let rules: usize = good.iter().map(|s| s.rules.len()).sum();
         match Scenario::merge(good) {
-            Ok(_) => writeln!(out, "{} files, {rules} rules: good", files.len())?,
+            Ok(_) => writeln!(
+                out,
+                "{}, {}: good",
+                counted(files.len() as u64, "file", "files"),
+                counted(rules as u64, "rule", "rules")
+            )?,
             Err(error) => {
                 writeln!(out, "each file is good alone, but not together:")?;
                 wrong += print_all(&error, out)?;
@@ -87,7 +94,7 @@ pub fn check(files: &[PathBuf], out: &mut impl Write) -> anyhow::Result<u8> {
     if wrong == 0 {
         return Ok(status::HELD);
     }
-    writeln!(out, "{wrong} mistakes")?;
+    writeln!(out, "{}", counted(wrong as u64, "mistake", "mistakes"))?;
     Ok(status::CANNOT)
 }
 
@@ -103,16 +110,23 @@ fn print_all(error: &ScenarioError, out: &mut impl Write) -> io::Result<usize> {
 pub fn load(files: &[PathBuf]) -> anyhow::Result<Scenario> {
     let mut parsed = Vec::new();
     for file in files {
-        parsed.push(Scenario::parse(&file.display().to_string(), &read(file)?)?);
+        parsed.push(Scenario::parse(&plain::path(file), &read(file)?)?);
     }
     Ok(Scenario::merge(parsed)?)
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
     use std::io::Read as _;
+    use std::os::unix::fs::FileTypeExt as _;
+    let shown = || format!("scenario {}", plain::path(file));
+    // Nobody may ever write into it. One that was opened for us is another matter.
+    let waits = std::fs::metadata(file).is_ok_and(|m| m.file_type().is_fifo());
+    if waits && !input::is_given(file) {
+        bail!("{}: it is a FIFO, no regular file", shown());
+    }
     let mut text = String::new();
     std::fs::File::open(file)
         .and_then(|f| f.take(MAX_FILE).read_to_string(&mut text))
-        .with_context(|| format!("scenario {}", file.display()))?;
+        .with_context(shown)?;
     Ok(text)
 }

@@ -10,6 +10,8 @@ use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::{Control, Extent, Mark};
 use wtblk_shared::tag::Tag;
 
+use super::state;
+use crate::plain::{self, counted};
 use crate::trace::TraceReader;
 use crate::trace::event::{
     Body, Complete, DATA_DISK, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Event,
@@ -50,20 +52,8 @@ fn print(reader: &mut TraceReader, out: &mut impl Write) -> Result<(), Stopped> 
         }
     };
     if result.is_ok() {
-        if reader.skipped() > 0 {
-            writeln!(
-                out,
-                "({} records of kinds that a newer wtblk wrote are not shown)",
-                reader.skipped()
-            )
-            .map_err(Stopped::Output)?;
-        }
-        if !reader.closed() {
-            writeln!(
-                out,
-                "(the trace was not closed: its writer runs, or was killed here)"
-            )
-            .map_err(Stopped::Output)?;
+        for note in state::notes(reader, "shown") {
+            writeln!(out, "({note})").map_err(Stopped::Output)?;
         }
     }
     out.flush().map_err(Stopped::Output)?;
@@ -94,10 +84,7 @@ impl Printer {
             Body::Mark(m) => ("mark", mark(m)),
             Body::Device(d) => ("device", device(d)),
             Body::Data(d) => ("data", data(d)),
-            Body::Gap(g) => (
-                "gap",
-                format!("{} events are missing: {}", g.missing, clean(&g.why)),
-            ),
+            Body::Gap(g) => ("gap", format!("{}: {}", missing(g.missing), clean(&g.why))),
         };
         format!(
             "{:>8} {:>12} {kind:<8} {details}",
@@ -105,6 +92,11 @@ impl Printer {
             ms(event.time_ns)
         )
     }
+}
+
+/// `1 event is missing`.
+fn missing(n: u64) -> String {
+    counted(n, "event is missing", "events are missing")
 }
 
 /// Milliseconds with microseconds behind the point.
@@ -391,21 +383,10 @@ fn push(line: &mut String, what: std::fmt::Arguments<'_>) {
     let _ = line.write_fmt(what);
 }
 
-/// A text of the guest on one line of a terminal: no control characters, not too long.
+/// A text of the guest on one line of a terminal: not too long.
 fn clean(text: &str) -> String {
-    let mut line = String::new();
-    for (n, c) in text.chars().enumerate() {
-        if n == MAX_SHOWN {
-            line.push_str("...");
-            break;
-        }
-        // Format characters (right-to-left marks and the like) are not control
-        // characters, but they would turn the rest of the line around.
-        if c.is_control() || ('\u{200b}'..='\u{206f}').contains(&c) {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}...", plain::line(text.get(..end).unwrap_or_default())),
+        None => plain::line(text),
     }
-    line
 }

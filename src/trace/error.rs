@@ -4,13 +4,15 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::plain;
+
 use super::format::{MAJOR, MINOR};
 
 /// What is wrong with a trace file. Every message names the path.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// The file could not be made.
-    #[error("cannot create trace {path}: {source}", path = path.display())]
+    #[error("cannot create trace {path}: {source}", path = plain::path(path))]
     Create {
         /// The file.
         path: PathBuf,
@@ -18,7 +20,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// There is no room for its first chunk.
-    #[error("cannot create trace {path}: no room for the {need} bytes it allocates in advance: {source}", path = path.display())]
+    #[error("cannot create trace {path}: no room for the {need} bytes it allocates in advance: {source}", path = plain::path(path))]
     NoRoom {
         /// The file.
         path: PathBuf,
@@ -27,8 +29,20 @@ pub enum TraceError {
         /// Why.
         source: io::Error,
     },
+    /// Something is there already.
+    #[error("{path} exists and is not empty: --force replaces it", path = plain::path(path))]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Events were lost on the way into it.
+    #[error("cannot write trace {path}: there was no room for all of its events", path = plain::path(path))]
+    NotWhole {
+        /// The file.
+        path: PathBuf,
+    },
     /// Somebody writes it.
-    #[error("trace {path} is in use by {by}", path = path.display())]
+    #[error("trace {path} is in use by {by}", path = plain::path(path))]
     InUse {
         /// The file.
         path: PathBuf,
@@ -36,7 +50,7 @@ pub enum TraceError {
         by: String,
     },
     /// It is not the trace to go on with.
-    #[error("cannot go on with trace {path}: {why}", path = path.display())]
+    #[error("cannot go on with trace {path}: {why}", path = plain::path(path))]
     Another {
         /// The file.
         path: PathBuf,
@@ -44,7 +58,7 @@ pub enum TraceError {
         why: String,
     },
     /// The file could not be opened.
-    #[error("cannot open trace {path}: {source}", path = path.display())]
+    #[error("cannot open trace {path}: {source}", path = plain::path(path))]
     Open {
         /// The file.
         path: PathBuf,
@@ -52,7 +66,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// The file could not be read.
-    #[error("cannot read trace {path} at byte {at}: {source}", path = path.display())]
+    #[error("cannot read trace {path} at byte {at}: {source}", path = plain::path(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -62,7 +76,7 @@ pub enum TraceError {
         source: io::Error,
     },
     /// It is something else.
-    #[error("{path} is no wtblk trace: {what}", path = path.display())]
+    #[error("{path} is no wtblk trace: {what}", path = plain::path(path))]
     NotATrace {
         /// The file.
         path: PathBuf,
@@ -70,7 +84,7 @@ pub enum TraceError {
         what: String,
     },
     /// It was written by a newer program.
-    #[error("trace {path} has format {major}.{minor}, this wtblk reads up to {MAJOR}.x (it writes {MAJOR}.{MINOR}): use a newer wtblk", path = path.display())]
+    #[error("trace {path} has format {major}.{minor}, this wtblk reads up to {MAJOR}.x (it writes {MAJOR}.{MINOR}): use a newer wtblk", path = plain::path(path))]
     NewerMajor {
         /// The file.
         path: PathBuf,
@@ -80,7 +94,7 @@ pub enum TraceError {
         minor: u16,
     },
     /// A record is damaged.
-    #[error("trace {path} is damaged at record {record}: {what}", path = path.display())]
+    #[error("trace {path} is damaged at record {record}: {what}", path = plain::path(path))]
     Corrupt {
         /// The file.
         path: PathBuf,

@@ -51,6 +51,8 @@ pub(super) mod head {
     pub const MAX_GAPS: usize = (super::HEADER_BYTES as usize / 8 - GAP_TABLE) / GAP_WORDS;
     /// Words of an entry.
     pub const GAP_WORDS: usize = 3;
+    /// In place of the errno of a gap: its writer was killed, another one went on.
+    pub const KILLED: u64 = 0;
     /// The flag of [`FLAGS`].
     pub const CLOSED: u64 = 1;
 }

@@ -64,6 +64,14 @@ impl HeaderWriter {
         room
     }
 
+    /// Notes numbers that a killed writer took and never wrote: once the trace is closed they would
+    /// look like damage. Where there is no room for that, they do.
+    pub(super) fn note_killed(&self, first: u64, count: u64) {
+        if load(&self.words.get()[head::GAPS]) + 1 < head::MAX_GAPS as u64 {
+            self.note_gap(first, count, head::KILLED);
+        }
+    }
+
     /// Marks the file as closed in order; `end` numbers were given out.
     pub(super) fn close(&self, end: u64) {
         self.set(head::END, end);

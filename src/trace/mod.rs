@@ -18,6 +18,7 @@ mod reader;
 mod record;
 mod resume;
 mod texts;
+pub mod whole;
 mod words;
 mod writer;
 

@@ -9,20 +9,24 @@ use std::collections::TryReserveError;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use crate::input;
 
 use super::block::{self, Block, Record};
 use super::error::TraceError;
 use super::event::{Body, Event, Gap};
-use super::format::{HEADER_BYTES, MAX_TEXT, head, record_offset};
+use super::format::{HEADER_BYTES, MAX_TEXT, RECORD_BYTES, head, record_offset};
 use super::header::{BadHeader, Header};
 use super::record::{Decoded, TEXT_SUM, data_ref, decode, decode_request, text_place};
-use super::texts::Texts;
+use super::texts::{Bad, Texts};
 use super::writer::data_path;
 
 /// How often a record with a wrong checksum is read again before it counts as damaged.
 const TRIES: usize = 4;
+
+/// Why there is nothing for a number, where more comes after it.
+pub(super) const KILLED: &str = "taken but never written: its writer was killed";
 
 /// A trace being read.
 #[derive(Debug)]
@@ -39,6 +43,7 @@ pub struct TraceReader {
     seq: u64,
     time_ns: u64,
     skipped: u64,
+    damage: Option<String>,
     block: Block,
     texts: Texts,
 }
@@ -60,19 +65,15 @@ impl TraceReader {
     fn with_mode(path: &Path, is_final: bool) -> Result<TraceReader, TraceError> {
         let data_path = data_path(path);
         let open = |path: &Path| {
-            // A FIFO would wait for a writer.
-            let opened = File::options()
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path);
-            let regular = opened.and_then(|file| match file.metadata()?.is_file() {
-                true => Ok(file),
-                false => Err(io::Error::other("it is no regular file")),
-            });
-            regular.map_err(|source| TraceError::Open {
+            let failed = |source| TraceError::Open {
                 path: path.to_owned(),
                 source,
-            })
+            };
+            let file = input::open(path).map_err(failed)?;
+            match file.metadata().map_err(failed)?.is_file() {
+                true => Ok(file),
+                false => Err(refuse(path, BadHeader::Not("it is no regular file".into()))),
+            }
         };
         // The named file first: whether it is a trace at all is the first thing to say.
         let index = open(path)?;
@@ -96,6 +97,7 @@ impl TraceReader {
             seq: 0,
             time_ns: 0,
             skipped: 0,
+            damage: None,
             block: Block::default(),
             texts,
         })
@@ -147,8 +149,14 @@ impl TraceReader {
             };
             if let Some((end, errno)) = self.header.gap_at(seq).filter(|_| seq < given_out) {
                 let end = end.min(given_out);
-                let why = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(0));
-                return Ok(Some(self.gap(end, format!("no room for the trace: {why}"))));
+                let why = match errno {
+                    head::KILLED => KILLED.to_owned(),
+                    errno => {
+                        let why = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or(0));
+                        format!("no room for the trace: {why}")
+                    }
+                };
+                return Ok(Some(self.gap(end, why)));
             }
             if !self.is_final && !self.header.closed {
                 return Ok(None);
@@ -157,13 +165,8 @@ impl TraceReader {
                 // Committed this very moment, although nobody should write any more.
                 Some(end) if end == seq => {}
                 Some(end) => {
-                    let why = if self.header.closed {
-                        // Who closes a trace has waited for all that was taken, and noted what it could not write.
-                        "the trace is damaged: it was closed in order, and what stood here is gone"
-                    } else {
-                        "taken but never written: its writer was killed"
-                    };
-                    return Ok(Some(self.gap(end, why.into())));
+                    let why = self.why_missing(seq, end)?;
+                    return Ok(Some(self.gap(end, why)));
                 }
                 None => self.ended = true,
             }
@@ -181,6 +184,12 @@ impl TraceReader {
     /// [`TraceReader::next`]. Where that call gave `None`, all of it was read.
     pub fn closed(&self) -> bool {
         self.header.closed
+    }
+
+    /// What the file itself shows to be damaged, as far as it was read: the first such place. An
+    /// unfinished file is not damaged, and a wrong checksum is an error of [`TraceReader::next`].
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
     }
 
     /// Wall clock at the begin of the trace, ns since 1970.
@@ -291,6 +300,38 @@ impl TraceReader {
         Ok([next_record, gap, end].into_iter().flatten().min())
     }
 
+    /// Why the events from `seq` to before `end` are not there. What is missing from a file that
+    /// was closed in order, and that its gap table does not name, was there.
+    fn why_missing(&mut self, seq: u64, end: u64) -> Result<String, TraceError> {
+        if !self.header.closed {
+            return Ok(KILLED.into());
+        }
+        let meta = self.index.metadata();
+        let len = meta.map_err(|source| self.unread(seq, source))?.len();
+        let there = record_offset(seq).is_some_and(|at| at + RECORD_BYTES <= len);
+        let events = self.header.end;
+        let (what, why) = match there {
+            false => (
+                format!(
+                    "cut after it was closed: it had {events} events, the file ends before event {seq}"
+                ),
+                format!("damaged: the file was cut after it was closed with {events} events"),
+            ),
+            true => (
+                match end - seq {
+                    1 => format!("event {seq} is missing, although the trace was closed in order"),
+                    _ => format!(
+                        "events {seq}..{} are missing, although the trace was closed in order",
+                        end - 1
+                    ),
+                },
+                "damaged: the trace was closed in order and has no gap here".to_owned(),
+            ),
+        };
+        self.damage.get_or_insert(what);
+        Ok(why)
+    }
+
     fn refresh_header(&mut self) -> Result<(), TraceError> {
         let bytes = read_header(&self.index, &self.path)?;
         let header = Header::parse(&bytes).map_err(|b| refuse(&self.path, b))?;
@@ -329,9 +370,13 @@ impl TraceReader {
             )));
         }
         match self.texts.get(&self.data, at, len, sum) {
-            Ok(Some(bytes)) => Ok(bytes),
-            Ok(None) => Err(corrupt(format!(
-                "its text (byte {at} of the data file) is not there"
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(bad)) => Err(corrupt(format!(
+                "its text (byte {at} of the data file) {}",
+                match bad {
+                    Bad::Absent => "is not there",
+                    Bad::Damaged => "has a wrong checksum",
+                }
             ))),
             Err(source) => Err(TraceError::Read {
                 path: self.data_path.clone(),

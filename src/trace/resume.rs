@@ -11,11 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::error::TraceError;
 use super::event::{Body, DeviceKind, RequestId};
 use super::format::{CHUNK_BYTES, HEADER_BYTES};
-use super::reader::TraceReader;
+use super::reader::{KILLED, TraceReader};
 use super::writer::{data_path, lock};
 
 /// Requests that are kept in mind; a trace with more in flight is not from us.
 const MAX_OPEN: usize = 1 << 20;
+
+/// Holes that are kept in mind: there are as many as threads that wrote.
+const MAX_KILLED: usize = 1024;
 
 /// What the process before left.
 #[derive(Debug, Default)]
@@ -38,6 +41,8 @@ pub(super) struct Place {
     pub(super) data_next: u64,
     /// ns since the trace began.
     pub(super) now_ns: u64,
+    /// Numbers that the killed writer never wrote: the first, and how many.
+    pub(super) killed: Vec<(u64, u64)>,
 }
 
 /// Reads all of the trace at PATH.
@@ -52,6 +57,7 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
     lock(&index, path)?;
     let mut reader = TraceReader::open(path)?;
     let (mut open, mut left, mut last_ns) = (BTreeMap::new(), Left::default(), 0);
+    let mut killed = Vec::new();
     while let Some(event) = reader.next()? {
         last_ns = event.time_ns.max(last_ns);
         match event.body {
@@ -66,6 +72,9 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
             }
             Body::Complete(c) => {
                 open.remove(&c.request);
+            }
+            Body::Gap(gap) if gap.why == KILLED && killed.len() < MAX_KILLED => {
+                killed.push((event.seq, gap.missing));
             }
             Body::Device(d) if d.kind == DeviceKind::Begin && left.begin.is_empty() => {
                 left.begin = d.text;
@@ -90,6 +99,7 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
         next: reader.position(),
         data_next,
         now_ns,
+        killed,
     };
     Ok((place, left))
 }

@@ -13,6 +13,15 @@ const WINDOW: usize = 64 * 1024;
 /// The same where a writer may be just behind: it has not written more.
 const SMALL: usize = 4 * 1024;
 
+/// Why there is no text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// The file ends before, or nobody has written there.
+    Absent,
+    /// Something else is there.
+    Damaged,
+}
+
 /// A part of the data file as it was when it was read.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
@@ -36,7 +45,7 @@ impl Texts {
         at: u64,
         len: usize,
         sum: u64,
-    ) -> io::Result<Option<&[u8]>> {
+    ) -> io::Result<Result<&[u8], Bad>> {
         // What was read before it was written is read again.
         if !self.is(at, len, sum) {
             let window = if self.complete { WINDOW } else { SMALL };
@@ -44,10 +53,14 @@ impl Texts {
             self.len = read_at_most(file, at, len.max(window), &mut self.bytes)?;
             self.at = at;
             if !self.is(at, len, sum) {
-                return Ok(None);
+                let never = |text: &[u8]| text.iter().all(|b| *b == 0);
+                return Ok(Err(match self.read(at, len).is_none_or(never) {
+                    true => Bad::Absent,
+                    false => Bad::Damaged,
+                }));
             }
         }
-        Ok(self.read(at, len))
+        Ok(self.read(at, len).ok_or(Bad::Absent))
     }
 
     fn is(&self, at: u64, len: usize, sum: u64) -> bool {
@@ -75,19 +88,25 @@ mod tests {
         let mut texts = Texts::default();
         let sum = text_sum;
         let got = texts.get(&file, 64, 5, sum(b"first")).unwrap();
-        assert_eq!(got, Some(b"first".as_slice()));
+        assert_eq!(got, Ok(b"first".as_slice()));
         // In the window, but written only now.
         file.write_all_at(b"second", 72).unwrap();
         let got = texts.get(&file, 72, 6, sum(b"second")).unwrap();
-        assert_eq!(got, Some(b"second".as_slice()));
+        assert_eq!(got, Ok(b"second".as_slice()));
         // An earlier one, one longer than a window, one that is not there, one beyond the end.
-        assert!(texts.get(&file, 64, 5, sum(b"first")).unwrap().is_some());
+        assert!(texts.get(&file, 64, 5, sum(b"first")).unwrap().is_ok());
         let long = vec![7; 3 * SMALL];
         file.write_all_at(&long, 1024).unwrap();
         let got = texts.get(&file, 1024, long.len(), sum(&long)).unwrap();
-        assert_eq!(got, Some(long.as_slice()));
-        assert_eq!(texts.get(&file, 64, 5, sum(b"other")).unwrap(), None);
-        assert_eq!(texts.get(&file, 1 << 20, 5, 0).unwrap(), None);
-        assert_eq!(texts.get(&file, u64::MAX - 2, 5, 0).unwrap(), None);
+        assert_eq!(got, Ok(long.as_slice()));
+        assert_eq!(
+            texts.get(&file, 64, 5, sum(b"other")).unwrap(),
+            Err(Bad::Damaged)
+        );
+        assert_eq!(texts.get(&file, 1 << 20, 5, 0).unwrap(), Err(Bad::Absent));
+        assert_eq!(
+            texts.get(&file, u64::MAX - 2, 5, 0).unwrap(),
+            Err(Bad::Absent)
+        );
     }
 }

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::holder::holder;
+use crate::plain;
 
 use super::chunks::{Chunk, Chunks};
 use super::error::TraceError;
@@ -86,22 +87,8 @@ impl TraceWriter {
             source,
         };
         let data_path = data_path(path);
-        for (name, magic) in [(path, INDEX_MAGIC), (&data_path, DATA_MAGIC)] {
-            // The new file takes the name of the old: never that of an image, a
-            // device, a folder or anything else that is no trace.
-            if let Some(why) = irreplaceable(name, magic) {
-                let why = format!("{} exists and {why}", name.display());
-                return Err(failed(io::Error::other(why)));
-            }
-        }
         // Kept until the new one has the name: of two that come at once one is told of the other.
-        let old = match File::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            old => Some(old.map_err(failed)?),
-        };
-        if let Some(old) = &old {
-            lock(old, path)?;
-        }
+        let old = place_for(path)?;
         let index = Fresh::create(path).map_err(failed)?;
         lock(&index.file, path)?;
         let data = Fresh::create(&data_path).map_err(failed)?;
@@ -175,6 +162,12 @@ impl TraceWriter {
             goes_on: false,
             files: None,
         }
+    }
+
+    /// Whether events found no room so far.
+    pub(super) fn lost_events(&self) -> bool {
+        let files = self.files.as_ref();
+        files.is_some_and(|f| f.said.load(Ordering::Relaxed))
     }
 
     /// Takes the next number. It must be committed: until then a live reader waits at it.
@@ -263,10 +256,34 @@ pub(super) fn data_path(path: &Path) -> PathBuf {
     with_suffix(path, ".data")
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
+}
+
+/// Whether a new trace may take these names; the old one, locked, where there is one.
+pub(super) fn place_for(path: &Path) -> Result<Option<File>, TraceError> {
+    let failed = |source| TraceError::Create {
+        path: path.to_owned(),
+        source,
+    };
+    for (name, magic) in [(path, INDEX_MAGIC), (&data_path(path), DATA_MAGIC)] {
+        // The new file takes the name of the old: never that of an image, a
+        // device, a folder or anything else that is no trace.
+        if let Some(why) = irreplaceable(name, magic) {
+            let why = format!("{} exists and {why}", plain::path(name));
+            return Err(failed(io::Error::other(why)));
+        }
+    }
+    let old = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        old => Some(old.map_err(failed)?),
+    };
+    if let Some(old) = &old {
+        lock(old, path)?;
+    }
+    Ok(old)
 }
 
 /// Takes the trace for this process, as long as the file is open. A file system without locks is no error.
@@ -375,8 +392,12 @@ impl Files {
     fn go_on(place: &Place) -> io::Result<Files> {
         let header = Words::allocate(&place.index, 0, HEADER_BYTES as usize)?;
         let (ahead, wanted) = channel();
+        let header = HeaderWriter::go_on(header);
+        for &(first, count) in &place.killed {
+            header.note_killed(first, count);
+        }
         let files = Files {
-            header: HeaderWriter::go_on(header),
+            header,
             index: Chunks::new(place.index.try_clone()?),
             data: Chunks::new(place.data.try_clone()?),
             data_next: AtomicU64::new(place.data_next),
