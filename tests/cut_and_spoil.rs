@@ -34,17 +34,17 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
     let run = run(&["--test", "error-mid-call", "--defect", "leak-writeback"]);
     let trace = run.dir.path().join("boot-1/trace.wtblk");
     let small = run.dir.path().join("small");
-    for (promise, most) in [("writeback-cleared", 12), ("progress", 12)] {
+    for (promise, most) in [("writeback-cleared", 13), ("progress", 13)] {
         let (status, said) = typed(&[
             "minimize",
-            "--force",
             text(&trace),
+            "--force",
             "--out",
             text(&small),
             "--promise",
             promise,
         ]);
-        assert_eq!(status, 1, "{said}");
+        assert_eq!(status, 0, "{said}");
         assert!(said.contains("nothing more can be left out"), "{said}");
         let left = events(&small);
         assert!(left.len() <= most, "{promise}: {left:#?}");
@@ -63,8 +63,8 @@ fn a_trace_is_cut_to_what_shows_the_finding() {
     }
     let (status, said) = typed(&[
         "minimize",
-        "--force",
         text(&trace),
+        "--force",
         "--out",
         text(&small),
         "--promise",

@@ -2,12 +2,11 @@
 //! `wtblk verify` on a stored trace: the same verdicts as on the stream, the
 //! right status, and one clear error where there is no trace.
 
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use wtblk::cli::verify::{verify, verify_with};
+use wtblk::cli::verify::verify;
+use wtblk::trace::TraceWriter;
 use wtblk::trace::event::{Body, Complete, DeviceEvent, DeviceKind, MarkEvent, Op, Status, Submit};
-use wtblk::trace::{TraceReader, TraceWriter};
 use wtblk::verify::contract::Contract;
 use wtblk::verify::verdict::{Verdict, Verdicts};
 use wtblk_shared::mark::{CallBegin, CallEnd, Extent, Mark, PageReport};
@@ -25,6 +24,27 @@ fn mark(mark: &Mark) -> Body {
 fn trace(dir: &Path, status: Status, result: i64, pages: u64) -> PathBuf {
     let path = dir.join("run.trace");
     let writer = TraceWriter::create(&path).unwrap();
+    call(&writer, "t", status, result, pages);
+    writer.close();
+    path
+}
+
+/// The `Begin` event of a trace that is to be judged by this contract.
+fn begin(contract: &Contract) -> Body {
+    let mut text = serde_json::json!({});
+    contract.note_in(&mut text);
+    Body::Device(DeviceEvent {
+        disk: 0,
+        queue: 0,
+        kind: DeviceKind::Begin,
+        a: 0,
+        b: 0,
+        text: text.to_string(),
+    })
+}
+
+/// The call of [`trace`].
+fn call(writer: &TraceWriter, test: &str, status: Status, result: i64, pages: u64) {
     let extents = Some(vec![Extent {
         logical: 0,
         physical: 1 << 20,
@@ -37,7 +57,7 @@ fn trace(dir: &Path, status: Status, result: i64, pages: u64) -> PathBuf {
     )));
     writer.record(&mark(&Mark::Begin(CallBegin {
         call: 1,
-        test: "t".into(),
+        test: test.into(),
         len: 8192,
         flags: vec!["writethrough".into()],
         isize: 1 << 20,
@@ -79,8 +99,6 @@ fn trace(dir: &Path, status: Status, result: i64, pages: u64) -> PathBuf {
             ..PageReport::default()
         })));
     }
-    writer.close();
-    path
 }
 
 fn text(path: &Path) -> (u8, String) {
@@ -108,7 +126,7 @@ fn a_finding_is_status_1_in_text_and_json() {
     let (status, text) = text(&path);
     assert_eq!(status, 1, "{text}");
     for word in [
-        "writeback-cleared  BROKEN (1 findings)",
+        "writeback-cleared  BROKEN (1 finding)",
         "file offset 0, length 8192",
         "2 of 2 pages",
         "The device owes nothing",
@@ -126,171 +144,6 @@ fn a_finding_is_status_1_in_text_and_json() {
     let found = verdicts.get("t", "writeback-cleared").unwrap();
     assert!(matches!(&found.verdict, Verdict::Broken { findings, .. } if findings.len() == 1));
     assert_eq!(verdicts.findings().count(), 1);
-}
-
-/// A trace that begins as ours do, by this contract.
-fn begun(dir: &Path, contract: &str) -> PathBuf {
-    let from = trace(dir, Status::IOERR, -5, 0);
-    let to = dir.join("begun.trace");
-    let mut reader = TraceReader::open(&from).unwrap();
-    let writer = TraceWriter::create(&to).unwrap();
-    writer.record(&Body::Device(DeviceEvent {
-        disk: 0,
-        queue: 0,
-        kind: DeviceKind::Begin,
-        a: 0,
-        b: 0,
-        text: format!(r#"{{"queues":1,"contract":{contract}}}"#),
-    }));
-    while let Some(event) = reader.next().unwrap() {
-        let mut body = event.body;
-        if let Body::Complete(c) = &mut body {
-            c.request += 1;
-        }
-        writer.record(&body);
-    }
-    writer.close();
-    to
-}
-
-/// `strict` wants the errno of a failed write to be ENOSPC here, and the call says EIO.
-fn strict() -> String {
-    let mut contract = Contract::named("strict").unwrap();
-    contract.errnos.by_status.insert(1, [28].into());
-    contract.errnos.not_of_the_device.clear();
-    serde_json::to_string(&contract).unwrap()
-}
-
-/// Zeroes the record with this number.
-fn zero(path: &Path, number: u64) {
-    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
-    file.write_all_at(&[0; 64], 65536 + 64 * number).unwrap();
-}
-
-/// A command on a trace: its status, and what it said on standard error.
-fn wtblk(verb: &str, args: &[&str], trace: &Path) -> (Option<i32>, String) {
-    let mut wtblk = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"));
-    let done = wtblk.arg(verb).args(args).arg(trace).output().unwrap();
-    (done.status.code(), String::from_utf8(done.stderr).unwrap())
-}
-
-#[test]
-fn a_fifo_is_refused_and_not_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let fifo = dir.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
-    let error = TraceReader::open(&fifo).err().unwrap().to_string();
-    assert!(error.contains("it is no regular file"), "{error}");
-}
-
-#[test]
-fn without_its_beginning_nobody_knows_what_a_trace_promises() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = begun(dir.path(), &strict());
-    let (status, said) = text(&path);
-    assert_eq!(status, 1, "{said}");
-    assert!(said.starts_with("contract strict\n"), "{said}");
-    zero(&path, 0);
-    let (status, said) = text(&path);
-    assert_eq!(status, 3, "{said}");
-    assert!(
-        said.starts_with(
-            "contract unknown\nevent 0 is missing: the trace is damaged: it was closed in order"
-        ),
-        "{said}"
-    );
-    assert!(said.contains("--contract says which"), "{said}");
-    assert!(!said.contains("held ("), "{said}");
-    // A scenario that says nothing of it is no answer.
-    let scenario = dir.path().join("empty.toml");
-    std::fs::write(&scenario, "version = 1\n").unwrap();
-    assert_eq!(
-        wtblk("verify", &["--scenario", scenario.to_str().unwrap()], &path).0,
-        Some(3)
-    );
-    std::fs::write(&scenario, "version = 1\n[contract]\nset = \"rfc-v1\"\n").unwrap();
-    assert_eq!(
-        wtblk("verify", &["--scenario", scenario.to_str().unwrap()], &path).0,
-        Some(0)
-    );
-    // Who says it is answered.
-    let mut out = Vec::new();
-    let contract = Contract::named("rfc-v2");
-    assert_eq!(verify_with(&path, contract, false, &mut out).unwrap(), 0);
-}
-
-#[test]
-fn what_is_cut_out_is_judged_by_the_same_contract() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = begun(dir.path(), &strict());
-    let small = dir.path().join("small.trace");
-    let minimize = |more: &[&str]| {
-        let mut args = vec![
-            "--promise",
-            "error-report",
-            "--out",
-            small.to_str().unwrap(),
-        ];
-        args.extend(more);
-        wtblk("minimize", &args, &path)
-    };
-    assert_eq!(minimize(&[]).0, Some(1));
-    let (status, said) = text(&small);
-    assert_eq!(status, 1, "{said}");
-    assert!(said.starts_with("contract strict\n"), "{said}");
-    assert!(said.contains("error-report       BROKEN"), "{said}");
-    // What is there is nobody's to replace.
-    let (status, said) = minimize(&[]);
-    assert_eq!(status, Some(2));
-    assert!(
-        said.contains("exists and is not empty: --force replaces it"),
-        "{said}"
-    );
-    assert_eq!(minimize(&["--force"]).0, Some(1));
-}
-
-#[test]
-fn a_cut_of_a_closed_trace_is_damage_and_one_that_was_not_closed_says_so_in_json_too() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = trace(dir.path(), Status::OK, 8192, 0);
-    zero(&path, 7);
-    let (_, said) = text(&path);
-    assert!(
-        said.contains("\nevent 7 is missing: the trace is damaged"),
-        "{said}"
-    );
-    assert!(
-        said.find("event 7 is missing") < said.find("\ntest "),
-        "{said}"
-    );
-    let json = |path: &Path| {
-        let mut out = Vec::new();
-        verify(path, true, &mut out).unwrap();
-        serde_json::from_slice::<serde_json::Value>(&out).unwrap()
-    };
-    assert_eq!(json(&path)["gaps"][0]["first"], 7);
-    assert_eq!(json(&path)["notes"], serde_json::json!([]));
-    // A writer that runs.
-    let open = dir.path().join("open.trace");
-    let writer = TraceWriter::create(&open).unwrap();
-    writer.record(&mark(&Mark::Boot));
-    let notes = json(&open)["notes"].to_string();
-    assert!(notes.contains("the trace was not closed"), "{notes}");
-}
-
-#[test]
-fn what_a_guest_calls_its_test_forges_no_line() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("forged.trace");
-    let writer = TraceWriter::create(&path).unwrap();
-    for name in ["x\n  cover              held (9 decided)", "\u{1b}[31mred"] {
-        writer.record(&mark(&Mark::TestBegin { name: name.into() }));
-    }
-    writer.close();
-    let (_, said) = text(&path);
-    assert!(said.contains("test x\\n  cover"), "{said}");
-    assert!(!said.contains("\n  cover              held"), "{said}");
-    assert!(!said.contains('\u{1b}'), "{said:?}");
 }
 
 #[test]
@@ -355,22 +208,269 @@ fn the_contract_decides_and_the_trace_names_its_own() {
     );
 
     // The first event of a trace of ours says what it is to be judged by.
-    let begin = serde_json::json!({"contract": wtblk::verify::contract::Contract::named("strict")});
     let named = dir.path().join("named.trace");
     let writer = TraceWriter::create(&named).unwrap();
-    writer.record(&Body::Device(DeviceEvent {
-        disk: 0,
-        queue: 0,
-        kind: DeviceKind::Begin,
-        a: 0,
-        b: 0,
-        text: begin.to_string(),
-    }));
+    writer.record(&begin(&Contract::named("strict").unwrap()));
     writer.close();
     let (_, says) = typed(&[named.to_str().unwrap()]);
     assert!(says.starts_with("contract strict\n"), "{says}");
     let (_, says) = typed(&[named.to_str().unwrap(), "--contract", "rfc-v1"]);
     assert!(says.starts_with("contract rfc-v1\n"), "{says}");
+
+    // How it was adjusted is told; and a scenario that says nothing of it changes nothing.
+    let (_, says) = typed(&[file, "--scenario", scenario.to_str().unwrap()]);
+    let head = "contract strict, adjusted by the scenario\n  adjusted: off: error-report\n";
+    assert!(says.starts_with(head), "{says}");
+    std::fs::write(&scenario, "version = 1\n").unwrap();
+    let args = [
+        named.to_str().unwrap(),
+        "--scenario",
+        scenario.to_str().unwrap(),
+    ];
+    let (_, says) = typed(&args);
+    assert!(says.starts_with("contract strict\n"), "{says}");
+    assert!(says.contains("(the scenario has no [contract]"), "{says}");
+}
+
+fn strict_and_broken(dir: &Path) -> PathBuf {
+    let path = dir.join("strict.trace");
+    let writer = TraceWriter::create(&path).unwrap();
+    writer.record(&begin(&Contract::named("strict").unwrap()));
+    // A failed write and a short count: only the strict contract minds.
+    call(&writer, "t", Status::IOERR, 4096, 0);
+    writer.close();
+    path
+}
+
+fn zero(path: &Path, record: u64) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 64], 65536 + 64 * record).unwrap();
+}
+
+fn json(args: &[&str]) -> (serde_json::Value, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
+        .args(["verify", "--json"])
+        .args(args)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    (serde_json::from_slice(&out.stdout).unwrap(), said)
+}
+
+#[test]
+fn a_trace_that_lost_its_contract_is_not_judged_by_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = strict_and_broken(dir.path());
+    let file = path.to_str().unwrap();
+    assert_eq!(typed(&[file]).0, 1);
+    zero(&path, 0);
+    let (status, says) = typed(&[file]);
+    assert_eq!(status, 3, "{says}");
+    assert!(
+        says.starts_with("contract not known\n  the beginning of the trace is missing"),
+        "{says}"
+    );
+    assert!(
+        says.contains("the contract of this trace is lost: say --contract"),
+        "{says}"
+    );
+    assert!(
+        !says.contains(" held ") && !says.contains("BROKEN"),
+        "{says}"
+    );
+    let (value, _) = json(&[file]);
+    let lost = value["contract_lost"].as_str().unwrap();
+    assert!(
+        lost.contains("the beginning of the trace is missing"),
+        "{lost}"
+    );
+    assert_eq!(typed(&[file, "--contract", "strict"]).0, 1);
+    assert_eq!(typed(&[file, "--contract", "rfc-v2"]).0, 0);
+}
+
+#[test]
+fn what_is_missing_from_a_closed_trace_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = strict_and_broken(dir.path());
+    let file = path.to_str().unwrap();
+    let (value, said) = json(&[file]);
+    assert_eq!(
+        (&value["closed"], &value["damaged"]),
+        (&true.into(), &serde_json::Value::Null)
+    );
+    assert_eq!(said, "");
+    zero(&path, 2);
+    let (_, says) = typed(&[file]);
+    let line = "the trace is damaged: event 2 is missing, although the trace was closed in order";
+    assert_eq!(
+        says.lines().nth(1),
+        Some(line),
+        "before the verdicts\n{says}"
+    );
+    assert!(says.contains("event 2 is missing: damaged: "), "{says}");
+    let (value, said) = json(&[file]);
+    assert_eq!(value["damaged"], line);
+    assert!(said.contains(line), "{said}");
+
+    let index = std::fs::File::options().write(true).open(&path).unwrap();
+    index.set_len(65536 + 64 * 5 + 10).unwrap();
+    let (_, says) = typed(&[file, "--contract", "strict"]);
+    assert!(
+        says.contains(
+            "events 5..8 are missing: damaged: the file was cut after it was closed with 9 events"
+        ),
+        "{says}"
+    );
+    let mut out = Vec::new();
+    wtblk::cli::trace::show(&path, &mut out).unwrap();
+    let shown = String::from_utf8(out).unwrap();
+    assert!(shown.ends_with(&format!("({line})\n")), "{shown}");
+}
+
+#[test]
+fn a_trace_without_its_end_is_told_of_on_standard_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("open.trace");
+    let writer = TraceWriter::create(&path).unwrap();
+    call(&writer, "t", Status::OK, 8192, 0);
+    drop(writer);
+    let file = path.to_str().unwrap();
+    let (value, said) = json(&[file]);
+    assert_eq!(value["closed"], false);
+    let line = "the trace was not closed: its writer runs, or was killed here";
+    assert!(said.contains(line), "{said}");
+    for args in [
+        &["trace", "export", file, "--to", "jsonl"][..],
+        &["selftest", file, "--mutants", "1"],
+    ] {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"));
+        let out = { out }.args(args).output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(said.contains(line), "{args:?}: {said}");
+        assert!(!String::from_utf8(out.stdout).unwrap().contains(line));
+    }
+}
+
+#[test]
+fn a_guests_words_and_file_names_reach_the_terminal_escaped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("odd.trace");
+    let writer = TraceWriter::create(&path).unwrap();
+    call(
+        &writer,
+        "t\u{1b}[31m\nok 1 forged\u{202e}",
+        Status::IOERR,
+        4096,
+        2,
+    );
+    writer.close();
+    let (status, says) = typed(&[path.to_str().unwrap(), "--contract", "strict"]);
+    assert_eq!(status, 1, "{says}");
+    assert!(
+        says.contains(r"test t\u{1b}[31m\nok 1 forged\u{202e}"),
+        "{says}"
+    );
+    let plain = |text: &str| {
+        !text
+            .chars()
+            .any(|c| c.is_control() && c != '\n' || c == '\u{202e}')
+    };
+    assert!(plain(&says), "{says:?}");
+    assert!(!says.contains("\nok 1"), "{says}");
+    for name in ["e\u{1b}[31mvil", "a\nb"] {
+        for args in [
+            vec!["verify", name],
+            vec!["trace", "show", name],
+            vec![
+                "trace",
+                "import",
+                "--from",
+                "log-writes",
+                "--out",
+                "/nowhere/x",
+                name,
+            ],
+            vec!["scenario", "check", name],
+            vec!["replay", name, "--scenario", name],
+        ] {
+            let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
+                .args(&args)
+                .output()
+                .unwrap();
+            let said = String::from_utf8([out.stdout, out.stderr].concat()).unwrap();
+            assert!(
+                plain(&said) && said.contains("No such file"),
+                "{args:?}: {said:?}"
+            );
+            assert!(!said.contains("a\nb"), "{args:?}: {said:?}");
+        }
+    }
+}
+
+fn minimize(args: &[&str]) -> (i32, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
+        .arg("minimize")
+        .args(args)
+        .output()
+        .unwrap();
+    let text = [out.stdout, out.stderr].concat();
+    (out.status.code().unwrap(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_small_trace_keeps_the_contract_that_it_is_judged_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = strict_and_broken(dir.path());
+    let (file, small) = (path.to_str().unwrap(), dir.path().join("small"));
+    let small = small.to_str().unwrap();
+    let (status, said) = minimize(&[file, "--out", small]);
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("by contract strict"), "{said}");
+    let (status, says) = typed(&[small]);
+    assert_eq!(status, 1, "{says}");
+    assert!(says.starts_with("contract strict\n"), "{says}");
+    assert!(says.contains("finding: error-report is broken"), "{says}");
+
+    // One that is there stays, whatever is wrong.
+    let before = std::fs::read(small).unwrap();
+    let (status, said) = minimize(&[file, "--out", small]);
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("--force replaces it"), "{said}");
+    let (status, said) = minimize(&[file, "--out", small, "--force", "--contract", "rfc-v1"]);
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("there is no such finding"), "{said}");
+    assert_eq!(std::fs::read(small).unwrap(), before);
+    let mut names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|n| n.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["small", "small.data", "strict.trace", "strict.trace.data"]
+    );
+    assert_eq!(minimize(&[file, "--out", small, "--force"]).0, 0);
+
+    // Without its beginning it needs to be told.
+    zero(&path, 0);
+    let (status, said) = minimize(&[file, "--out", small, "--force"]);
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("--contract"), "{said}");
+    let args = [file, "--out", small, "--force", "--contract", "strict"];
+    assert_eq!(minimize(&args).0, 0);
+    assert_eq!(typed(&[small, "--contract", "strict"]).0, 1);
+}
+
+#[test]
+fn selftest_says_that_a_trace_has_findings_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = strict_and_broken(dir.path());
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
+        .args(["selftest", "--mutants", "1", path.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(said.contains("it has 1 finding of its own"), "{said}");
 }
 
 #[test]
@@ -383,6 +483,21 @@ fn every_promise_explains_itself() {
         }
         assert!(says.lines().all(|l| l.chars().count() <= 100), "{says}");
     }
+    for beside in ["guest", "kernel-log", "repair"] {
+        let (status, says) = typed(&["--explain", beside]);
+        assert_eq!(status, 0, "{says}");
+        let flat = says.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            flat.contains("No promise") && flat.contains("verify leaves"),
+            "{says}"
+        );
+    }
+    let (status, says) = typed(&["--explain", "order", "FILE"]);
+    assert_eq!(status, 2);
+    assert!(
+        says.contains("wtblk verify --explain <PROMISE>\n"),
+        "{says}"
+    );
     let (status, says) = typed(&["--explain", "honesty"]);
     assert_eq!(status, 2);
     assert!(says.contains("align, cover, order"), "{says}");

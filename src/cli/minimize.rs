@@ -9,11 +9,15 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
+use super::contract_args::ContractArgs;
+use super::state;
+use crate::plain;
 use crate::report::model::status;
-use crate::trace::event::{Body, DeviceKind, Event};
-use crate::trace::{TraceReader, TraceWriter};
+use crate::trace::TraceReader;
+use crate::trace::event::{Body, Event};
+use crate::trace::whole::WholeTrace;
 use crate::verify::Verifier;
-use crate::verify::contract::Contract;
+use crate::verify::contract::{Contract, Told};
 use crate::verify::minimize::{minimize, renumber};
 use crate::verify::promise;
 use crate::verify::verdict::{Finding, Verdicts};
@@ -29,7 +33,7 @@ pub struct MinimizeArgs {
     /// Where the small trace goes.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Replace the file at PATH if there is one
+    /// Replace a trace that is there
     #[arg(long)]
     force: bool,
     /// The promise whose finding is to stay; the first finding of all if not given.
@@ -44,17 +48,46 @@ pub struct MinimizeArgs {
     /// At most so long.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     limit: u64,
+    #[command(flatten)]
+    by: ContractArgs,
 }
 
-/// A trace in memory, with the contract that it names.
-pub(super) fn load(file: &Path) -> anyhow::Result<(Vec<Event>, Contract)> {
+/// A trace in memory.
+pub(super) struct Loaded {
+    /// Its events.
+    pub(super) events: Vec<Event>,
+    /// What it says of its contract.
+    told: Told,
+}
+
+impl Loaded {
+    /// By what it is judged: what was asked for, or what it says itself.
+    pub(super) fn contract(
+        &self,
+        file: &Path,
+        chosen: Option<Contract>,
+    ) -> anyhow::Result<Contract> {
+        match (chosen, &self.told) {
+            (Some(contract), _) => Ok(contract),
+            (None, Told::This(contract)) => Ok((**contract).clone()),
+            (None, Told::Nothing) => Ok(Contract::default()),
+            (None, Told::Lost(why)) => bail!(
+                "{}: {why}; verify and minimize take --contract",
+                plain::path(file)
+            ),
+        }
+    }
+}
+
+/// Reads a trace that is to be judged again and again.
+pub(super) fn load(file: &Path) -> anyhow::Result<Loaded> {
     let mut reader = TraceReader::open(file)?;
     let mut events = Vec::new();
     while let Some(mut event) = reader.next()? {
         if events.len() == MAX_EVENTS {
             bail!(
                 "{}: more than {MAX_EVENTS} events, too many to be judged again and again",
-                file.display()
+                plain::path(file)
             );
         }
         // No promise needs contents again and again, and they may be large.
@@ -65,25 +98,37 @@ pub(super) fn load(file: &Path) -> anyhow::Result<(Vec<Event>, Contract)> {
         }
         events.push(event);
     }
-    let contract = match events.first().map(|e| &e.body) {
-        Some(Body::Device(d)) if d.kind == DeviceKind::Begin => Contract::of_begin(&d.text),
-        _ => None,
-    };
-    Ok((events, contract.unwrap_or_default()))
+    state::warn(&reader, file, "looked at");
+    let told = events.first().map_or(Told::Nothing, Told::by);
+    Ok(Loaded { events, told })
 }
 
+/// The verdicts on these events.
 pub(super) fn judge(events: &[Event], contract: &Contract) -> Verdicts {
     let mut verifier = Verifier::new(contract.clone());
     events.iter().for_each(|e| verifier.event(e));
     verifier.finish()
 }
 
+/// The verdicts on a trace that was written, as `wtblk verify` with the same options comes to them.
+fn judge_file(file: &Path, chosen: Option<Contract>) -> anyhow::Result<Verdicts> {
+    let mut verifier = chosen.map_or_else(Verifier::of_trace, Verifier::new);
+    let mut reader = TraceReader::open(file)?;
+    while let Some(event) = reader.next()? {
+        verifier.event(&event);
+    }
+    Ok(verifier.finish())
+}
+
 impl MinimizeArgs {
-    /// Runs it; the exit status: 1, for the small trace shows the finding.
+    /// Runs it; the exit status: 0, the small trace is there and shows the finding.
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
         super::export::not_the_trace(&self.file, &self.out)?;
-        super::export::not_in_the_way(&self.out, self.force)?;
-        let (events, contract) = load(&self.file)?;
+        let chosen = self.by.chosen()?;
+        let trace = WholeTrace::create(&self.out, self.force)?;
+        let loaded = load(&self.file)?;
+        let contract = loaded.contract(&self.file, chosen.contract.clone())?;
+        let events = loaded.events;
         let verdicts = judge(&events, &contract);
         let asked = |f: &&Finding| {
             let promise = self.promise.as_ref().is_none_or(|p| *p == f.promise);
@@ -93,7 +138,7 @@ impl MinimizeArgs {
         let Some(finding) = found.nth(self.nth as usize - 1) else {
             bail!(
                 "{}: there is no such finding (it has {} in all)",
-                self.file.display(),
+                plain::path(&self.file),
                 verdicts.findings().count()
             );
         };
@@ -101,26 +146,27 @@ impl MinimizeArgs {
         let small = minimize(&events, finding, &contract, limit)
             .context("the finding did not come out a second time")?;
         let left = renumber(&small.events);
-        // As `wtblk verify` will judge it.
-        let mut verifier = Verifier::of_trace();
-        left.iter().for_each(|e| verifier.event(e));
-        let shown = verifier.finish();
-        if !shown.findings().any(|f| f.promise == finding.promise) {
-            bail!("with new numbers the finding did not come out again");
-        }
-        let writer = TraceWriter::create(&self.out)?;
         for event in &left {
-            writer.record_at(event.time_ns, &event.body);
+            trace.writer().record_at(event.time_ns, &event.body);
         }
-        writer.close();
+        let shown = judge_file(trace.close()?, chosen.contract)?;
+        let is_it = |f: &Finding| f.promise == finding.promise && f.test == finding.test;
+        if !shown.findings().any(is_it) {
+            bail!("in the small trace, as it was written, the finding did not come out again");
+        }
+        trace.publish()?;
+        if let Some(note) = chosen.note {
+            writeln!(out, "({note})")?;
+        }
         writeln!(
             out,
-            "{}: {} of {} events show that {} is broken in test {:?}; {} tries, {}",
-            self.out.display(),
+            "{}: {} of {} events show that {} is broken in test {:?}, by contract {}; {} tries, {}",
+            plain::path(&self.out),
             left.len(),
             events.len(),
             finding.promise,
             finding.test,
+            shown.contract,
             small.tries,
             if small.minimal {
                 "nothing more can be left out"
@@ -128,6 +174,6 @@ impl MinimizeArgs {
                 "the time was up"
             }
         )?;
-        Ok(status::FINDING)
+        Ok(status::HELD)
     }
 }

@@ -2,6 +2,7 @@
 //! The subcommands: parsing and printing only.
 
 mod activation;
+mod contract_args;
 pub mod ctl;
 mod disk_arg;
 pub mod export;

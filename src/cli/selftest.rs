@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::minimize::load;
+use super::minimize::{judge, load};
+use crate::plain::{self, counted};
 use crate::report::model::status;
 use crate::verify::promise;
 use crate::verify::selftest::{Rate, Report};
@@ -14,7 +15,7 @@ use crate::verify::selftest::{Rate, Report};
 /// What to spoil.
 #[derive(Args, Debug)]
 pub struct SelftestArgs {
-    /// Traces of real runs, without findings.
+    /// Traces of real runs, best without findings: damage is seen by a finding more than they have.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Spoilt streams of each kind and trace.
@@ -31,8 +32,17 @@ impl SelftestArgs {
     pub fn run(&self, out: &mut impl Write) -> anyhow::Result<u8> {
         let mut report = Report::new();
         for file in &self.files {
-            let (events, contract) = load(file)?;
-            report.try_trace(&events, &contract, self.mutants, self.seed);
+            let loaded = load(file)?;
+            let contract = loaded.contract(file, None)?;
+            let own = judge(&loaded.events, &contract).findings().count() as u64;
+            if own > 0 {
+                eprintln!(
+                    "wtblk: {}: it has {} of its own; damage counts as seen only where it adds one of the promise",
+                    plain::path(file),
+                    counted(own, "finding", "findings")
+                );
+            }
+            report.try_trace(&loaded.events, &contract, self.mutants, self.seed);
         }
         writeln!(out, "aimed damage: the promise that is meant for it saw it")?;
         for (promise, name, rate) in &report.aimed {

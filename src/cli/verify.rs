@@ -8,33 +8,34 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::scenario;
+use super::contract_args::{Chosen, ContractArgs};
+use super::state;
 use crate::input;
 use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, Event};
 use crate::verify::Verifier;
-use crate::verify::contract::Contract;
+use crate::verify::contract::Told;
 use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
 use crate::verify::{explain, promise, render};
 
 /// What to judge, and by what.
 #[derive(Args, Debug)]
+#[command(
+    override_usage = "wtblk verify [OPTIONS] <FILE>\n       wtblk verify --explain <PROMISE>"
+)]
 pub struct VerifyArgs {
     /// The trace file.
     #[arg(required_unless_present = "explain")]
     file: Option<PathBuf>,
-    /// Judge by this set (rfc-v1, rfc-v2, strict) instead of the contract that the trace names.
-    #[arg(long, value_name = "NAME", conflicts_with = "scenario")]
-    contract: Option<String>,
-    /// Judge by the contract of this scenario, if it has one; repeatable.
-    #[arg(long, value_name = "FILE")]
-    scenario: Vec<PathBuf>,
+    #[command(flatten)]
+    by: ContractArgs,
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
-    /// Tell what a promise means, where it comes from, how it is broken and when it is not checked.
+    /// Tell what a promise (or another subtest of `wtblk run`) means, where it comes from, how it is
+    /// broken and when it is not checked.
     #[arg(long, value_name = "PROMISE", conflicts_with_all = ["file", "contract", "scenario", "json"])]
     explain: Option<String>,
 }
@@ -45,20 +46,42 @@ impl VerifyArgs {
         if let Some(name) = &self.explain {
             return explain_one(name, out);
         }
-        let contract = match &self.contract {
-            Some(name) => Some(contract_named(name)?),
-            None if self.scenario.is_empty() => None,
-            None => {
-                let scenario = scenario::load(&self.scenario)?;
-                scenario.says_contract().then(|| scenario.contract())
-            }
-        };
+        let chosen = self.by.chosen()?;
         let file = self.file.as_deref().context("which trace? Name its file")?;
-        verify_with(file, contract, self.json, out)
+        verify_with(file, chosen, self.json, out)
     }
 }
 
+/// Subtests of `wtblk run` that are no promises.
+const BESIDE: [(&str, &str); 3] = [
+    (
+        "guest",
+        "No promise: the test's own checks in the guest (what a call returned, what the file holds \
+         afterwards), as it printed them on its console. wtblk run has them as a subtest of every \
+         test; verify leaves them out, for the trace does not have them.",
+    ),
+    (
+        "kernel-log",
+        "No promise: whether the guest's kernel logged something that is wrong by itself (a BUG, a \
+         WARNING, a hung task, a lockdep report) while the test ran. wtblk run has it as a subtest of \
+         every test, from the console; verify leaves it out, for the trace does not have it.",
+    ),
+    (
+        "repair",
+        "No promise: what xfs_repair -n says of the image after the boot, on the host. wtblk run has it \
+         as a subtest of the last test of each boot; verify leaves it out, for it has no image.",
+    ),
+];
+
 fn explain_one(name: &str, out: &mut impl Write) -> anyhow::Result<u8> {
+    if let Some((_, text)) = BESIDE.iter().find(|(subtest, _)| subtest == &name) {
+        writeln!(out, "{name}")?;
+        for line in render::wrap(text, "  ") {
+            writeln!(out, "{line}")?;
+        }
+        out.flush()?;
+        return Ok(status::HELD);
+    }
     let Some(about) = promise::about(name) else {
         bail!(
             "there is no promise '{name}'; the promises are: {}",
@@ -72,45 +95,50 @@ fn explain_one(name: &str, out: &mut impl Write) -> anyhow::Result<u8> {
     Ok(status::HELD)
 }
 
-fn contract_named(name: &str) -> anyhow::Result<Contract> {
-    Contract::named(name).with_context(|| {
-        format!(
-            "there is no contract '{name}'; those that ship are: {}",
-            Contract::NAMES.join(", ")
-        )
-    })
-}
-
 /// Judges the trace by the contract that it names and prints the verdicts. The exit
 /// status: 0 held, 1 a finding, 3 nothing was decided; an error is status 2.
 pub fn verify(trace: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<u8> {
-    verify_with(trace, None, json, out)
+    verify_with(trace, Chosen::default(), json, out)
 }
 
 /// The same by another contract.
-pub fn verify_with(
+fn verify_with(
     trace: &Path,
-    contract: Option<Contract>,
+    chosen: Chosen,
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<u8> {
     let mut reader = TraceReader::open(trace)?;
-    let mut verifier = contract.map_or_else(Verifier::of_trace, Verifier::new);
-    let mut gaps = Vec::new();
+    let mut about = About::default();
+    let own = chosen.contract.is_none();
+    let mut verifier = chosen
+        .contract
+        .map_or_else(Verifier::of_trace, Verifier::new);
+    about.notes.extend(chosen.note.map(str::to_owned));
+    let mut first = own;
     while let Some(event) = reader.next()? {
-        gaps.extend(Missing::of(&event));
+        if std::mem::take(&mut first) && Told::by(&event) == Told::Nothing {
+            about.notes.push(NONE_NAMED.to_owned());
+        }
+        about.gaps.extend(Missing::of(&event));
         verifier.event(&event);
     }
     let mut verdicts = verifier.finish();
-    let mut notes = notes(&reader);
-    if verdicts.status() == status::UNDECIDED {
-        notes.push(NOTHING_TEXT.to_owned());
+    about.closed = reader.closed();
+    about.damaged = state::damage(&reader);
+    about.notes.extend(state::notes(&reader, "judged"));
+    if verdicts.status() == status::UNDECIDED && verdicts.contract_lost.is_none() {
+        about.notes.push(NOTHING_TEXT.to_owned());
     }
     tell(trace, &mut verdicts)?;
-    match print(&verdicts, &gaps, &notes, json, out) {
+    match print(&verdicts, &about, json, out) {
         // The verdict does not change because nobody reads all of it.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
         other => other?,
+    }
+    if json {
+        // Who reads it may look at the verdicts only.
+        state::warn(&reader, trace, "judged");
     }
     Ok(verdicts.status())
 }
@@ -169,57 +197,49 @@ impl Missing {
     }
 }
 
+/// The trace as a whole.
+#[derive(Debug, Default, Serialize)]
+struct About {
+    /// What is missing.
+    gaps: Vec<Missing>,
+    /// Whether its writer came to its end.
+    closed: bool,
+    /// What shows that it is not what its writer left.
+    damaged: Option<String>,
+    /// This, and what else a reader of the verdicts should know.
+    notes: Vec<String>,
+}
+
 /// The verdicts and what was missing for them.
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
     verdicts: &'a Verdicts,
-    gaps: &'a [Missing],
-    /// What else a reader should know about the trace: that it was not closed, say.
-    notes: &'a [String],
+    #[serde(flatten)]
+    about: &'a About,
 }
 
 /// Said where there is no verdict at all, or none that decided anything.
 const NOTHING_TEXT: &str = "nothing was decided: no promise had anything to judge in this trace (without marks of a guest there are no calls)";
+/// Said where the trace was judged by what nobody chose.
+const NONE_NAMED: &str = "the trace names no contract: it was judged by the default one";
 
-/// What a reader of the verdicts should know about the trace.
-fn notes(reader: &TraceReader) -> Vec<String> {
-    let mut notes = Vec::new();
-    if reader.skipped() > 0 {
-        notes.push(format!(
-            "({} records of kinds that a newer wtblk wrote were not judged)",
-            reader.skipped()
-        ));
-    }
-    if !reader.closed() {
-        notes.push("(the trace was not closed: its writer runs, or was killed here)".to_owned());
-    }
-    notes
-}
-
-fn print(
-    verdicts: &Verdicts,
-    gaps: &[Missing],
-    notes: &[String],
-    json: bool,
-    out: &mut impl Write,
-) -> io::Result<()> {
+fn print(verdicts: &Verdicts, about: &About, json: bool, out: &mut impl Write) -> io::Result<()> {
     if json {
-        let report = Report {
-            verdicts,
-            gaps,
-            notes,
-        };
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        writeln!(out)?;
+        let text = serde_json::to_string_pretty(&Report { verdicts, about })?;
+        writeln!(out, "{text}")?;
     } else {
-        let mut lines = render::verdicts(verdicts).into_iter();
-        // The contract's line, then what the verdicts rest on, then they.
-        let first = lines.next().into_iter();
-        let gaps = gaps.iter().map(|g| render::gap(g.first, g.last, &g.why));
-        let head = first.chain(gaps).chain(notes.iter().cloned());
-        for line in head.chain(lines) {
+        let gaps = about.gaps.iter();
+        let gaps = gaps.map(|g| render::gap(g.first, g.last, &g.why));
+        // Before the verdicts: they may be long, and hold only for what is there.
+        let mut lines = render::contract(verdicts);
+        lines.extend(about.damaged.clone());
+        lines.extend(render::tests(verdicts));
+        for line in lines.into_iter().chain(gaps) {
             writeln!(out, "{line}")?;
+        }
+        for note in &about.notes {
+            writeln!(out, "({note})")?;
         }
     }
     out.flush()
@@ -229,13 +249,17 @@ fn print(
 mod tests {
     use super::*;
     use crate::trace::event::Gap;
+    use crate::verify::contract::Contract;
 
     fn printed(events: &[Event], json: bool) -> String {
         let mut verifier = Verifier::new(Contract::default());
         events.iter().for_each(|e| verifier.event(e));
-        let gaps: Vec<_> = events.iter().filter_map(Missing::of).collect();
+        let about = About {
+            gaps: events.iter().filter_map(Missing::of).collect(),
+            ..About::default()
+        };
         let mut out = Vec::new();
-        print(&verifier.finish(), &gaps, &[], json, &mut out).unwrap();
+        print(&verifier.finish(), &about, json, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -178,14 +178,14 @@ impl Scenario {
         self.state.as_ref().map(|s| s.value.as_str())
     }
 
-    /// Whether a file says anything of what the kernel promises.
-    pub fn says_contract(&self) -> bool {
-        self.contract != super::contract::Changes::default()
-    }
-
     /// What the kernel promises: the set that ships, adjusted.
     pub fn contract(&self) -> Contract {
         self.contract.applied()
+    }
+
+    /// Whether it says anything of it.
+    pub fn has_contract(&self) -> bool {
+        self.contract != Changes::default()
     }
 
     /// The files that it was read from.

@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::trace::event::{Body, DeviceKind, Event};
 
 /// EIO of `include/uapi/asm-generic/errno-base.h`.
 pub const EIO: i32 = 5;
@@ -166,6 +169,25 @@ impl Contract {
         !self.off.contains(promise)
     }
 
+    /// What is other than in the set that its name begins with, a line each.
+    pub fn adjusted(&self) -> Vec<String> {
+        let set = self.name.split(',').next().unwrap_or_default();
+        let base = Contract::named(set).unwrap_or_default();
+        let mut lines = Vec::new();
+        let names = |of: &BTreeSet<String>, less: &BTreeSet<String>| -> Option<String> {
+            let names: Vec<_> = of.difference(less).cloned().collect();
+            (!names.is_empty()).then(|| names.join(", "))
+        };
+        lines.extend(names(&self.off, &base.off).map(|n| format!("off: {n}")));
+        lines.extend(names(&base.off, &self.off).map(|n| format!("on: {n}")));
+        lines.extend(others(
+            "",
+            &serde_json::json!(self),
+            &serde_json::json!(base),
+        ));
+        lines
+    }
+
     /// Adds it to the JSON of a trace's `Begin` event: a trace tells what it is to be judged by.
     pub fn note_in(&self, begin: &mut serde_json::Value) {
         if let (Some(map), Ok(contract)) = (begin.as_object_mut(), serde_json::to_value(self)) {
@@ -180,10 +202,60 @@ impl Contract {
     }
 }
 
+/// `key = value` of what differs, but for the name and the switches.
+fn others(of: &str, ours: &Value, base: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (key, value) in ours.as_object().into_iter().flatten() {
+        let was = base.get(key);
+        match key.as_str() {
+            "name" | "off" => {}
+            "errnos" => lines.extend(others("errnos.", value, was.unwrap_or(&Value::Null))),
+            _ if was == Some(value) => {}
+            _ => lines.push(format!("{of}{key} = {value}")),
+        }
+    }
+    lines
+}
+
+/// What a trace says of the contract by which it is to be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// This one.
+    This(Box<Contract>),
+    /// None: it is judged by the default one.
+    Nothing,
+    /// It said one, or may have said one, and that is not known any more: why.
+    Lost(&'static str),
+}
+
+impl Told {
+    /// What the first event says, where the `Begin` event of a trace stands.
+    pub fn by(first: &Event) -> Told {
+        match &first.body {
+            Body::Device(d) if d.kind == DeviceKind::Begin => match Contract::of_begin(&d.text) {
+                Some(contract) => Told::This(Box::new(contract)),
+                None if names_one(&d.text) => {
+                    Told::Lost("the contract that the trace names is none that this wtblk knows")
+                }
+                None => Told::Nothing,
+            },
+            Body::Gap(_) => Told::Lost(
+                "the beginning of the trace is missing, and with it the contract that it names",
+            ),
+            _ => Told::Nothing,
+        }
+    }
+}
+
+fn names_one(begin: &str) -> bool {
+    serde_json::from_str::<serde_json::Value>(begin).is_ok_and(|b| b.get("contract").is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::promise;
     use super::*;
+    use crate::trace::event::{DeviceEvent, Gap};
 
     #[test]
     fn every_named_set_exists_and_survives_json() {
@@ -202,6 +274,60 @@ mod tests {
         assert_eq!(Contract::named("rfc-v9"), None);
         assert_eq!(Contract::of_begin("{}"), None);
         assert!(serde_json::from_str::<Contract>(r#"{"colour":1}"#).is_err());
+    }
+
+    #[test]
+    fn what_was_adjusted_is_told() {
+        for name in Contract::NAMES {
+            assert_eq!(Contract::named(name).unwrap().adjusted(), [""; 0]);
+        }
+        let mut contract = Contract::named("rfc-v1").unwrap();
+        contract.name.push_str(", adjusted by the scenario");
+        contract.off = ["error-report".to_owned(), "size".to_owned()].into();
+        contract.stop_after_error = 2;
+        contract.errnos.by_other_status = [28].into();
+        assert_eq!(
+            contract.adjusted(),
+            [
+                "off: size",
+                "on: sync-return",
+                "errnos.by_other_status = [28]",
+                "stop_after_error = 2"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_contract_that_cannot_be_known_is_lost_and_not_the_default_one() {
+        let begin = |text: &str| Event {
+            seq: 0,
+            time_ns: 0,
+            body: Body::Device(DeviceEvent {
+                disk: 0,
+                queue: 0,
+                kind: DeviceKind::Begin,
+                a: 0,
+                b: 0,
+                text: text.into(),
+            }),
+        };
+        assert_eq!(Told::by(&begin("{}")), Told::Nothing);
+        assert_eq!(Told::by(&begin("no JSON")), Told::Nothing);
+        let told = Told::by(&begin(r#"{"contract":{"name":"x"}}"#));
+        assert!(matches!(told, Told::This(c) if c.name == "x"));
+        // Of a newer wtblk, say.
+        let told = Told::by(&begin(r#"{"contract":{"colour":1}}"#));
+        assert!(matches!(told, Told::Lost(_)));
+        let gap = Body::Gap(Gap {
+            missing: 1,
+            why: String::new(),
+        });
+        let told = Told::by(&Event {
+            seq: 0,
+            time_ns: 0,
+            body: gap,
+        });
+        assert!(matches!(told, Told::Lost(_)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use wtblk_shared::tag::Tag;
 use super::Verifier;
 use super::contract::Contract;
 use super::verdict::{CallRef, Finding};
-use crate::trace::event::{Body, DeviceKind, Event};
+use crate::trace::event::{Body, Event};
 
 /// What is looked for in a cut stream.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,13 +49,14 @@ pub struct Minimized {
     pub minimal: bool,
 }
 
+/// The piece of the first event. Pieces are kept in ascending order, so it is also its place.
+const FIRST: usize = 0;
+
 /// The streams that are tried.
 struct Search<'e> {
     events: &'e [Event],
     /// Which piece each event belongs to.
     piece: Vec<usize>,
-    /// The piece that stays whatever happens: the begin of the trace, which says by which contract it is judged.
-    stays: Option<usize>,
     wanted: Wanted,
     contract: Contract,
     until: Instant,
@@ -71,11 +72,8 @@ pub fn minimize(
     limit: Duration,
 ) -> Option<Minimized> {
     let (piece, pieces) = pieces(events);
-    let begins = |e: &Event| matches!(&e.body, Body::Device(d) if d.kind == DeviceKind::Begin);
-    let first = events.first().filter(|e| begins(e));
     let mut search = Search {
         events,
-        stays: first.and(piece.first().copied()),
         piece,
         wanted: Wanted::new(finding),
         contract: contract.clone(),
@@ -137,7 +135,7 @@ impl Search<'_> {
             .iter()
             .zip(&self.piece)
             .filter(|(e, p)| {
-                Some(**p) == self.stays
+                **p == FIRST
                     || finding.events.contains(&e.seq)
                     || e.seq <= last
                         && match &e.body {
@@ -166,21 +164,16 @@ impl Search<'_> {
         let mut size = kept.len().div_ceil(2).max(1);
         loop {
             let mut changed = false;
-            // From the end: what comes later depends on what came before.
+            // From the end: what comes later depends on what came before. The first one stays.
             let mut end = kept.len();
-            while end > 0 {
+            while end > FIRST + 1 {
                 if Instant::now() >= self.until {
                     return false;
                 }
-                let start = end.saturating_sub(size);
+                let start = end.saturating_sub(size).max(FIRST + 1);
                 let mut less = kept.clone();
                 less.drain(start..end);
-                if let Some(stays) = self.stays
-                    && let Err(at) = less.binary_search(&stays)
-                {
-                    less.insert(at, stays);
-                }
-                if less.len() < kept.len() && self.shows(&less) {
+                if self.shows(&less) {
                     *kept = less;
                     changed = true;
                 }

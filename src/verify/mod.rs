@@ -67,7 +67,7 @@ use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
 pub use self::attribution::touches_data;
 use self::attribution::{GAP, NUMBER, STOPPED, TOO_MANY, World};
 use self::call::{Call, EndedCall, has_flag};
-use self::contract::Contract;
+use self::contract::{Contract, Told};
 use self::flight::InFlight;
 use self::promise::{Followers, Moment, Promise};
 use self::verdict::{Ledger, Verdicts};
@@ -84,8 +84,6 @@ pub struct Verifier {
     ledger: Ledger,
     /// The trace's first event may still say by which contract it is judged.
     ask_trace: bool,
-    /// That event is missing: nobody knows what is promised.
-    contract_lost: bool,
 }
 
 impl Verifier {
@@ -98,12 +96,11 @@ impl Verifier {
             judges,
             ledger: Ledger::new(&contract),
             ask_trace: false,
-            contract_lost: false,
         }
     }
 
     /// A judge by the contract that the trace itself names in its first event;
-    /// where it names none, by the default one. Where that event is missing nothing is decided.
+    /// where it names none, by the default one; where that event is lost, by none at all.
     pub fn of_trace() -> Verifier {
         Verifier {
             ask_trace: true,
@@ -114,14 +111,10 @@ impl Verifier {
     /// Takes the next event.
     pub fn event(&mut self, event: &Event) {
         if std::mem::take(&mut self.ask_trace) {
-            match &event.body {
-                Body::Device(d) if d.kind == DeviceKind::Begin => {
-                    if let Some(contract) = Contract::of_begin(&d.text) {
-                        *self = Verifier::new(contract);
-                    }
-                }
-                Body::Gap(_) => self.contract_lost = true,
-                _ => {}
+            match Told::by(event) {
+                Told::This(contract) => *self = Verifier::new(*contract),
+                Told::Nothing => {}
+                Told::Lost(why) => self.ledger = Ledger::without_contract(why),
             }
         }
         self.world.now_ns = event.time_ns;
@@ -192,26 +185,14 @@ impl Verifier {
     pub fn verdicts_so_far(&self) -> Verdicts {
         let mut ledger = self.ledger.clone();
         self.settle(&mut ledger, "the call has not ended");
-        self.verdicts_of(ledger)
-    }
-
-    fn verdicts_of(&self, ledger: Ledger) -> Verdicts {
-        let verdicts = ledger.into_verdicts();
-        if self.contract_lost {
-            verdicts.undecided(
-                "unknown",
-                "the beginning of the trace is missing, and with it the contract: --contract says which",
-            )
-        } else {
-            verdicts
-        }
+        ledger.into_verdicts()
     }
 
     /// The verdicts; the stream is over.
     pub fn finish(mut self) -> Verdicts {
         let mut ledger = std::mem::replace(&mut self.ledger, Ledger::new(&Contract::default()));
         self.settle(&mut ledger, "the call did not end");
-        self.verdicts_of(ledger)
+        ledger.into_verdicts()
     }
 
     fn mark(&mut self, seq: u64, event: &MarkEvent) {

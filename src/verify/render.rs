@@ -8,6 +8,7 @@ use super::group::Group;
 use super::picture::picture;
 use super::story::Story;
 use super::verdict::{CallRef, Evidence, Finding, PromiseVerdict, Verdict, Verdicts};
+use crate::plain::{self, counted};
 
 /// No line of a finding is longer than this.
 pub const WIDTH: usize = 100;
@@ -18,43 +19,52 @@ const SHOWN_ALSO: usize = 2;
 
 /// All verdicts, one line per promise, findings below theirs.
 pub fn verdicts(verdicts: &Verdicts) -> Vec<String> {
-    let mut lines = vec![format!("contract {}", verdicts.contract)];
+    let mut lines = contract(verdicts);
+    lines.extend(tests(verdicts));
+    lines
+}
+
+/// By what it was judged.
+pub fn contract(verdicts: &Verdicts) -> Vec<String> {
+    let mut lines = vec![format!("contract {}", plain::line(&verdicts.contract))];
+    for what in &verdicts.contract_adjusted {
+        lines.extend(wrap(&format!("adjusted: {what}"), "  "));
+    }
+    if let Some(why) = &verdicts.contract_lost {
+        let text = format!("{why}: nothing was judged; say it by --contract or --scenario");
+        lines.extend(wrap(&text, "  "));
+    }
+    lines
+}
+
+/// What came of it.
+pub fn tests(verdicts: &Verdicts) -> Vec<String> {
+    let mut lines = Vec::new();
     for test in &verdicts.tests {
         let name = if test.test.is_empty() {
             "(no test)"
         } else {
             &test.test
         };
-        lines.push(format!("test {name}"));
+        lines.push(format!("test {}", plain::line(name)));
         for promise in &test.promises {
             let text = self::promise(promise, &test.groups);
             lines.extend(text.into_iter().map(|l| format!("  {l}")));
         }
     }
     for (what, n) in &verdicts.observations {
-        lines.extend(wrap(&format!("observed {n} times: {what}"), ""));
+        lines.extend(wrap(&format!("observed {}: {what}", times(*n)), ""));
     }
-    lines.iter().map(|l| harmless(l)).collect()
+    lines
 }
 
-/// A line that moves no cursor and begins no other line, whatever a guest or a file has put into it.
-fn harmless(line: &str) -> String {
-    let mut out = String::with_capacity(line.len());
-    for c in line.chars() {
-        // Format characters are no control characters, but turn the rest of a line around.
-        if c.is_control() || ('\u{200b}'..='\u{206f}').contains(&c) {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
+fn times(n: u64) -> String {
+    counted(n, "time", "times")
 }
 
 /// A line that says which events are missing, and why.
 pub fn gap(first: u64, last: u64, why: &str) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    let why: String = why.chars().map(clean).take(WIDTH).collect();
+    let why: String = plain::words(why).chars().take(WIDTH).collect();
     if first == last {
         format!("event {first} is missing: {why}")
     } else {
@@ -67,7 +77,8 @@ pub fn promise(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
     let summary = match &p.verdict {
         Verdict::Held { decisions } => format!("held ({decisions} decided)"),
         Verdict::Broken { findings, more } => {
-            format!("BROKEN ({} findings)", findings.len() as u64 + more)
+            let n = findings.len() as u64 + more;
+            format!("BROKEN ({})", counted(n, "finding", "findings"))
         }
         Verdict::NotChecked { .. } => "not checked".to_owned(),
     };
@@ -78,13 +89,13 @@ pub fn promise(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
     };
     let mut say = |text: String| lines.extend(wrap(&text, "  "));
     for (why, n) in reasons {
-        say(format!("not checked {n} times: {why}"));
+        say(format!("not checked {}: {why}", times(*n)));
     }
     for (what, n) in &p.observations {
-        say(format!("observed {n} times: {what}"));
+        say(format!("observed {}: {what}", times(*n)));
     }
     lines.extend(findings(p, groups).into_iter().map(|l| format!("  {l}")));
-    lines.iter().map(|l| harmless(l)).collect()
+    lines
 }
 
 /// The findings of a promise, those of one cause together: the first of each in
@@ -119,7 +130,8 @@ pub fn findings(p: &PromiseVerdict, groups: &[Group]) -> Vec<String> {
     let further = (findings.len() as u64 + more).saturating_sub(told);
     if further > 0 {
         lines.push(format!(
-            "and {further} more findings of this promise; causes that were told apart: {causes}"
+            "and {} of this promise; causes that were told apart: {causes}",
+            counted(further, "more finding", "more findings")
         ));
     }
     lines
@@ -163,7 +175,7 @@ fn story(story: &Story, whole: bool) -> Vec<String> {
     let mut block = |label: &str, text: Vec<String>| {
         for (i, line) in text.into_iter().enumerate() {
             let label = if i == 0 { label } else { "" };
-            lines.push(format!("  {label:<8}{line}"));
+            lines.push(format!("  {label:<8}{}", plain::line(&line)));
         }
     };
     if whole {
@@ -175,9 +187,7 @@ fn story(story: &Story, whole: bool) -> Vec<String> {
         block("kernel", log.map(|l| format!("  {l}")).collect());
         if let Some(command) = &story.repeat_with {
             // Whole, however long: it is there to be copied.
-            let clean = |c: char| if c.is_control() { ' ' } else { c };
-            let command: String = command.chars().map(clean).collect();
-            block("repeat", vec![format!("  {command}")]);
+            block("repeat", vec![format!("  {}", plain::words(command))]);
         }
     }
     lines
@@ -282,17 +292,13 @@ fn word(e: Evidence) -> &'static str {
 }
 
 /// Breaks `text` into lines that begin with `indent`. Text from a trace may hold
-/// anything: control characters become spaces, a word too long is cut.
-pub(super) fn wrap(text: &str, indent: &str) -> Vec<String> {
+/// anything: what is no plain character is escaped, a word too long is cut.
+pub fn wrap(text: &str, indent: &str) -> Vec<String> {
     let room = WIDTH - 8;
     let mut lines = Vec::new();
     let mut line = indent.to_owned();
     let mut used = 0;
-    let clean: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    for word in clean.split_whitespace() {
+    for word in plain::words(text).split_whitespace() {
         let mut rest: Vec<char> = word.chars().collect();
         while !rest.is_empty() {
             let gap = usize::from(used > 0);

@@ -24,6 +24,10 @@ pub const MAX_TESTS: usize = 4096;
 pub const FURTHER_TESTS: &str = "(further tests)";
 /// Different reasons kept of one promise in one test.
 const MAX_REASONS: usize = 32;
+/// Why a promise is not judged: it is switched off.
+const NOT_MADE: &str = "the contract does not make this promise";
+/// Why none is: nobody knows what was promised.
+const LOST: &str = "the contract of this trace is lost: say --contract";
 
 /// What a finding rests on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +158,12 @@ pub struct Verdicts {
     pub schema: u32,
     /// Name of the contract.
     pub contract: String,
+    /// What is other than in the set of that name.
+    #[serde(default)]
+    pub contract_adjusted: Vec<String>,
+    /// Why the contract of the trace is not known: no promise was checked then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract_lost: Option<String>,
     /// By test, in the order of their first appearance.
     pub tests: Vec<TestVerdicts>,
     /// Odd things that belong to no promise, by what.
@@ -161,26 +171,6 @@ pub struct Verdicts {
 }
 
 impl Verdicts {
-    /// The same tests, and nothing decided of any, for this one reason.
-    pub fn undecided(mut self, contract: &str, why: &str) -> Verdicts {
-        self.contract = contract.to_owned();
-        for test in &mut self.tests {
-            test.groups.clear();
-            for promise in &mut test.promises {
-                *promise = PromiseVerdict {
-                    promise: std::mem::take(&mut promise.promise),
-                    verdict: Verdict::NotChecked {
-                        reasons: [(why.to_owned(), 1)].into(),
-                    },
-                    held: 0,
-                    not_checked: BTreeMap::new(),
-                    observations: BTreeMap::new(),
-                };
-            }
-        }
-        self
-    }
-
     /// All findings.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.promises().flat_map(|p| match &p.verdict {
@@ -239,8 +229,11 @@ struct Tally {
 /// Where promises write down what they decided.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    off: Vec<bool>,
+    /// Of each promise, why it is not judged at all.
+    off: Vec<Option<&'static str>>,
     contract: String,
+    contract_adjusted: Vec<String>,
+    contract_lost: Option<&'static str>,
     names: Vec<String>,
     rows: HashMap<String, usize>,
     /// The row that was asked for last: mostly it is asked for again.
@@ -255,15 +248,27 @@ impl Ledger {
         Ledger {
             off: promise::ABOUT
                 .iter()
-                .map(|a| contract.off.contains(a.name))
+                .map(|a| contract.off.contains(a.name).then_some(NOT_MADE))
                 .collect(),
             contract: contract.name.clone(),
+            contract_adjusted: contract.adjusted(),
+            contract_lost: None,
             names: Vec::new(),
             rows: HashMap::new(),
             last: 0,
             findings: 0,
             tallies: Vec::new(),
             loose: BTreeMap::new(),
+        }
+    }
+
+    /// Of a trace whose contract is not known: nothing is judged.
+    pub(super) fn without_contract(why: &'static str) -> Ledger {
+        Ledger {
+            off: vec![Some(LOST); promise::ABOUT.len()],
+            contract: "not known".to_owned(),
+            contract_lost: Some(why),
+            ..Ledger::new(&Contract::default())
         }
     }
 
@@ -294,7 +299,7 @@ impl Ledger {
             |is: fn(&About, &About) -> bool| promise::ABOUT.iter().position(|a| is(a, about));
         // There is one of each; only a copy of one must be looked for by its name.
         let column = place(|a, b| std::ptr::eq(a, b)).or_else(|| place(|a, b| a.name == b.name))?;
-        if self.off.get(column).copied().unwrap_or(false) {
+        if self.off.get(column).copied().flatten().is_some() {
             return None;
         }
         self.tallies.get_mut(row)?.get_mut(column)
@@ -346,6 +351,8 @@ impl Ledger {
         Verdicts {
             schema: SCHEMA,
             contract: self.contract,
+            contract_adjusted: self.contract_adjusted,
+            contract_lost: self.contract_lost.map(str::to_owned),
             tests: tests
                 .map(|(test, row)| TestVerdicts {
                     groups: Vec::new(),
@@ -368,7 +375,7 @@ impl Ledger {
 }
 
 impl Tally {
-    fn into_verdict(self, promise: &str, off: bool) -> PromiseVerdict {
+    fn into_verdict(self, promise: &str, off: Option<&str>) -> PromiseVerdict {
         let verdict = if !self.findings.is_empty() {
             Verdict::Broken {
                 findings: self.findings,
@@ -380,8 +387,8 @@ impl Tally {
             }
         } else {
             let mut reasons = self.not_checked.clone();
-            if off {
-                count(&mut reasons, "the contract does not make this promise");
+            if let Some(why) = off {
+                count(&mut reasons, why);
             } else if reasons.is_empty() {
                 count(&mut reasons, "nothing to judge was seen");
             }
