@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use wtblk::trace::TraceReader;
 use wtblk::trace::event::{
-    Body, Complete, DataEvent, DataKind, Decide, Event, MarkEvent, Op, Status, Submit,
+    Body, Complete, DataEvent, DataKind, Decide, DeviceEvent, DeviceKind, Event, MarkEvent, Op,
+    Status, Submit,
 };
 use wtblk::trace::export::Sink;
 use wtblk::trace::log_writes::LogWrites;
@@ -240,7 +241,7 @@ fn good_log(dir: &Path) -> PathBuf {
 
 fn imported(log: &Path) -> Result<usize, ImportError> {
     let out = log.with_extension("trace");
-    import(log, &out)?;
+    import(log, &out, true)?;
     let mut reader = TraceReader::open(&out).unwrap();
     let mut writes = 0;
     while let Some(event) = reader.next().unwrap() {
@@ -256,7 +257,18 @@ fn what_is_wrong_with_a_log_is_told_with_its_place() {
     assert_eq!(imported(&log).unwrap(), 3);
     let good = std::fs::read(&log).unwrap();
     // Where, what is written there, and what is said.
-    let cases: [(usize, u64, &str); 8] = [
+    let cases: [(usize, u64, &str); 11] = [
+        (
+            512,
+            1 << 63,
+            "byte 512: entry 0 lies at sector 9223372036854775808: no disk is so large",
+        ),
+        (
+            512,
+            (1 << 56) + 5,
+            "byte 512: entry 0 lies at sector 72057594037927941",
+        ),
+        (512, 1 << 54, "byte 512: entry 0 lies at sector"),
         (0, 1, "byte 0: no log of dm-log-writes"),
         (8, 7, "byte 8: version 7"),
         (
@@ -269,7 +281,7 @@ fn what_is_wrong_with_a_log_is_told_with_its_place() {
         (
             512 + 8,
             1 << 40,
-            "byte 512: entry 0 has 1099511627776 sectors",
+            "byte 520: entry 0 has 1099511627776 sectors",
         ),
         (
             512 + 8,
@@ -290,63 +302,108 @@ fn what_is_wrong_with_a_log_is_told_with_its_place() {
         assert!(error.contains(said), "{said}\n{error}");
         assert!(error.contains(log.to_str().unwrap()), "{error}");
     }
-    // A place that no disk has, and one that a record could not even hold.
-    for place in [1u64 << 63, (1 << 56) + 5, i64::MAX as u64 / 512] {
-        let mut wrong = good.clone();
-        wrong[512..520].copy_from_slice(&place.to_le_bytes());
-        std::fs::write(&log, &wrong).unwrap();
-        let error = imported(&log).unwrap_err().to_string();
-        assert!(
-            error.contains("byte 512: entry 0 has 1 sectors at"),
-            "{error}"
-        );
-    }
-    // The trace of the good one is still there.
-    let mut reader = TraceReader::open(&log.with_extension("trace")).unwrap();
-    let mut events = 0;
-    while reader.next().unwrap().is_some() {
-        events += 1;
-    }
-    assert!(reader.closed() && events > 8, "{events}");
     std::fs::write(&log, &good[..good.len() - 700]).unwrap();
     let error = imported(&log).unwrap_err().to_string();
     assert!(error.contains("the file ends before"), "{error}");
-    assert!(import(Path::new("/nowhere/log"), &log).is_err());
+    assert!(import(Path::new("/nowhere/log"), &log, true).is_err());
+}
+
+/// A discard or write-zeroes that is said to have made `sectors` sectors zeros.
+fn zeroed(op: Op, bytes: u32, at: u64, sectors: &[u64]) -> Result<Vec<u8>, String> {
+    let mut r = Ring::default();
+    r.push(Body::Device(DeviceEvent {
+        disk: 0,
+        queue: 0,
+        kind: DeviceKind::Begin,
+        a: 0,
+        b: 0,
+        text: r#"{"capacity_sectors":10000}"#.into(),
+    }));
+    let id = r.submit(0, op, 8);
+    if let Some(Body::Submit(s)) = r
+        .events
+        .iter_mut()
+        .map(|e| &mut e.body)
+        .find(|b| matches!(b, Body::Submit(_)))
+    {
+        s.bytes = bytes;
+    }
+    for n in sectors {
+        r.push(Body::Data(DataEvent {
+            request: id,
+            kind: DataKind::Zeroed,
+            sector: at,
+            bytes: n.to_le_bytes().to_vec(),
+        }));
+    }
+    r.ok(id);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let mut sink = LogWrites::new(&path).unwrap();
+    for event in &r.events {
+        sink.event(event).map_err(|e| e.to_string())?;
+    }
+    sink.end().map_err(|e| e.to_string())?;
+    Ok(std::fs::read(&path).unwrap())
 }
 
 #[test]
-fn contents_that_are_more_than_their_request_are_damage() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = |kind, bytes: Vec<u8>| {
-        let mut r = Ring::default();
-        let id = r.submit(0, Op::Write, 3);
-        let data = Event {
-            seq: r.events.len() as u64,
-            time_ns: 0,
-            body: Body::Data(DataEvent {
-                request: id,
-                kind,
-                sector: 3,
-                bytes,
-            }),
-        };
-        let mut sink = LogWrites::new(&dir.path().join("log")).unwrap();
-        for event in r
-            .events
-            .iter()
-            .filter(|e| matches!(e.body, Body::Submit(_)))
-        {
-            sink.event(event).unwrap();
-        }
-        sink.event(&data).map_err(|e| e.to_string())
-    };
-    // A request of one sector; a count of sectors is the file's word.
-    log(DataKind::Zeroed, 1u64.to_le_bytes().to_vec()).unwrap();
-    for sectors in [2, 1 << 40, u64::MAX] {
-        let error = log(DataKind::Zeroed, sectors.to_le_bytes().to_vec()).unwrap_err();
-        assert!(error.contains("the trace is damaged at event"), "{error}");
+fn zeros_that_nobody_asked_for_are_damage_and_not_written() {
+    let log = zeroed(Op::WriteZeroes, 3 << 20, 8, &[6144]).unwrap();
+    assert_eq!(short(&log), "8 2056 4104");
+    // Superblock, three entries with their zeros, the end.
+    assert_eq!(log.len(), 512 + 3 * (512 + (1 << 20)) + 512);
+    assert!(log[1024..1024 + (1 << 20)].iter().all(|b| *b == 0));
+    let refused = [
+        zeroed(Op::WriteZeroes, 512, 8, &[u64::MAX]),
+        zeroed(Op::WriteZeroes, 512, 8, &[2]),
+        zeroed(Op::Discard, 512, 8, &[1 << 40]),
+        // Each alone would do.
+        zeroed(Op::WriteZeroes, 512, 8, &[1; 17]),
+        zeroed(Op::Flush, 512, 8, &[1]),
+        zeroed(Op::WriteZeroes, 1024, 9999, &[2]),
+    ];
+    for said in refused {
+        let said = said.unwrap_err();
+        assert!(said.starts_with("damaged at record "), "{said}");
     }
-    assert!(log(DataKind::Stored, vec![0; 1024]).is_err());
+}
+
+/// The names in a folder.
+fn names(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = names
+        .map(|n| n.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_import_that_fails_leaves_the_older_trace_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = good_log(dir.path());
+    let out = dir.path().join("trace");
+    import(&log, &out, false).unwrap();
+    let both = || [out.clone(), dir.path().join("trace.data")].map(|p| std::fs::read(p).unwrap());
+    let (whole, before) = (names(dir.path()), both());
+    assert_eq!(whole, ["log", "trace", "trace.data"]);
+    let error = import(&log, &out, false).unwrap_err().to_string();
+    assert!(error.contains("--force replaces it"), "{error}");
+    // The last entry is not there; the ones before it were written somewhere by then.
+    let good = std::fs::read(&log).unwrap();
+    std::fs::write(&log, &good[..good.len() - 700]).unwrap();
+    import(&log, &out, true).unwrap_err();
+    assert_eq!((names(dir.path()), both()), (whole, before.clone()));
+    import(&log, &dir.path().join("other"), false).unwrap_err();
+    assert_eq!(names(dir.path()), ["log", "trace", "trace.data"]);
+    std::fs::write(&log, &good).unwrap();
+    import(&log, &out, true).unwrap();
+    assert_ne!(both(), before, "replaced");
+    // What is no trace is never replaced.
+    std::fs::write(&out, "precious").unwrap();
+    let error = import(&log, &out, true).unwrap_err().to_string();
+    assert!(error.contains("is no trace"), "{error}");
 }
 
 proptest! {

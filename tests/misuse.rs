@@ -424,3 +424,88 @@ fn options_that_would_be_passed_over_are_refused() {
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
+
+/// Each command on a FIFO that nobody writes: refused at once, in a sentence.
+#[test]
+fn a_fifo_is_refused_and_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let import = [
+        "trace",
+        "import",
+        "--from",
+        "log-writes",
+        "--out",
+        "o",
+        "fifo",
+    ];
+    let cases: [&[&str]; 8] = [
+        &["verify", "fifo"],
+        &["trace", "show", "fifo"],
+        &["trace", "export", "--to", "jsonl", "fifo"],
+        &import,
+        &["minimize", "--out", "o", "fifo"],
+        &["selftest", "fifo"],
+        &["scenario", "check", "fifo"],
+        &["scenario", "explain", "fifo"],
+    ];
+    for args in cases {
+        let mut child = wtblk();
+        child.args(args).current_dir(dir.path());
+        let mut child = child
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begun.elapsed() > Duration::from_secs(20) {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("{args:?} waits");
+            }
+            std::thread::yield_now();
+        }
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+        assert!(
+            said.contains("fifo") && said.contains("no regular file"),
+            "{args:?}: {said}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    // One that this process was given open is read.
+    let mut child = wtblk();
+    child.args(["scenario", "check", "/dev/stdin"]);
+    let mut child = child
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"version = 1\n")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout, b"1 file, 0 rules: good\n");
+}
+
+/// `wtblk scenario schema | head -1`
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for args in [
+        &["scenario", "schema"][..],
+        &["verify", "--explain", "order"],
+    ] {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        drop(read);
+        let output = wtblk().args(args).stdout(write).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert_eq!(output.stderr, b"", "{args:?}");
+    }
+}

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
+use super::state;
+use crate::plain;
 use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::blktrace::{Blktrace, MAX_QUEUES, file_of};
@@ -67,7 +69,7 @@ impl ExportArgs {
             (To::LogWrites, _) => Box::new(LogWrites::new(&out)?),
             (to, Some(path)) => {
                 let file = File::create(path);
-                let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+                let file = file.with_context(|| format!("cannot write {}", plain::path(path)))?;
                 text(to, BufWriter::new(file), path.clone())
             }
             (to, None) => text(to, stdout, "standard output".into()),
@@ -89,12 +91,12 @@ impl ExportArgs {
             {
                 source.into()
             }
-            ExportError::Cannot(_) => {
-                let file = self.file.display().to_string();
-                anyhow::Error::from(error).context(file)
+            ExportError::Cannot(_) | ExportError::Damaged { .. } => {
+                anyhow::Error::from(error).context(plain::path(&self.file))
             }
             error => error.into(),
         })?;
+        state::warn(&reader, &self.file, "exported");
         Ok(status::HELD)
     }
 
@@ -108,7 +110,7 @@ impl ExportArgs {
 
     /// An output is never the trace itself, and no other file of somebody's.
     fn may_write(&self, path: &Path) -> anyhow::Result<()> {
-        let shown = path.display();
+        let shown = plain::path(path);
         let Ok(meta) = fs::metadata(path) else {
             return Ok(());
         };
@@ -116,19 +118,11 @@ impl ExportArgs {
         if meta.file_type().is_block_device() {
             bail!("cannot write {shown}: it is a block device");
         }
-        not_in_the_way(path, self.force)
+        if meta.is_file() && meta.len() > 0 && !self.force {
+            bail!("{shown} exists and is not empty: --force replaces it");
+        }
+        Ok(())
     }
-}
-
-/// Refuses to replace a file that has something in it, unless that was asked for.
-pub(super) fn not_in_the_way(path: &Path, force: bool) -> anyhow::Result<()> {
-    if !force && fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() > 0) {
-        bail!(
-            "{} exists and is not empty: --force replaces it",
-            path.display()
-        );
-    }
-    Ok(())
 }
 
 /// Refuses an output that is the trace which is read, or its data.
@@ -143,7 +137,7 @@ pub(super) fn not_the_trace(trace: &Path, out: &Path) -> anyhow::Result<()> {
         if fs::metadata(input).is_ok_and(same) {
             bail!(
                 "{} is the trace that is read: it is not written over",
-                out.display()
+                plain::path(out)
             );
         }
     }
@@ -168,7 +162,7 @@ pub struct ImportArgs {
     /// The trace to make.
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// Replace the file at PATH if there is one
+    /// Replace a trace that is there
     #[arg(long)]
     force: bool,
 }
@@ -178,12 +172,11 @@ impl ImportArgs {
     pub fn run(&self, stdout: &mut impl Write) -> anyhow::Result<u8> {
         match self.from {
             From::LogWrites => {
-                not_in_the_way(&self.out, self.force)?;
-                let done = import(&self.file, &self.out)?;
+                let done = import(&self.file, &self.out, self.force)?;
                 writeln!(
                     stdout,
                     "{}: {} entries: {} writes, {} flushes, {} marks",
-                    self.out.display(),
+                    plain::path(&self.out),
                     done.entries,
                     done.writes,
                     done.flushes,

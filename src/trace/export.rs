@@ -4,6 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::plain;
+
 use super::error::TraceError;
 use super::event::Event;
 use super::reader::TraceReader;
@@ -15,12 +17,20 @@ pub enum ExportError {
     #[error(transparent)]
     Trace(#[from] TraceError),
     /// The output cannot be written.
-    #[error("cannot write {path}: {source}", path = path.display())]
+    #[error("cannot write {path}: {source}", path = plain::path(path))]
     Output {
         /// Which file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// An event says what cannot be.
+    #[error("damaged at record {record}: {what}")]
+    Damaged {
+        /// The record's number.
+        record: u64,
+        /// What is wrong with it.
+        what: String,
     },
     /// The trace does not hold what the format needs, or a limit was reached.
     #[error("{0}")]

@@ -14,10 +14,12 @@ use std::fs::File;
 use std::io::{BufWriter, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use wtblk_shared::disk::SECTOR;
 
 use super::event::{
-    Body, Complete, DATA_DISK, DataEvent, DataKind, Event, Op, RequestId, Status, Submit,
+    Body, Complete, DATA_DISK, DataEvent, DataKind, DeviceKind, Event, Op, RequestId, Status,
+    Submit,
 };
 use super::export::{ExportError, Sink, output};
 
@@ -48,7 +50,12 @@ const MAX_WAITING: u64 = 1 << 30;
 const MAX_FLOATING: usize = 4096;
 /// Requests in flight.
 const MAX_OPEN: usize = 1 << 20;
+/// Bytes of zeros in one entry.
 const ZEROS: usize = 1 << 20;
+/// Zones of a discard or write-zeroes that a device of ours takes.
+const MAX_ZONES: u64 = 16;
+/// No disk has more sectors: its last byte would have no place in a file.
+pub(super) const MAX_SECTORS: u64 = 1 << 54;
 
 /// What a request put on the disk.
 #[derive(Debug)]
@@ -63,13 +70,6 @@ impl Stored {
         match self {
             Stored::Bytes(at, bytes) => (*at, at.saturating_add(bytes.len() as u64 / SECTOR)),
             Stored::Zeros(at, n) | Stored::Discarded(at, n) => (*at, at.saturating_add(*n)),
-        }
-    }
-
-    fn sectors(&self) -> u64 {
-        match self {
-            Stored::Bytes(_, bytes) => bytes.len() as u64 / SECTOR,
-            Stored::Zeros(_, n) | Stored::Discarded(_, n) => *n,
         }
     }
 
@@ -90,6 +90,8 @@ struct Open {
     dropped: bool,
     /// A rule fired on it.
     rule: Option<String>,
+    /// Sectors that it is said to have made zeros.
+    zeroed: u64,
 }
 
 /// A completed write.
@@ -170,12 +172,17 @@ pub struct LogWrites {
     /// The first write that was completed well and of which the trace has no contents.
     missing: Option<(RequestId, bool)>,
     gap: bool,
+    /// Sectors of the disk, as far as the trace tells.
+    sectors: u64,
+    /// The output is a file: zeros need no room in it.
+    sparse: bool,
 }
 
 impl LogWrites {
     /// Into this file, made anew.
     pub fn new(path: &Path) -> Result<LogWrites, ExportError> {
         let file = File::create(path).map_err(output(path))?;
+        let sparse = file.metadata().is_ok_and(|m| m.is_file());
         let mut log = LogWrites {
             path: path.to_owned(),
             out: BufWriter::with_capacity(1 << 20, file),
@@ -188,6 +195,8 @@ impl LogWrites {
             seen: 0,
             missing: None,
             gap: false,
+            sectors: MAX_SECTORS,
+            sparse,
         };
         // The number of entries is filled in at the end.
         log.put(&superblock(0))?;
@@ -236,12 +245,20 @@ impl LogWrites {
             }
             Stored::Discarded(at, n) => self.entry(*at, *n, flags::DISCARD, 0, &[]),
             Stored::Zeros(at, n) => {
-                let zeros = vec![0; ZEROS];
+                let zeros = vec![0; if self.sparse { 0 } else { ZEROS }];
                 let most = ZEROS as u64 / SECTOR;
                 for first in (0..*n).step_by(most as usize) {
                     let n = most.min(n - first);
                     self.entry(at.saturating_add(first), n, 0, 0, &[])?;
-                    self.put(&zeros[..(n * SECTOR) as usize])?;
+                    let bytes = n * SECTOR;
+                    match zeros.get(..bytes as usize) {
+                        Some(zeros) => self.put(zeros)?,
+                        // The log ends with a mark, so that what is passed over is in the file.
+                        None => {
+                            let step = SeekFrom::Current(bytes as i64);
+                            self.out.seek(step).map_err(output(&self.path))?;
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -273,6 +290,7 @@ impl LogWrites {
             stored: Vec::new(),
             dropped: false,
             rule: None,
+            zeroed: 0,
         };
         self.open.insert(id, open);
         Ok(())
@@ -306,34 +324,49 @@ impl LogWrites {
         let Some(open) = self.open.get_mut(&d.request) else {
             return Ok(());
         };
-        let zeroed = d.bytes.first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-        let sectors = match d.kind {
-            DataKind::Zeroed => zeroed,
-            _ => d.bytes.len() as u64 / SECTOR,
-        };
-        // Of several segments the request has what lies between the lowest and the highest.
-        let most = u64::from(open.submit.bytes).div_ceil(SECTOR);
-        let before: u64 = open.stored.iter().map(Stored::sectors).sum();
-        let stores = matches!(d.kind, DataKind::Stored | DataKind::Zeroed);
-        if stores && before.saturating_add(sectors) > most {
-            return Err(ExportError::Cannot(format!(
-                "the trace is damaged at event {seq}: {sectors} sectors more of request {}, which has {most}",
-                d.request
-            )));
-        }
         let whole = d.bytes.len() as u64 / SECTOR * SECTOR == d.bytes.len() as u64;
+        let damaged = |what| ExportError::Damaged { record: seq, what };
+        let fits = |sectors: u64| {
+            let end = d.sector.checked_add(sectors);
+            if end.is_some_and(|end| end <= self.sectors) {
+                return Ok(());
+            }
+            Err(damaged(format!(
+                "{sectors} sectors at {} of a disk of {}",
+                d.sector, self.sectors
+            )))
+        };
         match d.kind {
             DataKind::Stored if d.bytes.is_empty() => open.dropped = true,
             DataKind::Stored if whole => {
+                fits(d.bytes.len() as u64 / SECTOR)?;
                 self.bytes += d.bytes.len() as u64;
                 self.seen += d.bytes.len() as u64;
                 open.stored.push(Stored::Bytes(d.sector, d.bytes.clone()));
             }
             DataKind::Zeroed => {
+                let sectors = match <[u8; 8]>::try_from(d.bytes.as_slice()) {
+                    Ok(bytes) => u64::from_le_bytes(bytes),
+                    Err(_) => return Err(damaged("zeros without their number of sectors".into())),
+                };
+                // It is written out: what the request cannot have asked for must not come in.
+                let asked = u64::from(open.submit.bytes).div_ceil(SECTOR);
+                open.zeroed = open.zeroed.saturating_add(sectors);
+                if sectors > asked || open.zeroed > asked * MAX_ZONES {
+                    return Err(damaged(format!(
+                        "{sectors} sectors made zeros by request {} of {asked}",
+                        d.request
+                    )));
+                }
+                fits(sectors)?;
                 self.seen += 1;
                 open.stored.push(match open.submit.op {
                     Op::Discard => Stored::Discarded(d.sector, sectors),
-                    _ => Stored::Zeros(d.sector, sectors),
+                    Op::WriteZeroes => Stored::Zeros(d.sector, sectors),
+                    other => {
+                        let what = format!("zeros of a request that is a {}", other.name());
+                        return Err(damaged(what));
+                    }
                 });
             }
             _ => {}
@@ -488,6 +521,12 @@ impl Sink for LogWrites {
                 Ok(())
             }
             Body::Data(d) => self.data(event.seq, d),
+            Body::Device(d) if d.kind == DeviceKind::Begin => {
+                let begin: Value = serde_json::from_str(&d.text).unwrap_or_default();
+                let sectors = begin.get("capacity_sectors").and_then(Value::as_u64);
+                self.sectors = sectors.unwrap_or(MAX_SECTORS).min(MAX_SECTORS);
+                Ok(())
+            }
             Body::Complete(c) => self.complete(c),
             Body::Mark(m) => {
                 if m.ordered {

@@ -12,11 +12,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::{MAGIC as MARK_MAGIC, Mark};
+
+use crate::{input, plain};
 
 use super::TraceWriter;
 use super::error::TraceError;
@@ -24,8 +27,8 @@ use super::event::{
     Body, Complete, DATA_DISK, DataEvent, DataKind, DeviceEvent, DeviceKind, Gap, MarkEvent, Op,
     Status, Submit,
 };
-use super::log_writes::{END, ENTRY, MAGIC, VERSION, flags};
-use super::writer::data_path;
+use super::log_writes::{END, ENTRY, MAGIC, MAX_SECTORS, VERSION, flags};
+use super::whole::WholeTrace;
 
 /// Contents in one event.
 const PIECE: u64 = 1 << 20;
@@ -36,7 +39,7 @@ const SECTOR_SIZES: std::ops::RangeInclusive<u64> = 512..=65536;
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The file cannot be opened or read.
-    #[error("cannot read {path} at byte {at}: {source}", path = path.display())]
+    #[error("cannot read {path} at byte {at}: {source}", path = plain::path(path))]
     Read {
         /// The file.
         path: PathBuf,
@@ -46,7 +49,7 @@ pub enum ImportError {
         source: io::Error,
     },
     /// It is no such log, or not a whole one.
-    #[error("{path}, byte {at}: {what}", path = path.display())]
+    #[error("{path}, byte {at}: {what}", path = plain::path(path))]
     Wrong {
         /// The file.
         path: PathBuf,
@@ -82,33 +85,19 @@ struct Log {
     sector: u64,
 }
 
-/// Makes a trace of the log `from`.
-pub fn import(from: &Path, to: &Path) -> Result<Imported, ImportError> {
-    // All of it is looked at first: a log that is wrong leaves whatever is at `to` alone.
-    read(from, None)?;
-    let writer = TraceWriter::create(to)?;
-    begin(&writer, from);
-    let done = read(from, Some(&writer));
-    writer.close();
-    if done.is_err() {
-        // It changed meanwhile. Half a trace may look like a whole one.
-        drop(writer);
-        for half in [to, &data_path(to)] {
-            let _ = std::fs::remove_file(half);
-        }
-    }
-    done
-}
-
-/// Reads all entries, and records them where there is a trace.
-fn read(from: &Path, writer: Option<&TraceWriter>) -> Result<Imported, ImportError> {
+/// Makes a trace of the log `from`, whole or not at all; `force`: in place of one that is there.
+pub fn import(from: &Path, to: &Path, force: bool) -> Result<Imported, ImportError> {
     let mut log = Log::open(from)?;
     let entries = log.superblock()?;
+    let trace = WholeTrace::create(to, force)?;
+    let writer = trace.writer();
+    begin(writer, from);
     let mut done = Imported::default();
     for n in 0..entries {
         log.entry(n, entries, writer, &mut done)?;
         done.entries += 1;
     }
+    trace.publish()?;
     Ok(done)
 }
 
@@ -149,7 +138,15 @@ impl Log {
             at: 0,
             source,
         };
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = input::open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(ImportError::Wrong {
+                path: path.to_owned(),
+                at: 0,
+                what: "it is no regular file and no block device".into(),
+            });
+        }
         // A block device has its length at its end, too.
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
@@ -234,7 +231,7 @@ impl Log {
         &mut self,
         n: u64,
         of: u64,
-        writer: Option<&TraceWriter>,
+        writer: &TraceWriter,
         done: &mut Imported,
     ) -> Result<(), ImportError> {
         let at = self.at;
@@ -259,33 +256,28 @@ impl Log {
             }
             done.marks += 1;
             let text = header.get(ENTRY..ENTRY + data as usize).unwrap_or_default();
-            if let Some(writer) = writer {
-                self.mark(text, writer);
-            }
+            self.mark(text, writer);
             return Ok(());
         }
         let bytes = sectors.checked_mul(self.sector);
-        let place = sector.checked_mul(self.sector / SECTOR);
-        let bytes = bytes.filter(|b| *b <= u64::from(u32::MAX));
-        // The offset of its last byte is one that a file can have.
-        let place = place.filter(|p| {
-            let end = p.saturating_add(bytes.unwrap_or(0).div_ceil(SECTOR));
-            end <= i64::MAX as u64 / SECTOR
-        });
-        let (Some(bytes), Some(place)) = (bytes, place) else {
-            let what = format!(
-                "entry {n} has {sectors} sectors at {sector}: more than a request or a disk can have"
-            );
-            return Err(self.wrong(at, what));
+        let place = sector.saturating_mul(self.sector / SECTOR);
+        let Some(bytes) = bytes.filter(|b| *b <= u64::from(u32::MAX)) else {
+            let what = format!("entry {n} has {sectors} sectors: more than a request can have");
+            return Err(self.wrong(at + 8, what));
         };
+        // Beyond that neither a disk nor a trace has a place.
+        if bytes > 0 && place.saturating_add(bytes / SECTOR) > MAX_SECTORS {
+            let what = format!("entry {n} lies at sector {sector}: no disk is so large");
+            return Err(self.wrong(at, what));
+        }
         if kind & flags::FLUSH != 0 {
             done.flushes += 1;
-            request(writer, Op::Flush, 0, 0, |_, _| Ok(()))?;
+            request(writer, Op::Flush, 0, 0, |_| Ok(()))?;
         }
         if kind & flags::DISCARD != 0 {
             done.writes += 1;
             let zeroed = bytes / SECTOR;
-            request(writer, Op::Discard, place, bytes, |writer, id| {
+            request(writer, Op::Discard, place, bytes, |id| {
                 let bytes = zeroed.to_le_bytes().to_vec();
                 data_event(writer, id, DataKind::Zeroed, place, bytes);
                 Ok(())
@@ -296,10 +288,7 @@ impl Log {
                 return Err(self.wrong(at + 8, what));
             }
             done.writes += 1;
-            if writer.is_none() {
-                self.skip_to(self.at + bytes)?;
-            }
-            request(writer, Op::Write, place, bytes, |writer, id| {
+            request(writer, Op::Write, place, bytes, |id| {
                 let mut left = bytes;
                 let mut to = place;
                 while left > 0 {
@@ -314,7 +303,7 @@ impl Log {
         }
         if kind & flags::FUA != 0 {
             done.flushes += 1;
-            request(writer, Op::Flush, 0, 0, |_, _| Ok(()))?;
+            request(writer, Op::Flush, 0, 0, |_| Ok(()))?;
         }
         Ok(())
     }
@@ -354,13 +343,12 @@ impl Log {
 
 /// A request that is taken and completed at once.
 fn request(
-    writer: Option<&TraceWriter>,
+    writer: &TraceWriter,
     op: Op,
     sector: u64,
     bytes: u64,
-    contents: impl FnOnce(&TraceWriter, u64) -> Result<(), ImportError>,
+    contents: impl FnOnce(u64) -> Result<(), ImportError>,
 ) -> Result<(), ImportError> {
-    let Some(writer) = writer else { return Ok(()) };
     let id = writer.record(&Body::Submit(Submit {
         disk: DATA_DISK,
         queue: 0,
@@ -372,7 +360,7 @@ fn request(
         avail_pos: 0,
         digest: 0,
     }));
-    contents(writer, id)?;
+    contents(id)?;
     writer.record(&Body::Complete(Complete {
         request: id,
         status: Status::OK,
