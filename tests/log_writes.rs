@@ -363,7 +363,18 @@ fn zeros_that_nobody_asked_for_are_damage_and_not_written() {
         zeroed(Op::Flush, 512, 8, &[1]),
         zeroed(Op::WriteZeroes, 1024, 9999, &[2]),
     ];
-    for said in refused {
+    // And contents that are longer than their request.
+    let mut r = Ring::default();
+    let id = r.submit(0, Op::Write, 3);
+    r.ok(id);
+    if let Body::Data(d) = &mut r.events[1].body {
+        d.bytes = vec![0; 1024];
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut sink = LogWrites::new(&dir.path().join("log")).unwrap();
+    sink.event(&r.events[0]).unwrap();
+    let longer = sink.event(&r.events[1]).map_err(|e| e.to_string());
+    for said in refused.into_iter().chain([longer.map(|()| Vec::new())]) {
         let said = said.unwrap_err();
         assert!(said.starts_with("damaged at record "), "{said}");
     }

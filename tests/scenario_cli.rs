@@ -168,7 +168,7 @@ fn check_shows_all_mistakes_of_all_files() {
     assert!(text.ends_with("32 mistakes\n"), "{text}");
     let (code, text) = run(&[good.clone(), twin]);
     assert!(code == 2 && text.contains("not together"), "{text}");
-    assert_eq!(run(&[good]), (0, "1 files, 1 rules: good\n".to_owned()));
+    assert_eq!(run(&[good]), (0, "1 file, 1 rule: good\n".to_owned()));
     assert_eq!(run(&scenarios()[..1]).0, 0);
 }
 

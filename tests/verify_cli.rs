@@ -267,7 +267,7 @@ fn a_trace_that_lost_its_contract_is_not_judged_by_another() {
     let (status, says) = typed(&[file]);
     assert_eq!(status, 3, "{says}");
     assert!(
-        says.starts_with("contract not known\n  the beginning of the trace is missing"),
+        says.starts_with("contract unknown\n  the beginning of the trace is missing"),
         "{says}"
     );
     assert!(

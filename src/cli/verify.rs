@@ -15,7 +15,7 @@ use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::event::{Body, Event};
 use crate::verify::Verifier;
-use crate::verify::contract::Told;
+use crate::verify::contract::{Contract, Told};
 use crate::verify::story::Stories;
 use crate::verify::verdict::Verdicts;
 use crate::verify::{explain, promise, render};
@@ -48,7 +48,7 @@ impl VerifyArgs {
         }
         let chosen = self.by.chosen()?;
         let file = self.file.as_deref().context("which trace? Name its file")?;
-        verify_with(file, chosen, self.json, out)
+        judge(file, chosen, self.json, out)
     }
 }
 
@@ -98,16 +98,21 @@ fn explain_one(name: &str, out: &mut impl Write) -> anyhow::Result<u8> {
 /// Judges the trace by the contract that it names and prints the verdicts. The exit
 /// status: 0 held, 1 a finding, 3 nothing was decided; an error is status 2.
 pub fn verify(trace: &Path, json: bool, out: &mut impl Write) -> anyhow::Result<u8> {
-    verify_with(trace, Chosen::default(), json, out)
+    verify_with(trace, None, json, out)
 }
 
 /// The same by another contract.
-fn verify_with(
+pub fn verify_with(
     trace: &Path,
-    chosen: Chosen,
+    contract: Option<Contract>,
     json: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<u8> {
+    let note = None;
+    judge(trace, Chosen { contract, note }, json, out)
+}
+
+fn judge(trace: &Path, chosen: Chosen, json: bool, out: &mut impl Write) -> anyhow::Result<u8> {
     let mut reader = TraceReader::open(trace)?;
     let mut about = About::default();
     let own = chosen.contract.is_none();
@@ -229,17 +234,17 @@ fn print(verdicts: &Verdicts, about: &About, json: bool, out: &mut impl Write) -
         let text = serde_json::to_string_pretty(&Report { verdicts, about })?;
         writeln!(out, "{text}")?;
     } else {
-        let gaps = about.gaps.iter();
-        let gaps = gaps.map(|g| render::gap(g.first, g.last, &g.why));
         // Before the verdicts: they may be long, and hold only for what is there.
         let mut lines = render::contract(verdicts);
         lines.extend(about.damaged.clone());
+        let gaps = about.gaps.iter();
+        lines.extend(gaps.map(|g| render::gap(g.first, g.last, &g.why)));
+        let notes = about.notes.iter();
+        let further = notes.filter(|note| Some(*note) != about.damaged.as_ref());
+        lines.extend(further.map(|note| format!("({note})")));
         lines.extend(render::tests(verdicts));
-        for line in lines.into_iter().chain(gaps) {
+        for line in lines {
             writeln!(out, "{line}")?;
-        }
-        for note in &about.notes {
-            writeln!(out, "({note})")?;
         }
     }
     out.flush()
@@ -249,7 +254,6 @@ fn print(verdicts: &Verdicts, about: &About, json: bool, out: &mut impl Write) -
 mod tests {
     use super::*;
     use crate::trace::event::Gap;
-    use crate::verify::contract::Contract;
 
     fn printed(events: &[Event], json: bool) -> String {
         let mut verifier = Verifier::new(Contract::default());

@@ -336,10 +336,18 @@ impl LogWrites {
                 d.sector, self.sectors
             )))
         };
+        let asked = u64::from(open.submit.bytes).div_ceil(SECTOR);
         match d.kind {
             DataKind::Stored if d.bytes.is_empty() => open.dropped = true,
             DataKind::Stored if whole => {
-                fits(d.bytes.len() as u64 / SECTOR)?;
+                let sectors = d.bytes.len() as u64 / SECTOR;
+                if sectors > asked {
+                    return Err(damaged(format!(
+                        "{sectors} sectors of request {}, which has {asked}",
+                        d.request
+                    )));
+                }
+                fits(sectors)?;
                 self.bytes += d.bytes.len() as u64;
                 self.seen += d.bytes.len() as u64;
                 open.stored.push(Stored::Bytes(d.sector, d.bytes.clone()));
@@ -350,7 +358,6 @@ impl LogWrites {
                     Err(_) => return Err(damaged("zeros without their number of sectors".into())),
                 };
                 // It is written out: what the request cannot have asked for must not come in.
-                let asked = u64::from(open.submit.bytes).div_ceil(SECTOR);
                 open.zeroed = open.zeroed.saturating_add(sectors);
                 if sectors > asked || open.zeroed > asked * MAX_ZONES {
                     return Err(damaged(format!(

@@ -431,6 +431,11 @@ impl World {
         self.failures_unseen || self.failures_of_nobody() > 0
     }
 
+    /// Whether requests may have failed that nobody saw: events are missing, or the device stopped.
+    pub fn failures_unseen(&self) -> bool {
+        self.failures_unseen
+    }
+
     /// Whether an earlier call on the same file may have left an error behind.
     pub fn earlier_failure(&self, begin: &CallBegin) -> bool {
         self.forgot_failures

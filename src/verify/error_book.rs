@@ -312,6 +312,12 @@ impl Book {
             if let Some(why) = why {
                 return answer(Outcome::Unclear(why));
             }
+            if world.failures_unseen() {
+                return answer(Outcome::Unclear(
+                    "it reported an error, and which requests failed is not known: events are \
+                     missing, or the device stopped (a log of dm-log-writes knows no failures)",
+                ));
+            }
             if other {
                 return answer(Outcome::Unclear(
                     "it reported an error, and a request of no call failed in this boot, or a \

@@ -266,7 +266,7 @@ impl Ledger {
     pub(super) fn without_contract(why: &'static str) -> Ledger {
         Ledger {
             off: vec![Some(LOST); promise::ABOUT.len()],
-            contract: "not known".to_owned(),
+            contract: "unknown".to_owned(),
             contract_lost: Some(why),
             ..Ledger::new(&Contract::default())
         }
