@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
 use super::state;
-use crate::plain;
+use crate::plain::{self, counted};
 use crate::report::model::status;
 use crate::trace::TraceReader;
 use crate::trace::blktrace::{Blktrace, MAX_QUEUES, file_of};
@@ -175,12 +175,12 @@ impl ImportArgs {
                 let done = import(&self.file, &self.out, self.force)?;
                 writeln!(
                     stdout,
-                    "{}: {} entries: {} writes, {} flushes, {} marks",
+                    "{}: {}: {}, {}, {}",
                     plain::path(&self.out),
-                    done.entries,
-                    done.writes,
-                    done.flushes,
-                    done.marks
+                    counted(done.entries, "entry", "entries"),
+                    counted(done.writes, "write", "writes"),
+                    counted(done.flushes, "flush", "flushes"),
+                    counted(done.marks, "mark", "marks")
                 )?;
             }
         }
