@@ -169,8 +169,12 @@ fn no_trace_is_an_error() {
 
 /// `wtblk verify` as it is typed: status and what it says.
 fn typed(args: &[&str]) -> (i32, String) {
+    command("verify", args)
+}
+
+fn command(verb: &str, args: &[&str]) -> (i32, String) {
     let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
-        .arg("verify")
+        .arg(verb)
         .args(args)
         .output()
         .unwrap();
@@ -408,13 +412,7 @@ fn a_guests_words_and_file_names_reach_the_terminal_escaped() {
 }
 
 fn minimize(args: &[&str]) -> (i32, String) {
-    let out = std::process::Command::new(env!("CARGO_BIN_EXE_wtblk"))
-        .arg("minimize")
-        .args(args)
-        .output()
-        .unwrap();
-    let text = [out.stdout, out.stderr].concat();
-    (out.status.code().unwrap(), String::from_utf8(text).unwrap())
+    command("minimize", args)
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 
-use super::state;
+use super::trace_state;
 use crate::plain::{self, counted};
 use crate::report::model::status;
 use crate::trace::TraceReader;
@@ -96,7 +96,7 @@ impl ExportArgs {
             }
             error => error.into(),
         })?;
-        state::warn(&reader, &self.file, "exported");
+        trace_state::warn(&reader, &self.file, "exported");
         Ok(status::HELD)
     }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use super::contract_args::ContractArgs;
-use super::state;
+use super::trace_state;
 use crate::plain;
 use crate::report::model::status;
 use crate::trace::TraceReader;
@@ -98,7 +98,7 @@ pub(super) fn load(file: &Path) -> anyhow::Result<Loaded> {
         }
         events.push(event);
     }
-    state::warn(&reader, file, "looked at");
+    trace_state::warn(&reader, file, "looked at");
     let told = events.first().map_or(Told::Nothing, Told::by);
     Ok(Loaded { events, told })
 }

@@ -19,9 +19,9 @@ pub mod selftest;
 pub mod serve;
 mod shape_args;
 mod speed_args;
-mod state;
 pub mod sweep;
 pub mod trace;
+mod trace_state;
 pub mod verify;
 
 use std::ffi::OsString;

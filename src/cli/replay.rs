@@ -64,7 +64,7 @@ impl ReplayArgs {
         for line in replay.summary() {
             writeln!(out, "{}", plain::line(&line))?;
         }
-        super::state::warn(&reader, &self.trace, "replayed");
+        super::trace_state::warn(&reader, &self.trace, "replayed");
         Ok(crate::report::model::status::HELD)
     }
 }

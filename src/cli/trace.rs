@@ -10,7 +10,7 @@ use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::{Control, Extent, Mark};
 use wtblk_shared::tag::Tag;
 
-use super::state;
+use super::trace_state;
 use crate::plain::{self, counted};
 use crate::trace::TraceReader;
 use crate::trace::event::{
@@ -52,7 +52,7 @@ fn print(reader: &mut TraceReader, out: &mut impl Write) -> Result<(), Stopped> 
         }
     };
     if result.is_ok() {
-        for note in state::notes(reader, "shown") {
+        for note in trace_state::notes(reader, "shown") {
             writeln!(out, "({note})").map_err(Stopped::Output)?;
         }
     }

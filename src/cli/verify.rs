@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::contract_args::{Chosen, ContractArgs};
-use super::state;
+use super::trace_state;
 use crate::input;
 use crate::report::model::status;
 use crate::trace::TraceReader;
@@ -130,8 +130,8 @@ fn judge(trace: &Path, chosen: Chosen, json: bool, out: &mut impl Write) -> anyh
     }
     let mut verdicts = verifier.finish();
     about.closed = reader.closed();
-    about.damaged = state::damage(&reader);
-    about.notes.extend(state::notes(&reader, "judged"));
+    about.damaged = trace_state::damage(&reader);
+    about.notes.extend(trace_state::notes(&reader, "judged"));
     if verdicts.status() == status::UNDECIDED && verdicts.contract_lost.is_none() {
         about.notes.push(NOTHING_TEXT.to_owned());
     }
@@ -143,7 +143,7 @@ fn judge(trace: &Path, chosen: Chosen, json: bool, out: &mut impl Write) -> anyh
     }
     if json {
         // Who reads it may look at the verdicts only.
-        state::warn(&reader, trace, "judged");
+        trace_state::warn(&reader, trace, "judged");
     }
     Ok(verdicts.status())
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `sync-return` and `error-report`.
 
+use wtblk_shared::mark::CallBegin;
+
 use super::super::contract::Contract;
 use super::builder::*;
 use crate::trace::event::{DeviceKind, Op, Status};
@@ -228,51 +230,35 @@ fn causes_of_eio() {
 
 #[test]
 fn anothers_failure_is_no_cause() {
-    // Call 1 failed and said so. Call 2, another open file, has no reason to.
-    let mut s = half_failed(Status::IOERR, -5);
-    let mut c = call(2, 8 * B, B);
-    c.open = 2;
-    s.begin(&c);
-    s.write(2, DISK + 8 * B, B);
-    s.all_ok();
-    s.end(&c, -5);
-    s.broken("error-report", &[]);
+    // Call 1 failed and said so. Call 2, another open file, says EIO though all of its own was well.
+    let after_failure = |change: fn(&mut CallBegin)| {
+        let mut s = half_failed(Status::IOERR, -5);
+        let mut c = call(2, 8 * B, B);
+        c.open = 2;
+        change(&mut c);
+        s.begin(&c);
+        s.write(2, DISK + 8 * B, B);
+        s.all_ok();
+        s.end(&c, -5);
+        s
+    };
+    after_failure(|_| {}).broken("error-report", &[]);
     // With DSYNC it may be the earlier error, reported once more.
-    let mut s = half_failed(Status::IOERR, -5);
-    c.flags.push("dsync".into());
-    s.begin(&c);
-    s.write(2, DISK + 8 * B, B);
-    s.all_ok();
-    s.end(&c, -5);
-    s.held("error-report", 1).silent();
-    // So it may where the call begins beyond the end of the file, as that waits for writeback first.
-    let mut s = half_failed(Status::IOERR, -5);
-    let mut c = call(2, 8 * B, B);
-    (c.open, c.isize) = (2, 8 * B - 1);
-    s.begin(&c);
-    s.write(2, DISK + 8 * B, B);
-    s.all_ok();
-    s.end(&c, -5);
-    s.held("error-report", 1).silent();
+    after_failure(|c| c.flags.push("dsync".into()))
+        .held("error-report", 1)
+        .silent();
     // The failure of another file's call is none that it may be told of.
-    let mut s = half_failed(Status::IOERR, -5);
-    let mut c = call(2, 8 * B, B);
-    (c.open, c.ino) = (2, 2);
-    c.flags.push("dsync".into());
-    s.begin(&c);
-    s.write(2, DISK + 8 * B, B);
-    s.all_ok();
-    s.end(&c, -5);
-    s.broken("error-report", &["errseq"]);
+    after_failure(|c| {
+        c.ino = 2;
+        c.flags.push("dsync".into());
+    })
+    .broken("error-report", &["errseq"]);
+    // So it may where the call begins beyond the end of the file, as that waits for writeback first.
+    after_failure(|c| c.isize = 8 * B - 1)
+        .held("error-report", 1)
+        .silent();
     // At its very end there is nothing to zero.
-    let mut s = half_failed(Status::IOERR, -5);
-    let mut c = call(2, 8 * B, B);
-    (c.open, c.isize) = (2, 8 * B);
-    s.begin(&c);
-    s.write(2, DISK + 8 * B, B);
-    s.all_ok();
-    s.end(&c, -5);
-    s.broken("error-report", &["size"]);
+    after_failure(|c| c.isize = 8 * B).broken("error-report", &["size"]);
     // While both run, the failed data of one is no cause for the other.
     let mut s = Stream::booted();
     let (a, b) = (call(1, 0, B), call(2, 8 * B, B));
