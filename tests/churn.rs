@@ -6,112 +6,24 @@
 mod common;
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Stdio};
-use std::sync::mpsc::Receiver;
-use std::time::Duration;
-
 use common::serve::{Serve, Trace};
 use nix::sys::signal::Signal;
-use support::{built, inherited, lines};
-use wtblk::harness::accel::Accel;
+use support::guest::{Guest, LIMIT, Way};
 use wtblk::harness::image;
-use wtblk::harness::qemu::{Machine, Qemu, Vm};
 use wtblk::trace::event::{DeviceKind, Op};
 
-/// Between two lines of the guest that matter: a boot on a loaded machine.
-const LIMIT: Duration = Duration::from_secs(90);
-
-struct Guest {
-    qemu: Child,
-    console: Receiver<String>,
-    qmp: std::path::PathBuf,
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.qemu.kill();
-        let _ = self.qemu.wait();
-    }
-}
-
-/// How the guest comes to its disks.
-#[derive(Clone, Copy, PartialEq)]
-enum Way {
-    /// By connections that end with it.
-    Once,
-    /// By the sockets' paths, again and again: the device may be killed.
-    Again,
-}
-
 fn boot(serve: &Serve, rounds: u32, queues: u16, way: Way) -> Guest {
-    let fds =
-        (way == Way::Once).then(|| (OwnedFd::from(serve.data()), OwnedFd::from(serve.mark())));
     let words = [
         "wtblk_tests=churn".to_owned(),
         format!("wtblk_rounds={rounds}"),
         "wtblk_test_ms=120000".to_owned(),
     ];
-    let vm = Vm {
-        machine: Machine::Microvm,
-        accel: Accel::Tcg,
-        kernel: &built("build"),
-        initramfs: &built("guest"),
-        words: &words,
-        disks: fds.as_ref().map(|fds| (&fds.0, &fds.1)),
-        third: None,
-        queues,
-        queue_size: None,
-        memory: 512,
-        name: serve.dir().display().to_string(),
-    };
-    let qemu = Qemu::find(None).unwrap();
-    let mut command = vm.command(&qemu);
-    // The last one counts: a reset must reset here, not end QEMU.
-    command.args(["-action", "reboot=reset"]);
-    let qmp = serve.path("qmp");
-    command
-        .arg("-qmp")
-        .arg(format!("unix:{},server=on,wait=off", qmp.display()));
-    if let Some(fds) = &fds {
-        inherited(&fds.0);
-        inherited(&fds.1);
-    } else {
-        for (name, queues) in [("data", queues), ("mark", 1)] {
-            let path = serve.path(name);
-            let chardev = format!(
-                "socket,id={name},path={},{}",
-                path.display(),
-                qemu.reconnect()
-            );
-            command.args(["-chardev", &chardev, "-device"]);
-            command.arg(format!("vhost-user-blk,chardev={name},num-queues={queues}"));
-        }
-    }
-    let mut qemu = command.stdout(Stdio::piped()).spawn().unwrap();
-    let console = lines(qemu.stdout.take().unwrap());
-    Guest { qemu, console, qmp }
+    Guest::boot(serve.dir(), way, &words, queues)
 }
 
-/// `system_reset` by the monitor.
-fn reset(guest: &Guest) {
-    let mut stream = UnixStream::connect(&guest.qmp).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    for command in ["qmp_capabilities", "system_reset"] {
-        writeln!(stream, "{{\"execute\": \"{command}\"}}").unwrap();
-    }
-    let mut answers = 0;
-    for line in BufReader::new(stream).lines() {
-        let line = line.unwrap();
-        assert!(!line.contains("\"error\""), "{line}");
-        answers += usize::from(line.contains("\"return\""));
-        if answers == 2 {
-            return;
-        }
-    }
-    panic!("QEMU closed its monitor");
+/// By connections that end with the guest.
+fn once(serve: &Serve) -> Way {
+    Way::Once(serve.data().into(), serve.mark().into(), None)
 }
 
 /// What came of so many rounds: the lines of the aid, what was wrong, the events.
@@ -132,7 +44,7 @@ fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
     let number = queues.to_string();
     let args = [&["--image", "data.img", "--queues", &number], args].concat();
     let mut serve = Serve::start_in(dir, scenario, &args);
-    let mut guest = boot(&serve, rounds, queues, Way::Once);
+    let mut guest = boot(&serve, rounds, queues, once(&serve));
     let (mut said, mut wrong, mut all) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         let line = match guest.console.recv_timeout(LIMIT) {
@@ -147,11 +59,10 @@ fn churn(rounds: u32, scenario: &str, args: &[&str], queues: u16) -> Outcome {
             wrong.push(line.clone());
         }
         if line.contains("wants to be reset") {
-            reset(&guest);
+            guest.reset();
         } else if line.contains("wants to be killed") {
             drop(guest);
-            let _ = std::fs::remove_file(serve.path("qmp"));
-            guest = boot(&serve, rounds, queues, Way::Once);
+            guest = boot(&serve, rounds, queues, once(&serve));
         } else if line.contains("ok 1 churn") {
             break;
         } else if line.contains("Kernel panic") {
@@ -248,7 +159,7 @@ fn every_block_is_right_though_the_device_is_killed() {
     ];
     let mut serve = Serve::start_in(dir, SLOW, &args);
     // Far more rounds than it will come to.
-    let guest = boot(&serve, 10_000, 2, Way::Again);
+    let guest = boot(&serve, 10_000, 2, Way::Again(serve.dir().to_owned()));
     let (mut done, mut checked, mut all) = (0, 0, Vec::new());
     // A kernel that restarts takes its own disks away first, and fails what is still under way.
     let mut restarts = false;
@@ -283,7 +194,7 @@ fn every_block_is_right_though_the_device_is_killed() {
                     (serve.trace().submits().len() > before + 20 && done > 20).then_some(())
                 });
             }
-            reset(&guest);
+            guest.reset();
         }
     }
     drop(guest);

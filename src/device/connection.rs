@@ -19,7 +19,7 @@ use super::gate::Gate;
 use super::socket::{Socket, accept};
 use super::transport::Handler;
 use super::wake::Wake;
-use crate::trace::event::DeviceKind;
+use crate::trace::event::{DeviceKind, WENT};
 
 /// Ends a [`serve`] thread from another one.
 pub(super) struct Stopper {
@@ -179,8 +179,8 @@ fn connection(
             // Our own shutdown looks like the peer's.
             Err(Error::Disconnected) if stopper.stopping() => break "stopping".to_owned(),
             Err(Error::Disconnected) if stopper.hung_up() => break "a rule".to_owned(),
-            Err(Error::Disconnected) => break "disconnected".to_owned(),
-            Err(Error::SocketBroken(e)) => break format!("disconnected: {e}"),
+            Err(Error::Disconnected) => break WENT.to_owned(),
+            Err(Error::SocketBroken(e)) => break format!("{WENT}: {e}"),
             Err(error) => break format!("bad message: {error}"),
         }
     };

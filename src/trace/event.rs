@@ -192,7 +192,7 @@ impl MarkEvent {
 pub enum DeviceKind {
     /// A front end connected; `a` counts connections of this disk.
     Connected = 1,
-    /// It went; `text` says why.
+    /// It went; `text` says why: [`WENT`] where it did so by itself.
     Disconnected = 2,
     /// A control message, `text` is its name.
     Message = 3,
@@ -255,6 +255,18 @@ pub struct DeviceEvent {
     pub b: u64,
     /// See [`DeviceKind`].
     pub text: String,
+}
+
+/// The text of a [`DeviceKind::Disconnected`] begins so where the front end closed its connection: nothing
+/// that the device did, or was told, made it.
+pub const WENT: &str = "disconnected";
+
+impl DeviceEvent {
+    /// The front end closed its connection by itself, as QEMU does when it ends: who comes next may be
+    /// another guest, or no guest at all.
+    pub fn front_end_went(&self) -> bool {
+        self.kind == DeviceKind::Disconnected && self.text.starts_with(WENT)
+    }
 }
 
 /// What a [`DataEvent`] holds. The numbers are part of the file format.

@@ -307,6 +307,10 @@ impl Verifier {
         if (event.disk == DATA_DISK || of_all) && self.world.device(event) {
             self.interrupted(STOPPED, false);
         }
+        if event.disk == DATA_DISK && event.front_end_went() {
+            // What comes next may be no guest, and need not mark what it does.
+            self.boot_ends("the guest's front end went", STOPPED);
+        }
     }
 
     /// Nothing may be concluded across this point.
@@ -320,13 +324,19 @@ impl Verifier {
     }
 
     fn boot(&mut self) {
+        let lost = "the guest rebooted before the call ended";
+        self.boot_ends("the guest rebooted", lost);
+    }
+
+    /// Nothing that was known of the guest is true of the next one. `lost`: why a call is not judged.
+    fn boot_ends(&mut self, why: &str, lost: &'static str) {
         for judge in &mut self.judges {
             judge.settle(&self.world, &mut self.ledger);
             judge.reboot();
         }
-        self.interrupted("the guest rebooted", false);
+        self.interrupted(why, false);
         for mut call in self.world.boot() {
-            call.obstacle = Some("the guest rebooted before the call ended");
+            call.obstacle = Some(lost);
             self.call_lost(&call);
         }
     }

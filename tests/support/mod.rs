@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod flat;
+pub mod guest;
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd, AsRawFd};

@@ -13,21 +13,25 @@ use crate::sys::result_text;
 use crate::test::{Fail, Test};
 
 /// The rules of `guest-tests/scenarios/fails-unwritten.toml`: of the call's first data write and
-/// of its third.
+/// of its third, and of those behind the third.
 const FIRST: &str = "unwritten-first";
 const THIRD: &str = "unwritten-third";
+const REST: &str = "unwritten-rest";
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
-    for rule in [FIRST, THIRD] {
-        t.world
-            .post(&Mark::Control(Control::Disarm(Some(rule.into()))))?;
+    for rule in [FIRST, THIRD, REST] {
+        order(t, Control::Disarm(Some(rule.into())))?;
     }
     let mut files = vec![all(t, "all", None)?, third(t)?];
     if t.world.fact("aio") == "yes" {
         files.push(all(t, "all-aio", Some(Engine::Aio))?);
     }
     check_after_remount(t, &mut files)
+}
+
+fn order(t: &Test, control: Control) -> Result<(), Fail> {
+    t.world.post(&Mark::Control(control))
 }
 
 /// A call that fails, of what the subject does not expect.
@@ -39,8 +43,7 @@ fn failing(
     off: u64,
     len: u64,
 ) -> Result<Done, Fail> {
-    t.world
-        .post(&Mark::Control(Control::Arm(Some(rule.into()))))?;
+    order(t, Control::Arm(Some(rule.into())))?;
     s.next_version();
     let done = match engine {
         None => s.call(t, off, len, 0).run(1)?,
@@ -91,14 +94,16 @@ fn all(t: &Test, name: &str, engine: Option<Engine>) -> Result<Subject, Fail> {
     finish(t, s)
 }
 
-/// Unwritten, written, unwritten: three writes, of which the last fails.
+/// Unwritten, written, unwritten: three writes, of which the last fails, in as many parts as it comes.
 fn third(t: &Test) -> Result<Subject, Fail> {
     let b = t.world.bsize;
     let page = b.max(4096);
     let mut s = Subject::create(t, "third")?;
     s.allocate(t, 0, 12 * page)?;
     s.prepare(t, 4 * page, page)?;
+    order(t, Control::Arm(Some(REST.into())))?;
     let done = failing(t, &mut s, THIRD, None, 0, 12 * page)?;
+    order(t, Control::Disarm(Some(REST.into())))?;
     let what = format!("third: after call {}", done.call);
     check_unwritten(t, &s, &what, 5 * page, 7 * page)?;
     finish(t, s)

@@ -5,6 +5,8 @@ use wtblk_shared::mark::{FileMark, Mark};
 
 use super::super::verdict::Verdict;
 use super::builder::*;
+use super::written_once;
+use crate::trace::event::{DeviceKind, WENT};
 
 /// The next boot, and its test.
 fn reboot(s: &mut Stream) {
@@ -137,4 +139,22 @@ fn what_was_well_before_error_seen_is_no_reason_for_it() {
         s.end(&c, -5);
         s.not_checked("stop-after-error", "no data request of the call had failed");
     }
+}
+
+#[test]
+fn what_comes_after_the_front_end_is_no_guests_until_it_says_so() {
+    let gone = |text: &str| {
+        let mut s = written_once::called();
+        s.device(DeviceKind::Disconnected, 1, 0, text);
+        // Somebody lays a new file system onto the disk, and marks nothing.
+        s.device(DeviceKind::Connected, 2, 0, "");
+        s.epoch += 1;
+        s.device(DeviceKind::QueueStart, 128, u64::from(s.epoch), "");
+        written_once::stray(&mut s, 8 * B, B);
+        s
+    };
+    gone(WENT).silent();
+    gone("disconnected: Connection reset by peer").silent();
+    // A rule closed the connection: the same guest comes again.
+    gone("a rule").broken("written-once", &[]);
 }
