@@ -62,6 +62,9 @@ pub fn write(path: &Path, samples: &[Sample]) {
 /// give back, and not a page for each guest.
 pub const SLACK: u64 = 2048;
 
+/// One of the things that a sample tells.
+type Of = fn(&Sample) -> u64;
+
 /// What grew, of the samples at rest: none if it is flat. With too few of them nothing can be said.
 pub fn grown(samples: &[Sample]) -> Result<Vec<String>, String> {
     let rests: Vec<&Sample> = samples.iter().filter(|s| s.rests).collect();
@@ -69,18 +72,20 @@ pub fn grown(samples: &[Sample]) -> Result<Vec<String>, String> {
     if third < 10 {
         return Err(format!("{} samples at rest say nothing", rests.len()));
     }
-    let middle = |of: &[&Sample], what: fn(&Sample) -> u64| {
+    let middle = |of: &[&Sample], what: Of| {
         let mut all: Vec<u64> = of.iter().map(|s| what(s)).collect();
         all.sort_unstable();
         all[all.len() / 2]
     };
     let mut grown = Vec::new();
-    let kinds: [(&str, fn(&Sample) -> u64, u64); 3] = [
-        ("KiB of its own memory", |s| s.anon, SLACK),
-        ("descriptors", |s| s.descriptors as u64, 0),
-        ("threads", |s| s.threads, 0),
-    ];
-    for (what, of, slack) in kinds {
+    let memory: Of = |s| s.anon;
+    let descriptors: Of = |s| s.descriptors as u64;
+    let threads: Of = |s| s.threads;
+    for (what, of, slack) in [
+        ("KiB of its own memory", memory, SLACK),
+        ("descriptors", descriptors, 0),
+        ("threads", threads, 0),
+    ] {
         let (first, last) = (
             middle(&rests[..third], of),
             middle(&rests[rests.len() - third..], of),
