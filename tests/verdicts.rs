@@ -4,139 +4,9 @@
 
 mod support;
 
-use support::{Run, run};
+use support::clean::{assert_clean, by_nature};
+use support::run;
 use wtblk::harness::catalog;
-
-/// Nothing broken, nothing skipped, and nothing that could have been checked was not.
-fn assert_clean(run: &Run, explained: impl Fn(&str, &str) -> bool) {
-    assert_clean_but(run, &[], explained);
-}
-
-/// The same where these tests are to be skipped, and no others.
-fn assert_clean_but(run: &Run, skipped: &[&str], explained: impl Fn(&str, &str) -> bool) {
-    assert_eq!(run.status, 0, "{}", run.said());
-    let tests = run.results["tests"]
-        .as_array()
-        .expect("tests in results.json");
-    assert!(tests.len() >= 6, "{}", run.said());
-    let mut seconds = 0.0;
-    for test in tests {
-        let is_one = test["name"].as_str().is_some_and(|n| skipped.contains(&n));
-        assert_eq!(test["skipped"].is_string(), is_one, "{}", run.said());
-        // Of a short one whose lines came at once with those before it: 0.
-        seconds += test["seconds"].as_f64().expect("seconds of a test");
-        assert!(test["unfinished"].is_null(), "{}", run.said());
-    }
-    assert!(seconds > 0.0, "{}", run.said());
-    // All of them at once: a boot is dear.
-    let wrong: Vec<String> = run
-        .verdicts()
-        .into_iter()
-        .filter(|(test, ..)| !skipped.contains(&test.as_str()))
-        .filter(|(test, subtest, verdict, _)| {
-            verdict == "broken" || (verdict == "not-checked" && !explained(test, subtest))
-        })
-        .map(|(test, subtest, verdict, reasons)| format!("{test}/{subtest} {verdict}: {reasons:?}"))
-        .collect();
-    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), run.said());
-}
-
-/// Tests whose calls are repeated with failing requests.
-const WITH_ERROR_POINTS: &[&str] = &[
-    "hole",
-    "unwritten",
-    "small-extents",
-    "long-extent",
-    "sub-block",
-    "reflink",
-    "across-2g",
-    "iovecs",
-    "source-mapped",
-    "over-delalloc",
-    "dirty-neighbours",
-    "dirty-by-mapping",
-];
-
-/// What a test leaves open by its nature.
-fn by_nature(test: &str, subtest: &str) -> bool {
-    match subtest {
-        "guest" | "kernel-log" | "repair" => false,
-        // Probes are made after errors.
-        "progress" => {
-            !["error-mid-call", "few-bios"].contains(&test) && !WITH_ERROR_POINTS.contains(&test)
-        }
-        // Something has to fail, and a helper to see it.
-        "ledger" => {
-            ![
-                "error-mid-call",
-                "fails-while-held",
-                "stop-after-error",
-                "errseq",
-                "async-aio",
-                "async-uring",
-                "fails-unwritten",
-                "async-stop-after-error",
-                "async-error-mid-call",
-                "stable-among-three",
-                "synchronous-calls",
-                "several-at-once",
-                "memory-pressure",
-                "exerciser",
-            ]
-            .contains(&test)
-                && !WITH_ERROR_POINTS.contains(&test)
-        }
-        "stop-after-error" => ![
-            "error-mid-call",
-            "stop-after-error",
-            "async-stop-after-error",
-            "async-error-mid-call",
-        ]
-        .contains(&test),
-        "durable" => ![
-            "dsync",
-            "async-aio",
-            "async-uring",
-            "bad-buffer",
-            "errnos",
-            "exerciser",
-        ]
-        .contains(&test),
-        // Somebody has to take blocks away, or to freeze.
-        "serialised" => ![
-            "blocks-in-flight",
-            "freeze-in-flight",
-            "waits-beside-sync",
-            "waits-beside-async",
-        ]
-        .contains(&test),
-        // These ask nobody.
-        "errseq" => ["multi-extent", "multi-extent-async", "umount-in-flight"].contains(&test),
-        "size" => false,
-        // Somebody else runs beside each call; of the failed call only a part of a folio is told.
-        "written-once" => [
-            "store-in-flight",
-            "fails-while-held",
-            "concurrent-calls",
-            "stable-in-flight",
-            "stable-among-three",
-            "bad-buffer",
-            "disk-full",
-            "quota",
-            "racing-writers",
-            "killed",
-            "synchronous-calls",
-            "clone-in-flight",
-            "several-at-once",
-            "unsupported",
-        ]
-        .contains(&test),
-        // Whose file system is gone when the call ends tells nothing of its pages.
-        "writeback-cleared" => ["umount-in-flight", "unsupported"].contains(&test),
-        // Its calls are refused before they reach the disk.
-        _ => test == "unsupported",
-    }
-}
 
 #[test]
 fn the_clean_kernel_keeps_every_promise() {
@@ -209,20 +79,7 @@ fn the_matrix_says_who_finds_a_defect_and_goes_on_where_it_was() {
     );
 }
 
-/// The disk under test is the realtime device: where FIEMAP says that a file lies is a place there.
-#[test]
-fn on_a_realtime_device_the_clean_kernel_keeps_every_promise() {
-    let run = run(&["--fs", "xfs-rt"]);
-    // XFS 6.12 counts no quota and shares no blocks there.
-    assert_clean_but(&run, &["quota", "reflink", "clone-in-flight"], by_nature);
-    let guest = run.results["boots"][0]["guest"].as_str().expect("facts");
-    assert!(
-        guest.split(' ').any(|fact| fact == "realtime=on"),
-        "{guest}"
-    );
-}
-
-/// And it is judged as any other.
+/// A realtime device is judged as any other.
 #[test]
 fn on_a_realtime_device_defects_are_found() {
     for (test, defect, broken) in [
@@ -233,27 +90,6 @@ fn on_a_realtime_device_defects_are_found() {
         assert_eq!(run.status, 1, "{}", run.said());
         assert_eq!(run.verdict(test, broken), "broken", "{}", run.said());
     }
-}
-
-#[test]
-fn without_tags_the_clean_kernel_is_not_blamed() {
-    // Who asked is not known then, so most of it is not checked; the guest's own checks are.
-    let off = run(&["--tags", "off"]);
-    assert_clean_but(&off, &["async-error-mid-call"], |_, subtest| {
-        !matches!(subtest, "guest" | "kernel-log")
-    });
-}
-
-#[test]
-fn with_two_queues_the_clean_kernel_is_not_blamed() {
-    assert_clean(&run(&["--queues", "2"]), |test, subtest| {
-        subtest == "order" || by_nature(test, subtest)
-    });
-}
-
-#[test]
-fn on_the_pc_board_the_clean_kernel_keeps_every_promise() {
-    assert_clean(&run(&["--machine", "pc"]), by_nature);
 }
 
 #[test]
@@ -481,31 +317,6 @@ fn misaligned_is_skipped_where_it_is_no_defect() {
         .as_str()
         .expect("a reason");
     assert!(why.contains("logical blocks (4096) smaller"), "{why}");
-}
-
-#[test]
-fn blocks_of_4096_bytes_are_not_blamed() {
-    let file = scenario("version = 1\n[device]\nlogical_block = 4096\n");
-    assert_clean(
-        &run(&["--scenario", file.path().to_str().expect("a path")]),
-        by_nature,
-    );
-}
-
-#[test]
-fn small_blocks_and_blocks_above_the_page_size_are_not_blamed() {
-    // The other kinds are run by ci/soak. A case that cannot be had on a kind says so.
-    for kind in ["xfs-1k", "xfs-64k"] {
-        let run = run(&["--fs", kind]);
-        assert_eq!(run.status, 0, "{kind}: {}", run.said());
-        assert_eq!(run.results["environment"]["fs"], kind);
-        for test in run.results["tests"].as_array().expect("tests") {
-            assert!(test["unfinished"].is_null(), "{kind}: {}", run.said());
-        }
-        for (test, subtest, verdict, reasons) in run.verdicts() {
-            assert_ne!(verdict, "broken", "{kind} {test}/{subtest}: {reasons:?}");
-        }
-    }
 }
 
 #[test]

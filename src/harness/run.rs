@@ -234,6 +234,7 @@ impl Run {
             contract: verdicts.contract.clone(),
             ended: in_words(&outcome.ended),
             guest: outcome.console.env.clone(),
+            calls: verdicts.calls,
             seconds: (outcome.seconds * 1000.0).round() / 1000.0,
         });
         self.asked

@@ -51,6 +51,8 @@ pub struct BootSummary {
     pub ended: String,
     /// What the guest found out about itself; null where it did not come so far.
     pub guest: Option<String>,
+    /// Calls with the flag that began in it, and that the promises are about.
+    pub calls: u64,
     /// Seconds from QEMU's start to its end.
     pub seconds: f64,
 }

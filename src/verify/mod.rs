@@ -240,6 +240,9 @@ impl Verifier {
         if let Some(old) = self.world.begin(seq, begin) {
             self.call_lost(&old);
         }
+        if is_judged(begin) {
+            self.ledger.call();
+        }
     }
 
     fn end(&mut self, seq: u64, end: &CallEnd) {

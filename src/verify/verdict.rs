@@ -164,6 +164,9 @@ pub struct Verdicts {
     /// Why the contract of the trace is not known: no promise was checked then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub contract_lost: Option<String>,
+    /// Calls with the flag that began and that the promises are about, of all boots.
+    #[serde(default)]
+    pub calls: u64,
     /// By test, in the order of their first appearance.
     pub tests: Vec<TestVerdicts>,
     /// Odd things that belong to no promise, by what.
@@ -239,6 +242,7 @@ pub struct Ledger {
     /// The row that was asked for last: mostly it is asked for again.
     last: usize,
     findings: usize,
+    calls: u64,
     tallies: Vec<Vec<Tally>>,
     loose: BTreeMap<String, u64>,
 }
@@ -257,6 +261,7 @@ impl Ledger {
             rows: HashMap::new(),
             last: 0,
             findings: 0,
+            calls: 0,
             tallies: Vec::new(),
             loose: BTreeMap::new(),
         }
@@ -340,6 +345,11 @@ impl Ledger {
         }
     }
 
+    /// A call that the promises are about has begun.
+    pub(super) fn call(&mut self) {
+        self.calls += 1;
+    }
+
     /// An observation that belongs to no promise.
     pub(super) fn loose(&mut self, what: &str) {
         count(&mut self.loose, what);
@@ -353,6 +363,7 @@ impl Ledger {
             contract: self.contract,
             contract_adjusted: self.contract_adjusted,
             contract_lost: self.contract_lost.map(str::to_owned),
+            calls: self.calls,
             tests: tests
                 .map(|(test, row)| TestVerdicts {
                     groups: Vec::new(),

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod clean;
 pub mod flat;
 pub mod guest;
 
