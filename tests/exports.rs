@@ -19,7 +19,7 @@ use serde_json::Value;
 use support::{built, inherited, wtblk};
 use wtblk::harness::accel::Accel;
 use wtblk::harness::image;
-use wtblk::harness::qemu::{Machine, Qemu, Vm};
+use wtblk::harness::qemu::{GUEST_MEMORY, Machine, Qemu, Vm};
 use wtblk::trace::TraceReader;
 use wtblk::trace::event::{Body, Complete, DATA_DISK, DataKind, Event, Op, Status, Submit};
 
@@ -75,7 +75,7 @@ impl Guest {
             third: None,
             queues: 1,
             queue_size: None,
-            memory: 512,
+            memory: GUEST_MEMORY,
             name: dir.path().display().to_string(),
         };
         let mut command = vm.command(&Qemu::find(None).unwrap());

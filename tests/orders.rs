@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use support::{built, inherited, lines, wtblk};
 use wtblk::harness::accel::Accel;
 use wtblk::harness::image;
-use wtblk::harness::qemu::{Machine, Qemu, Vm};
+use wtblk::harness::qemu::{GUEST_MEMORY, Machine, Qemu, Vm};
 use wtblk::trace::TraceReader;
 use wtblk::trace::event::{Body, DATA_DISK, Event, Op};
 use wtblk_shared::mark::Mark;
@@ -125,7 +125,7 @@ fn events() -> Vec<Event> {
         third: None,
         queues: 1,
         queue_size: None,
-        memory: 512,
+        memory: GUEST_MEMORY,
         name: dir.path().display().to_string(),
     };
     let mut command = vm.command(&Qemu::find(None).unwrap());

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use support::{built, inherited, lines, wtblk};
 use wtblk::harness::accel::Accel;
 use wtblk::harness::image;
-use wtblk::harness::qemu::{Machine, Qemu, Vm};
+use wtblk::harness::qemu::{GUEST_MEMORY, Machine, Qemu, Vm};
 use wtblk::trace::TraceReader;
 use wtblk::trace::event::{Body, DATA_DISK, Event};
 
@@ -89,7 +89,7 @@ impl Held {
             third: None,
             queues: 1,
             queue_size: None,
-            memory: 512,
+            memory: GUEST_MEMORY,
             name: dir.path().display().to_string(),
         };
         let mut command = vm.command(&Qemu::find(None).unwrap());

@@ -12,7 +12,7 @@ use super::kernel_args::KernelSourceArgs;
 use super::recording::RecordingArgs;
 use crate::harness::accel::Choice;
 use crate::harness::matrix;
-use crate::harness::qemu::Machine;
+use crate::harness::qemu::{GUEST_MEMORY, Machine};
 use crate::harness::run::{self, Options};
 
 /// Boots a kernel, runs guest tests against the device, prints the verdict as KTAP.
@@ -71,6 +71,9 @@ pub struct RunArgs {
     /// xfs-always-cow or xfs-rt (it is the realtime device); what a scenario says, else xfs-4k.
     #[arg(long, value_name = "NAME")]
     fs: Option<String>,
+    /// Memory of the guest, MiB.
+    #[arg(long, value_name = "MIB", default_value_t = GUEST_MEMORY, value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    memory: u32,
     /// More words for the kernel command line, as one argument; the last word on a key counts.
     #[arg(long, value_name = "WORDS")]
     append: Option<String>,
@@ -129,6 +132,7 @@ impl RunArgs {
             fs: self.fs,
             recording: self.recording.recording(),
             append: self.append,
+            memory: self.memory,
             limit: self.limit.map(Duration::from_secs),
             command,
             one_test,

@@ -49,6 +49,8 @@ pub struct Plan<'a> {
     pub seed: u64,
     /// Where trace, console log and image go; made anew.
     pub dir: &'a Path,
+    /// Memory of the guest, MiB.
+    pub memory: u32,
     /// Longest time from QEMU's start to its end.
     pub limit: Duration,
     /// The command that repeats one test of this boot, but for its name.
@@ -173,7 +175,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         third: qemu_fds.meta.as_ref(),
         queues: plan.shape.queues.unwrap_or(1),
         queue_size: plan.shape.queue_size,
-        memory: 512,
+        memory: plan.memory,
         name: plan.dir.display().to_string(),
     };
     let mut command = vm.command(&plan.ground.qemu);

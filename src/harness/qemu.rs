@@ -89,6 +89,9 @@ pub enum Machine {
     Pc,
 }
 
+/// Memory of a guest where nobody says, MiB.
+pub const GUEST_MEMORY: u32 = 512;
+
 /// A guest to be.
 pub struct Vm<'a> {
     /// The board.

@@ -68,6 +68,8 @@ pub struct Options {
     pub recording: Recording,
     /// More words for the kernel command line.
     pub append: Option<String>,
+    /// Memory of the guest, MiB.
+    pub memory: u32,
     /// Longest time of one boot; `None`: by the number of tests.
     pub limit: Option<Duration>,
     /// The command line that repeats the run, without seed and out.
@@ -224,6 +226,7 @@ impl Run {
             words: self.asked.words(&tests),
             seed,
             dir: &dir,
+            memory: self.asked.options.memory,
             limit,
             repeat_with: &repeat_with,
             interrupted: &self.interrupted,

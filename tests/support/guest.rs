@@ -10,7 +10,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use wtblk::harness::accel::Accel;
-use wtblk::harness::qemu::{Machine, Qemu, Vm};
+use wtblk::harness::qemu::{GUEST_MEMORY, Machine, Qemu, Vm};
 
 use super::{built, inherited, lines};
 
@@ -56,7 +56,7 @@ impl Guest {
             third,
             queues,
             queue_size: None,
-            memory: 512,
+            memory: GUEST_MEMORY,
             name: dir.display().to_string(),
         };
         let qemu = Qemu::find(None).unwrap();

@@ -32,7 +32,7 @@ use super::image::Kind;
 use super::own::Source;
 use super::paths;
 use super::progress::Progress;
-use super::qemu::{Machine, Qemu};
+use super::qemu::{GUEST_MEMORY, Machine, Qemu};
 use super::run::{draw_seed, in_words, known_defect, out_dir};
 use crate::device::Recording;
 use crate::fault::Shape;
@@ -408,6 +408,7 @@ impl Sweep {
             words,
             seed: header.swept.seed,
             dir: &dir,
+            memory: GUEST_MEMORY,
             limit: BOOT_LIMIT,
             repeat_with: &header.command,
             interrupted: &self.interrupted,
