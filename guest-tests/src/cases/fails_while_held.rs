@@ -16,6 +16,9 @@ const RULE: &str = "fail-held";
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut s = Subject::written(t, "file", 1 << 20)?;
     s.put(0, LEN);
+    // A device that was there before this boot may have used it up.
+    t.world
+        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
     let (tid, done) = start(t, &s);
     let came = until_held(t).and_then(|()| watch(t, &tid, &done));
     // Whatever was seen: the caller must not wait for ever.

@@ -42,6 +42,9 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     store(t, &s, &map, FIRST, 0xa5)?;
     s.put(0, LEN);
     let racing = !s.expect[RACING];
+    // A device that was there before this boot may have used it up.
+    t.world
+        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
     // Everything that needs memory comes before the store: it may hold the address space.
     let storer = Storer::start(t, &s, &map, racing);
     let (send, done) = mpsc::channel();

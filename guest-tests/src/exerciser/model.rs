@@ -438,6 +438,10 @@ impl Model {
             self.floor = self.floor.max(call.off + call.sure as u64);
         }
         self.both(first, cache, disk);
+        // What was dirty in these blocks may be lost: no write of it moves the size on the disk any more.
+        let dirty = self.blocks.iter().rposition(|b| b.dirty);
+        let end = dirty.map_or(0, |number| (number + 1) * self.bsize);
+        self.dirty_end = self.dirty_end.min(end as u64);
         self.unclear = true;
         Ok(())
     }

@@ -203,3 +203,17 @@ fn a_failed_sync_leaves_dirty_blocks_open_and_no_others() {
     assert!(m.clone().sync_failed(&cache, &other).is_err());
     assert!(m.sync_failed(&disk, &disk).is_err());
 }
+
+#[test]
+fn dirty_data_that_a_failed_call_has_lost_moves_no_size() {
+    let mut m = synced();
+    // Beyond the end on the disk; the call fails over the second block of it.
+    m.write(3 * B, &bytes(2, B + 2));
+    let cache = [bytes(3, B + 4), bytes(0, B - 4)].concat();
+    failed(&mut m, 4 * B, &bytes(3, B + 4), &cache, &bytes(0, 2 * B)).unwrap();
+    m.synced();
+    // The block before it is still dirty, and written by the sync.
+    assert!(m.clone().mounted(4 * B - 1).is_err());
+    assert_eq!(m.clone().mounted(4 * B), Ok(()));
+    assert_eq!(m.mounted(5 * B + 4), Ok(()));
+}
