@@ -8,6 +8,8 @@ use wtblk_shared::mark::Extent;
 
 use crate::sys;
 
+/// FIEMAP_EXTENT_DELALLOC: written in the page cache, and no block was given yet.
+pub const DELALLOC: u32 = 0x4;
 /// FIEMAP_EXTENT_UNWRITTEN: allocated, reads as zeros.
 pub const UNWRITTEN: u32 = 0x800;
 /// FIEMAP_EXTENT_SHARED: a write will copy it elsewhere.
