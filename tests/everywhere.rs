@@ -28,7 +28,6 @@ const SMALL_BLOCKS: &[&str] = &[
     "waits-beside-sync",
     "waits-beside-async",
     "several-at-once",
-    "keeps-stable",
 ];
 
 const fn fs(name: &'static str, args: &'static [&'static str]) -> Ground {

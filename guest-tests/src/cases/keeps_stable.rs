@@ -22,10 +22,12 @@ use crate::world::World;
 
 /// The rule of `guest-tests/scenarios/keeps-stable.toml`.
 const RULE: &str = "keeps-holds";
-/// Length of the page that is written back; its folio is of this size, as the file was evicted.
-const LEN: u64 = 4096;
-/// Length of each file.
-const FILE: u64 = 16 * LEN;
+/// Length of what is written back: a page or a block, whichever is larger; its folio is of this size, as the
+/// file was evicted.
+fn unit(t: &Test) -> u64 {
+    t.world.bsize.max(4096)
+}
+
 /// Where the byte goes.
 const RACING: u64 = 100;
 
@@ -110,26 +112,28 @@ fn race(
     must_wait: bool,
 ) -> Result<Subject, Fail> {
     let rule = Rule::named(RULE);
-    let mut s = Subject::written(t, name, FILE)?;
+    let len = unit(t);
+    let whole = 16 * len;
+    let mut s = Subject::written(t, name, whole)?;
     s.evict(t)?;
     match before {
         Before::Call => {
-            s.writethrough(t, 4 * LEN, LEN)?;
+            s.writethrough(t, 4 * len, len)?;
         }
         Before::Two => {
-            let at = [4 * LEN, 8 * LEN];
+            let at = [4 * len, 8 * len];
             let calls = at.map(|off| {
-                s.put(off, LEN);
-                Caller::start(t, &s, Engine::Aio, off, LEN, 0)
+                s.put(off, len);
+                Caller::start(t, &s, Engine::Aio, off, len, 0)
             });
             for (call, off) in calls.iter().zip(at) {
                 let done = call.thread.finish()?;
-                s.check_call(t, &done, off, LEN)?;
+                s.check_call(t, &done, off, len)?;
             }
         }
     }
-    let map = Arc::new(Mapping::new(&s.open().file, FILE as usize).or_fail(|| "mmap".into())?);
-    s.write_plain(t, 0, LEN)?;
+    let map = Arc::new(Mapping::new(&s.open().file, whole as usize).or_fail(|| "mmap".into())?);
+    s.write_plain(t, 0, len)?;
     rule.switch_on(t)?;
     let (world, file) = (t.world, Arc::clone(s.open()));
     let sync = Beside::start(world, "fsync", move |gate| {

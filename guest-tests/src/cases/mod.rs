@@ -122,7 +122,7 @@ pub const ALL: &[Case] = &[
     Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Reflink, Need::Aio], run: clone_in_flight::run },
     Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: several_at_once::run },
     Case { name: "memory-pressure", needs: &[Need::Flag, Need::Cachestat], run: memory_pressure::run },
-    Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: keeps_stable::run },
+    Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio], run: keeps_stable::run },
     Case { name: "exerciser", needs: &[Need::Flag], run: crate::exerciser::run },
     Case { name: "unsupported", needs: &[Need::Flag], run: unsupported::run },
 ];
