@@ -74,7 +74,7 @@ const ALL: &[Ground] = &[
         ..fs("two queues", &["--queues", "2"])
     },
     fs("board pc", &["--machine", "pc"]),
-    fs("128 MiB", &["--memory", "128"]),
+    fs("256 MiB", &["--memory", "256"]),
 ];
 
 fn on(name: &str, more: &[&str]) -> Run {
