@@ -14,8 +14,10 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen, socket,
+    sockopt,
 };
+use nix::sys::stat::{Mode, fchmod};
 
 /// Where a front end comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,16 +119,32 @@ fn bind(path: &Path) -> Result<Socket> {
         }
         fs::remove_file(path).with_context(|| format!("cannot replace stale socket {shown}"))?;
     }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot make socket {shown}"))?;
+    let cannot = || format!("cannot make socket {shown}");
+    let made = place(path).with_context(cannot)?;
     let found = fs::symlink_metadata(path)?;
     let placed = Placed {
         path: path.to_owned(),
         identity: (found.dev(), found.ino()),
     };
+    // A umask may have taken rights away.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict socket {shown}"))?;
-    Ok(Socket::Listening(listener, Some(placed)))
+    listen(&made, Backlog::MAXALLOWABLE).with_context(cannot)?;
+    Ok(Socket::Listening(
+        UnixListener::from(made),
+        Some(placed),
+    ))
+}
+
+/// A socket at this path that nobody but its owner could ever connect to: its file has the mode of
+/// the socket's own inode (less the umask) from the moment when it is there.
+fn place(path: &Path) -> nix::Result<OwnedFd> {
+    let address = UnixAddr::new(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    nix::sys::socket::bind(made.as_raw_fd(), &address)?;
+    Ok(made)
 }
 
 /// Whether somebody listens there. He may be too busy to take one more, which is not waited for.
@@ -220,6 +238,30 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::write(&path, "x").unwrap();
         assert!(error(bind(&path)).contains("no socket"));
+    }
+
+    /// Before anything else was done to it, where nothing but us keeps rights back.
+    #[test]
+    fn a_socket_file_is_its_owners_from_the_first_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                // A umask of this thread's own.
+                nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+                nix::sys::stat::umask(Mode::empty());
+                let made = place(&path).unwrap();
+                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+                drop(made);
+                fs::remove_file(&path).unwrap();
+                // One that takes too much away.
+                nix::sys::stat::umask(Mode::S_IRWXU);
+                let socket = bind(&path).unwrap();
+                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+                UnixStream::connect(&path).unwrap();
+                drop(socket);
+            });
+        });
     }
 
     #[test]
