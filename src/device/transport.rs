@@ -30,6 +30,14 @@ use crate::trace::event::DeviceKind;
 /// A stop answers when the host kernel's I/O is over or given up.
 const STOP_ANSWER: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(1));
 
+/// What of the protocol is offered.
+const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD);
+
 /// What the front end has said about a ring.
 #[derive(Default)]
 struct Vring {
@@ -47,6 +55,8 @@ pub(super) struct Handler {
     disk: Arc<Disk>,
     owned: bool,
     features: u64,
+    /// What of the protocol the front end has accepted.
+    protocol: u64,
     /// The writeback byte that the driver chose, or the start value.
     chosen_writeback: bool,
     map: Arc<GuestMap>,
@@ -66,6 +76,7 @@ impl Handler {
             disk,
             owned: false,
             features: 0,
+            protocol: 0,
             map: Arc::new(GuestMap::empty()),
             area: None,
             vrings,
@@ -404,16 +415,21 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         self.message("GET_PROTOCOL_FEATURES", 0, 0, 0);
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        Ok(PROTOCOL)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
         self.message("SET_PROTOCOL_FEATURES", 0, features, 0);
+        // The crate goes by what was accepted, whatever was offered.
+        if features & !PROTOCOL.bits() != 0 {
+            return Err(Error::FeatureMismatch);
+        }
+        if features != self.protocol && self.vrings.iter().any(|v| v.running) {
+            return Err(Error::InvalidOperation(
+                "protocol features changed under a running ring",
+            ));
+        }
+        self.protocol = features;
         Ok(())
     }
 
