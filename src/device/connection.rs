@@ -6,6 +6,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -19,7 +20,11 @@ use super::gate::Gate;
 use super::socket::{Socket, accept};
 use super::transport::Handler;
 use super::wake::Wake;
+use super::worker::said;
 use crate::trace::event::{DeviceKind, WENT};
+
+/// Handles the message that has come.
+type Handle = fn(&mut BackendReqHandler<Mutex<Handler>>) -> vhost::vhost_user::Result<()>;
 
 /// Ends a [`serve`] thread from another one.
 pub(super) struct Stopper {
@@ -97,11 +102,37 @@ pub(super) fn serve(
     let name = format!("{}-conn", disk.name);
     thread::Builder::new().name(name).spawn(move || {
         match socket {
-            Socket::Connected(stream) => connection(&disk, stream, None, &stopper),
+            Socket::Connected(stream) => guarded(&disk, stream, None, &stopper),
             Socket::Listening(..) => listen(&disk, &socket, &stopper),
         }
         ended.signal();
     })
+}
+
+/// Serves one connection to its end, which a panic of ours is, too: it ends like one of which a
+/// message was bad, and the thread is there for the next one.
+fn guarded(
+    disk: &Arc<Disk>,
+    stream: UnixStream,
+    others: Option<BorrowedFd<'_>>,
+    stopper: &Arc<Stopper>,
+) {
+    let handle: Handle = BackendReqHandler::handle_request;
+    let serve = || connection(disk, stream, others, stopper, handle);
+    // What happens at a message is caught there, and its rings are stopped as usual.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
+        let why = format!("the device panicked: {}", said(&*panic));
+        tracing::error!(disk = disk.name, "{why}");
+        Handler::new(disk.clone(), stopper.clone()).stop_all();
+        if let Some(state) = &disk.state {
+            state.outage.closed();
+        }
+        stopper.hung_up.store(false, Ordering::SeqCst);
+        let number = disk.connections.load(Ordering::Relaxed);
+        let kind = DeviceKind::Disconnected;
+        disk.hub.event(disk.number, 0, kind, number, 0, &why);
+        stopper.set_current(None);
+    }
 }
 
 fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
@@ -124,7 +155,7 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
         }
         match accept(listener) {
             Ok(Some(stream)) => {
-                connection(disk, stream, Some(socket.as_fd()), stopper);
+                guarded(disk, stream, Some(socket.as_fd()), stopper);
                 // What is still written for this one must not meet what the next one writes.
                 disk.settle(stopper);
             }
@@ -149,6 +180,7 @@ fn connection(
     stream: UnixStream,
     others: Option<BorrowedFd<'_>>,
     stopper: &Arc<Stopper>,
+    handle: Handle,
 ) {
     let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
     let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
@@ -170,11 +202,11 @@ fn connection(
     let handler = Arc::new(Mutex::new(Handler::new(disk.clone(), stopper.clone())));
     let mut requests = BackendReqHandler::from_stream(stream, handler.clone());
     let first = others.map_or(Ok(()), |others| gate.first(others));
-    let why = loop {
+    let mut messages = || loop {
         if let Err(why) = first.clone().and_then(|()| gate.message()) {
             break why;
         }
-        match requests.handle_request() {
+        match handle(&mut requests) {
             Ok(()) => {}
             // Our own shutdown looks like the peer's.
             Err(Error::Disconnected) if stopper.stopping() => break "stopping".to_owned(),
@@ -184,6 +216,8 @@ fn connection(
             Err(error) => break format!("bad message: {error}"),
         }
     };
+    let why = catch_unwind(AssertUnwindSafe(&mut messages));
+    let why = why.unwrap_or_else(|panic| format!("bad message: the device panicked: {}", said(&*panic)));
     if why.starts_with("bad") || why.starts_with("not a word") {
         tracing::warn!(disk = disk.name, "front end {number}: {why}");
     }
@@ -197,4 +231,67 @@ fn connection(
     event(DeviceKind::Disconnected, number, &why);
     tracing::info!(disk = disk.name, "front end {number} gone: {why}");
     stopper.set_current(None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::config::Geometry;
+    use crate::device::disk::handles;
+    use crate::device::hub::Hub;
+    use crate::device::settings::Recording;
+    use crate::fault::Shape;
+    use crate::trace::event::Body;
+    use crate::trace::{TraceReader, TraceWriter};
+    use std::io::{Read, Write};
+    use std::sync::atomic::{AtomicU32, AtomicU64};
+
+    /// The second message is one that our own code does not survive.
+    #[test]
+    fn a_panic_at_a_message_is_the_end_of_its_connection_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace");
+        let trace = Arc::new(TraceWriter::create(&path).unwrap());
+        let hub = Hub::new(trace.clone(), Vec::new(), None, &Recording::default());
+        let (workers, _idle) = handles(0).unwrap();
+        let disk = Arc::new(Disk {
+            number: 0,
+            name: "data".into(),
+            hub: Arc::new(hub.unwrap()),
+            geometry: Geometry::of(&Shape::default(), 64),
+            state: None,
+            start_writeback: true,
+            workers,
+            epochs: AtomicU32::new(0),
+            connections: AtomicU64::new(0),
+        });
+        let stopper = Stopper::new().unwrap();
+        let fails: Handle = |requests| {
+            requests.handle_request()?;
+            panic!("an error of ours")
+        };
+        let well: Handle = BackendReqHandler::handle_request;
+        for (handle, answers) in [(fails, 0), (well, 20)] {
+            let (mut front_end, stream) = UnixStream::pair().unwrap();
+            // SET_OWNER, and GET_FEATURES, which is answered.
+            let messages = [3u32, 1, 0, 1, 1, 0].map(u32::to_le_bytes).concat();
+            front_end.write_all(&messages).unwrap();
+            front_end.shutdown(Shutdown::Write).unwrap();
+            connection(&disk, stream, None, &stopper, handle);
+            let mut answer = Vec::new();
+            let _ = front_end.read_to_end(&mut answer);
+            assert_eq!(answer.len(), answers);
+        }
+        trace.close();
+        let mut reader = TraceReader::open(&path).unwrap();
+        let mut why = Vec::new();
+        while let Some(event) = reader.next().unwrap() {
+            if let Body::Device(event) = event.body
+                && event.kind == DeviceKind::Disconnected
+            {
+                why.push(event.text);
+            }
+        }
+        assert_eq!(why, ["bad message: the device panicked: an error of ours", WENT]);
+    }
 }

@@ -374,18 +374,18 @@ impl QueueDevice for DataQueue {
 
     fn poll(&mut self, done: &mut Vec<Done>) {
         self.tick();
-        // Until nothing comes: one completion may have been the reason for another operation.
-        let mut reaped = std::mem::take(&mut self.reaped);
+        // Until nothing comes: one completion may have been the reason for another operation. None
+        // gets lost by a panic: its request would wait for it for ever.
         loop {
-            self.store.reap(&mut reaped);
-            if reaped.is_empty() {
+            self.store.reap(&mut self.reaped);
+            if self.reaped.is_empty() {
                 break;
             }
-            for completion in reaped.drain(..) {
+            self.reaped.reverse();
+            while let Some(completion) = self.reaped.pop() {
                 self.stored(completion);
             }
         }
-        self.reaped = reaped;
         done.append(&mut self.over);
     }
 
@@ -468,6 +468,25 @@ impl QueueDevice for DataQueue {
 
     fn give_up(&mut self) {
         self.store.give_up();
+    }
+
+    fn abandon_all(&mut self) -> Vec<u64> {
+        self.stopping = Some(true);
+        self.over.clear();
+        let tokens = self.tokens(|_| true);
+        for &token in &tokens {
+            let Some(pending) = self.pending.get_mut(token) else {
+                continue;
+            };
+            pending.lost = true;
+            if pending.ops == 0 {
+                self.unwait(token);
+                self.advance(token);
+            }
+        }
+        // One that it happened to before it was among them.
+        self.hub.set_in_flight(self.worker(), tokens.len() as u64);
+        tokens
     }
 
     fn publishing(&mut self, done: &Done) -> Option<u64> {

@@ -288,6 +288,13 @@ impl Hub {
         }
     }
 
+    /// Of a worker that has lost count.
+    pub fn set_in_flight(&self, worker: u16, n: u64) {
+        if let Some(count) = self.in_flight.get(usize::from(worker)) {
+            count.0.store(n, Ordering::Release);
+        }
+    }
+
     /// Requests in flight where somebody may ask for their number: rules, or a test's plans.
     pub fn in_flight_for_rules(&self, disk: &DiskState) -> u32 {
         if self.engine_of(disk.number).is_none() && self.plans.is_none() {

@@ -59,6 +59,28 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// Whether something is in under this key.
+    pub fn contains(&self, key: u64) -> bool {
+        let found = self.places.get(place(key));
+        found.is_some_and(|found| found.round == round(key) && found.value.is_some())
+    }
+
+    /// All, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.places.iter().filter_map(|place| place.value.as_ref())
+    }
+
+    /// Takes out what is not to stay, by key.
+    pub fn retain(&mut self, stays: impl Fn(u64) -> bool) {
+        for (at, place) in (0..).zip(&mut self.places) {
+            let key = u64::from(place.round) << 32 | u64::from(at);
+            if place.value.is_some() && !stays(key) {
+                place.value = None;
+                self.free.push(at);
+            }
+        }
+    }
+
     /// How many are in.
     pub fn len(&self) -> usize {
         self.places.len() - self.free.len()
@@ -128,8 +150,13 @@ mod tests {
         assert_ne!(a, c);
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.remove(u64::MAX), None);
+        let d = slab.insert('d');
+        slab.retain(|key| key != d);
+        assert_eq!(slab.iter().collect::<String>(), "cb");
+        assert!(slab.contains(b) && slab.contains(c));
+        assert!(!slab.contains(a) && !slab.contains(d));
         assert_eq!((slab.remove(b), slab.remove(c)), (Some('b'), Some('c')));
-        assert!(slab.is_empty());
+        assert!(slab.is_empty() && !slab.contains(b));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! The queue worker: one thread that owns a ring, takes requests from it and
 //! gives them back. What a request means is its [`QueueDevice`]'s business.
 
+use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -101,6 +103,10 @@ pub(super) trait QueueDevice: Send {
     fn stop(&mut self) -> u64;
     /// The limit of a stop is over: of what is not, nothing more is begun.
     fn give_up(&mut self) {}
+    /// Something in here panicked, or in whoever owns it: nothing that is in flight is gone on with.
+    /// Tokens of what will come by [`QueueDevice::poll`] all the same, abandoned: what the host
+    /// kernel has comes back.
+    fn abandon_all(&mut self) -> Vec<u64>;
     /// A completion is about to be published: its event's number.
     fn publishing(&mut self, done: &Done) -> Option<u64>;
     /// Those whose numbers were taken have been published.
@@ -123,6 +129,8 @@ pub(super) struct Worker<D> {
     pieces: usize,
     /// It was told that they are as many as there may be.
     said_full: bool,
+    /// It panicked since a ring was started last.
+    fell: bool,
     done: Vec<Done>,
     /// What is being published.
     told: Vec<Told>,
@@ -165,14 +173,59 @@ impl<D: QueueDevice> Worker<D> {
             slots: Slab::default(),
             pieces: 0,
             said_full: false,
+            fell: false,
             done: Vec::new(),
             told: Vec::new(),
             look,
         }
     }
 
-    /// The thread's life.
+    /// The thread's life. A panic is an error of ours, and must be no end in silence: the ring stops
+    /// like one that the guest has broken, and its queue is there for the next start. The connection
+    /// stays, as the other queues' requests are its as well; and who reconnects by itself would bring
+    /// the request back that it happened at.
     pub fn run(mut self) {
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.live())) {
+            let why = format!("a worker panicked: {}", said(&*panic));
+            tracing::error!(disk = self.disk, queue = self.queue, "{why}");
+            let again = std::mem::replace(&mut self.fell, true);
+            let recovered = catch_unwind(AssertUnwindSafe(|| self.fall(&why)));
+            if again || recovered.is_err() {
+                let text = format!("{why}; it cannot go on, no front end gets this queue any more");
+                self.hub
+                    .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &text);
+                tracing::error!(disk = self.disk, queue = self.queue, "{text}");
+                return;
+            }
+        }
+    }
+
+    /// After a panic: the ring stops, and what is in flight is abandoned.
+    fn fall(&mut self, why: &str) {
+        if self.active.as_ref().is_none_or(|active| active.broken) {
+            self.hub
+                .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, why);
+        }
+        self.break_ring(&RingError(why.to_owned()));
+        let mut left = self.device.abandon_all();
+        self.slots.retain(|token| left.contains(&token));
+        // Given back, as far as this side goes, when it happened.
+        left.retain(|&token| !self.slots.contains(token));
+        for token in left {
+            let done = Done {
+                token,
+                status: Status::IOERR,
+                written: 0,
+                used_len: None,
+                abandon: true,
+            };
+            let number = self.device.publishing(&done);
+            self.device.published(number, &done, 0, true);
+        }
+        self.pieces = self.slots.iter().map(|slot| slot.pieces).sum();
+    }
+
+    fn live(&mut self) {
         let mut idle: Option<Instant> = None;
         loop {
             let mut busy = false;
@@ -346,6 +399,7 @@ impl<D: QueueDevice> Worker<D> {
             |kind, a, b, text: &str| self.hub.event(self.disk, self.queue, kind, a, b, text);
         match Active::new(start) {
             Ok(active) => {
+                self.fell = false;
                 event(DeviceKind::QueueStart, a, b, "");
                 // Some front ends wait for one notification after they have set the fd, and there
                 // may be used entries of an earlier device that the guest was not told of.
@@ -571,6 +625,13 @@ impl<D: QueueDevice> Worker<D> {
             tracing::warn!(queue = self.queue, "ring stopped: {}", error.0);
         }
     }
+}
+
+/// What a panic said.
+pub(super) fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("without a word")
 }
 
 /// Once for a worker.
