@@ -291,6 +291,7 @@ impl QueueDevice for DataQueue {
             DATA_DISK => (self.hub.digests).sample(&parsed, &taken.map, &mut self.scratch),
             _ => None,
         };
+        let long = self.disk.number == DATA_DISK && self.hub.digests.first_long(&parsed);
         self.epoch = taken.epoch;
         let submit = Body::Submit(Submit {
             disk: self.disk.number,
@@ -312,6 +313,9 @@ impl QueueDevice for DataQueue {
             self.event(DeviceKind::Again, id, u64::from(before), "");
         }
         self.sampled(id, parsed.sector, sample.as_deref());
+        if long {
+            self.not_sampled(id);
+        }
         self.hub.add_in_flight(self.worker(), 1);
         let request = Request {
             id,

@@ -41,6 +41,8 @@ pub(super) struct Digests {
     marked: RwLock<Marked>,
     /// It was said once that copies find no room.
     said: AtomicBool,
+    /// It was said once that a request is too long.
+    said_long: AtomicBool,
 }
 
 /// What may be kept of all requests together.
@@ -137,6 +139,7 @@ impl Digests {
             open: AtomicUsize::new(0),
             marked: RwLock::default(),
             said: AtomicBool::new(false),
+            said_long: AtomicBool::new(false),
         }
     }
 
@@ -192,6 +195,18 @@ impl Digests {
             sample.look = look(map, &parsed.data, sample.room.is_some(), keeps)?;
         }
         Some(Box::new(sample))
+    }
+
+    /// Whether it is the first request that is not looked at for its length alone.
+    pub fn first_long(&self, parsed: &Parsed) -> bool {
+        if parsed.bytes <= MAX_REQUEST || self.of == DigestOf::Off {
+            return false;
+        }
+        let has_data = matches!(parsed.op, Op::Read | Op::Write);
+        let of_call = || self.open.load(Ordering::Acquire) > 0 && self.is_marked(parsed);
+        has_data
+            && (self.of == DigestOf::All || of_call())
+            && !self.said_long.swap(true, Ordering::Relaxed)
     }
 
     fn is_marked(&self, parsed: &Parsed) -> bool {

@@ -166,14 +166,15 @@ impl Gate {
         }
         let cut = message.flags.contains(MsgFlags::MSG_CTRUNC);
         let bytes = message.bytes;
-        if cut || count > MAX_ATTACHED_FD_ENTRIES {
-            let what = if cut {
-                "and there is no room for more"
-            } else {
-                "too many"
-            };
+        if count > MAX_ATTACHED_FD_ENTRIES {
             return Err(format!(
-                "bad message: {count} descriptors came with it, {what} (at most {MAX_ATTACHED_FD_ENTRIES})"
+                "bad message: {count} descriptors came with it, too many (at most {MAX_ATTACHED_FD_ENTRIES})"
+            ));
+        }
+        if cut {
+            // There is room for as many as can be sent.
+            return Err(format!(
+                "bad message: more than {count} descriptors came with it, and this process can have no more: Too many open files"
             ));
         }
         if bytes < HEADER {

@@ -4,7 +4,7 @@
 //! is released); then one goes, and each completion lets the next one go.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,10 @@ pub(super) struct Groups {
     groups: Mutex<BTreeMap<Key, Group>>,
     /// Of `groups`: whoever finds none takes no lock.
     count: AtomicUsize,
+    /// One was forgotten, and nobody was told.
+    forgot: AtomicBool,
+    /// It was told once.
+    said: AtomicBool,
 }
 
 impl Group {
@@ -86,7 +90,9 @@ impl Groups {
         if groups.len() > MAX_GROUPS {
             let idle = |g: &Group| g.waiting.is_empty() && g.going.is_none();
             let oldest = groups.iter().find(|(_, g)| idle(g)).map(|(&key, _)| key);
-            oldest.and_then(|key| groups.remove(&key));
+            if oldest.and_then(|key| groups.remove(&key)).is_some() {
+                self.forgot.store(true, Ordering::Relaxed);
+            }
         }
         self.count.store(groups.len(), Ordering::Release);
     }
@@ -172,6 +178,17 @@ impl Groups {
             group.run()
         });
         (go.collect(), count)
+    }
+
+    /// Whether one has been forgotten for want of room, for the first time: what to say.
+    pub fn first_forgotten(&self) -> Option<String> {
+        let forgot = self.forgot.load(Ordering::Relaxed);
+        (forgot && !self.said.swap(true, Ordering::Relaxed)).then(|| {
+            format!(
+                "more than {MAX_GROUPS} groups of planned orders are not whole: the oldest is \
+                 forgotten, and who comes late to it begins it anew"
+            )
+        })
     }
 
     /// Whether there are none: a look without a lock.

@@ -130,10 +130,7 @@ fn bind(path: &Path) -> Result<Socket> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict socket {shown}"))?;
     listen(&made, Backlog::MAXALLOWABLE).with_context(cannot)?;
-    Ok(Socket::Listening(
-        UnixListener::from(made),
-        Some(placed),
-    ))
+    Ok(Socket::Listening(UnixListener::from(made), Some(placed)))
 }
 
 /// A socket at this path that nobody but its owner could ever connect to: its file has the mode of

@@ -40,6 +40,36 @@ fn it_is_a_store_like_any_other() {
     contract(&layer().1);
 }
 
+/// Of writes that nobody was told of nothing leaves the cache: it fills.
+#[test]
+fn a_write_that_finds_no_room_fails_alone() {
+    const PART: u64 = 32 << 20;
+    let inner = Arc::new(MemoryStore::new(PART).unwrap());
+    let store = VolatileStore::new(inner).unwrap();
+    let mut queue = store.queue().unwrap();
+    let memory = Owned::new(vec![7; PART as usize]);
+    let mut write = |token: u64, len: u64| {
+        let buffers = memory.buffers(&[len as usize]);
+        queue.submit(token, Op::Write { offset: 0, buffers });
+        wait(queue.as_mut(), 1).remove(0).result
+    };
+    for token in 0..FULL / PART {
+        assert!(write(token, PART).is_ok(), "{token}");
+    }
+    let error = write(100, 512).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+    let queue = queue.as_mut();
+    assert_eq!(read(queue, 0, 1024), vec![7; 1024]);
+    for token in 0..FULL / PART {
+        tell(&store, queue, token);
+    }
+    queue.submit(101, Op::Flush);
+    assert!(wait(queue, 1)[0].result.is_ok());
+    let buffers = memory.buffers(&[512]);
+    queue.submit(102, Op::Write { offset: 0, buffers });
+    assert!(wait(queue, 1)[0].result.is_ok(), "there is room again");
+}
+
 #[test]
 fn only_what_was_flushed_survives() {
     let (inner, store) = layer();

@@ -21,6 +21,13 @@ impl DataQueue {
         }
     }
 
+    /// A request was taken that is too long to be looked at.
+    pub(super) fn not_sampled(&self, id: RequestId) {
+        let text =
+            "a request of more than 64 MiB: its data, and that of further ones, is not looked at";
+        self.event(DeviceKind::Limit, 0, id, text);
+    }
+
     /// A request's data is about to be stored.
     pub(super) fn storing(&self, pending: &Pending, ops: &mut [store::Op]) {
         if self.disk.number != DATA_DISK {

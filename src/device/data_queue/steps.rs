@@ -120,6 +120,10 @@ impl DataQueue {
             if let Some(go) = self.hub.groups.join(key, rule, slot, place) {
                 self.hub.go(go);
             }
+            if let Some(text) = self.hub.groups.first_forgotten() {
+                let id = pending.request.id;
+                self.event(DeviceKind::Limit, 0, id, &text);
+            }
             return Waits::Order;
         }
         if pending.plan.hang {
