@@ -51,6 +51,8 @@ pub type Parts = Vec<(u64, u32, u16)>;
 
 pub struct Driver {
     pub frontend: Frontend,
+    /// The same connection, for what `frontend` does not send.
+    pub stream: UnixStream,
     pub features: u64,
     pub memory: GuestMemoryMmap,
     pub queues: Vec<Queue>,
@@ -106,6 +108,7 @@ impl Driver {
 
     /// Everything but the rings.
     pub fn negotiate(stream: UnixStream, queues: usize, mask: u64) -> Driver {
+        let same = stream.try_clone().unwrap();
         let (frontend, features) = handshake(stream, mask);
         let file = std::fs::File::from(memfd_create(c"guest", MFdFlags::empty()).unwrap());
         file.set_len(MEMORY as u64).unwrap();
@@ -128,6 +131,7 @@ impl Driver {
         let queues = queues.collect();
         Driver {
             frontend,
+            stream: same,
             features,
             memory,
             queues,
@@ -153,6 +157,7 @@ impl Driver {
 
     /// To the device's next life, as QEMU does it: the rings as they are, from the used index on.
     pub fn reconnect(&mut self, stream: UnixStream) {
+        self.stream = stream.try_clone().unwrap();
         self.frontend = handshake(stream, self.mask).0;
         let region = self.memory.iter().next().unwrap();
         let info = VhostUserMemoryRegionInfo::from_guest_region(region).unwrap();
