@@ -7,6 +7,8 @@ mod common;
 use common::driver::*;
 use common::serve::Serve;
 use common::until;
+use vhost::VhostBackend;
+use vmm_sys_util::eventfd::EventFd;
 use wtblk::trace::event::{DeviceKind, Op, Status};
 
 #[test]
@@ -199,7 +201,12 @@ fn a_malformed_chain_fails_alone() {
 #[test]
 fn a_broken_ring_stops_its_queue_alone() {
     let serve = Serve::start("", &["--queues", "3"]);
-    let mut d = Driver::connect(serve.data(), 3);
+    let mut d = Driver::negotiate(serve.data(), 3, u64::MAX);
+    let errs = [0; 3].map(|_| EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    for (queue, err) in errs.iter().enumerate() {
+        d.frontend.set_vring_err(queue, err).unwrap();
+        d.start(queue, 0);
+    }
     // The avail index jumps by more than the queue has entries.
     let at = d.queues[1].avail_at(2);
     d.poke(at, &1000u16.to_le_bytes());
@@ -223,7 +230,11 @@ fn a_broken_ring_stops_its_queue_alone() {
         events.iter().any(|e| e.2.contains("in flight")),
         "{events:?}"
     );
+    for broken in [1, 2] {
+        until("a word at its err fd", || errs[broken].read().ok());
+    }
     assert_eq!(d.write(0, &[7; 512]), 0);
+    assert!(errs[0].read().is_err(), "nothing is wrong with this one");
     assert_eq!(d.stop(0), 1);
     d.stop(1);
     // Started anew, it is served again.

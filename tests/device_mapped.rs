@@ -6,10 +6,12 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use common::driver::*;
 use common::serve::{Serve, wtblk};
+use common::{not_checked, until};
 use wtblk::trace::event::DeviceKind;
 
 /// A folder on a tmpfs.
@@ -58,23 +60,40 @@ fn reading_a_sparse_image_leaves_it_sparse() {
 /// In a mount namespace of its own, on a tmpfs with room for a few pages.
 #[test]
 fn a_full_tmpfs_fails_writes_and_keeps_what_was_written() {
+    full_disk("auto");
+}
+
+#[test]
+fn a_full_disk_fails_writes_of_threads_alone() {
+    full_disk("threads");
+}
+
+#[test]
+fn a_full_disk_fails_writes_by_io_uring_alone() {
+    full_disk("io_uring");
+}
+
+fn full_disk(aio: &str) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("small")).unwrap();
-    let tried = Command::new("unshare")
-        .args(["-m", "true"])
-        .status()
-        .is_ok_and(|status| status.success());
-    if !tried {
-        eprintln!("SKIP: no mount namespaces here (not root, or no unshare)");
-        return;
+    let tried = Command::new("unshare").args(["-m", "true"]).status();
+    if !tried.is_ok_and(|status| status.success()) {
+        return not_checked("no mount namespaces");
     }
-    let args = ["--image", "small/img", "--size", "16MiB"];
-    let serve = Serve::start_with(dir, "", &args, |command| {
+    let args = [
+        &["--image", "small/img", "--size", "16MiB", "--aio", aio][..],
+        &["--disk", "name=more,memory=1MiB,socket=more"],
+    ];
+    let serve = Serve::start_with(dir, "", &args.concat(), |command| {
         let program = wtblk().get_program().to_owned();
         *command = Command::new("unshare");
         let script = "mount -t tmpfs -o size=64k none small && exec \"$@\"";
         command.args(["-m", "sh", "-c", script, "sh"]).arg(program);
     });
+    let more = until("the other socket", || {
+        UnixStream::connect(serve.path("more")).ok()
+    });
+    let mut more = Driver::connect(more, 1);
     let mut d = Driver::connect(serve.data(), 1);
     let mut stored = Vec::new();
     for block in 0..32 {
@@ -82,6 +101,8 @@ fn a_full_tmpfs_fails_writes_and_keeps_what_was_written() {
         if status == 0 {
             stored.push(block);
         }
+        // The other disk has room.
+        assert_eq!(more.write(block, &[block as u8 + 1; 512]), 0);
     }
     // Some went in, some found no room; who was told so by a status is right.
     assert!((1..32).contains(&stored.len()), "{stored:?}");
@@ -93,12 +114,20 @@ fn a_full_tmpfs_fails_writes_and_keeps_what_was_written() {
             false => 0,
         };
         assert!(bytes == [byte; 4096], "block {block}");
+        assert_eq!(more.read(block, 512), (0, vec![block as u8 + 1; 512]));
     }
     // Written again where there is a page: that needs no room.
     assert_eq!(d.write(stored[0] * 80, &[99; 4096]), 0);
     assert_eq!(d.read(stored[0] * 80, 4096), (0, vec![99; 4096]));
-    drop(d);
-    serve.end().assert_paired();
+    drop((d, more));
+    let trace = serve.end();
+    trace.assert_paired();
+    let errors = trace.device(DeviceKind::StoreError);
+    assert_eq!(errors.len(), 32 - stored.len());
+    assert!(
+        errors.iter().all(|e| e.0 == libc::ENOSPC as u64),
+        "{errors:?}"
+    );
 }
 
 /// The trace is mapped, too: who cuts it short loses the trace, not the disk.

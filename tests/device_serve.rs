@@ -256,6 +256,12 @@ fn what_is_printed() {
         out.contains("num-queues=2") && out.contains("share=on"),
         "{out}"
     );
+    // As the QEMU at hand spells it: there is one wherever these tests run.
+    let qemu = wtblk::harness::qemu::Qemu::find(None).unwrap();
+    let mut sockets = out.lines().filter(|line| line.contains("socket,id="));
+    let again = format!(",{}", qemu.reconnect());
+    assert!(sockets.clone().count() >= 2, "{out}");
+    assert!(sockets.all(|line| line.contains(&again)), "{out}");
     assert!(!dir.path().join("s").exists(), "printing makes nothing");
 }
 

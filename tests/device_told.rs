@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 
 use common::driver::*;
 use common::serve::{Serve, wtblk_ending};
+use wtblk::trace::event::{Body, Event};
 
 /// Runs to the end; status, standard error.
 fn output(dir: &std::path::Path, args: &[&str]) -> (i32, String) {
@@ -152,7 +153,24 @@ fn a_trace_without_room_is_said_once() {
     drop(marks);
     let said = std::fs::read_to_string(serve.path("log")).unwrap();
     assert_eq!(said.matches("the trace has no room").count(), 1, "{said}");
-    serve.end();
+    // The disk goes on.
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(8, &[7; 512]), 0);
+    assert_eq!(d.read(8, 512), (0, vec![7; 512]));
+    drop(d);
+    // What is missing is told, once, where it is.
+    let events = serve.end().0;
+    let gap = |e: &Event| match &e.body {
+        Body::Gap(gap) => Some((gap.missing, gap.why.clone())),
+        _ => None,
+    };
+    let gaps: Vec<_> = events.iter().filter_map(gap).collect();
+    let marks = events.iter().filter(|e| matches!(e.body, Body::Mark(_)));
+    let kept = marks.count() as u64;
+    assert!(kept > 100 && kept < 1200, "{kept}");
+    let missing: u64 = gaps.iter().map(|gap| gap.0).sum();
+    assert!(missing >= 1200 - kept, "{kept} {gaps:?}");
+    assert!(gaps.iter().all(|gap| gap.1.contains("no room")), "{gaps:?}");
 }
 
 #[test]

@@ -24,3 +24,9 @@ pub fn until<T>(what: &str, mut state: impl FnMut() -> Option<T>) -> T {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// What a test needs is not to be had. To root nothing of it is refused: there it is a failure.
+pub fn not_checked(why: &str) {
+    assert!(!nix::unistd::geteuid().is_root(), "not checked: {why}");
+    eprintln!("SKIP: {why} (not root)");
+}
