@@ -223,19 +223,43 @@ fn a_reader_that_goes_away_changes_neither_status_nor_results() {
     assert!(dir.path().join("results.json").exists());
 }
 
+/// Of a process that serves or of QEMU: `Seccomp` (2: a filter) and `NoNewPrivs`, of all its threads.
+fn confinement(pid: i32) -> (String, String) {
+    let of = |status: &str, key: &str| {
+        let line = status.lines().find(|line| line.starts_with(key));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        value.expect("a status of the kernel").to_owned()
+    };
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut found = Vec::new();
+    for task in tasks {
+        // A thread may end meanwhile.
+        if let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) {
+            found.push((of(&status, "Seccomp:"), of(&status, "NoNewPrivs:")));
+        }
+    }
+    found.dedup();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
 /// A run whose device or QEMU (whose command line holds `word`) is killed in the middle.
 fn killed_in_mid_run(word: &str) -> (Option<i32>, String) {
     let dir = tempfile::tempdir().unwrap();
     let child = long_run(dir.path(), "KTAP version 1");
-    let is_it = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(word) && !line.contains(" run ")
+    let find = |word: &str| {
+        let is_it = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(word) && !line.contains(" run ")
+        };
+        let all = processes_with(dir.path());
+        all.into_iter().find(is_it).expect("a child")
     };
-    let victim = processes_with(dir.path())
-        .into_iter()
-        .find(is_it)
-        .expect("a child");
+    let victim = find(word);
+    // The sandbox is the device's alone: the guest runs by now.
+    assert_eq!(confinement(find(" serve ")), ("2".into(), "1".into()));
+    assert_eq!(confinement(find("qemu-system")), ("0".into(), "0".into()));
     kill(Pid::from_raw(victim), Signal::SIGKILL).unwrap();
     let output = child.wait_with_output().unwrap();
     until("no orphan is left", Duration::from_secs(10), || {

@@ -140,6 +140,26 @@ fn a_tree_that_does_not_compile_shows_what_the_compiler_says() {
     assert_eq!(ended.stdout, "", "no verdict: {}", ended.said());
 }
 
+/// What the device is kept from its maker is not: `make` has all calls and files, and its children, too.
+#[test]
+fn make_inherits_no_sandbox() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = dir.path().join("status");
+    let rules = Rules {
+        drops: "nothing",
+        vmlinux: format!(
+            "@cat /proc/self/status > {}; echo error: enough was seen >&2; exit 1",
+            status.display()
+        ),
+    };
+    let tree = tree(dir.path(), RIGHT, &rules);
+    let ended = run_tree(&tree, &["--test", "dsync"]);
+    assert!(ended.stderr.contains("enough was seen"), "{}", ended.said());
+    let status = fs::read_to_string(status).unwrap();
+    let line = |line: &str| status.lines().any(|l| l == line);
+    assert!(line("Seccomp:\t0") && line("NoNewPrivs:\t0"), "{status}");
+}
+
 #[test]
 fn options_that_the_tree_drops_are_named_and_what_nothing_runs_without_is_refused() {
     let dir = tempfile::tempdir().unwrap();
