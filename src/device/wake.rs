@@ -51,3 +51,43 @@ impl AsFd for Wake {
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    fn readable(wake: &Wake) -> bool {
+        let mut fds = [PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO) == Ok(1)
+    }
+
+    #[test]
+    fn it_is_readable_from_a_signal_to_a_drain() {
+        let wake = Wake::new().unwrap();
+        assert!(!readable(&wake) && wake.try_drain().is_err());
+        wake.signal();
+        wake.signal();
+        assert!(readable(&wake));
+        wake.drain();
+        assert!(!readable(&wake));
+    }
+
+    /// The file's descriptor is the value's own from then on, and closed with it.
+    #[test]
+    fn a_front_ends_eventfd_is_owned_alone() {
+        let flags = nix::sys::eventfd::EfdFlags::EFD_NONBLOCK;
+        let theirs = nix::sys::eventfd::EventFd::from_flags(flags).unwrap();
+        let file = File::from(theirs.as_fd().try_clone_to_owned().unwrap());
+        let number = file.as_raw_fd();
+        let wake = Wake::from(file);
+        assert_eq!(wake.as_fd().as_raw_fd(), number);
+        wake.signal();
+        assert_eq!(theirs.read(), Ok(1));
+        theirs.write(7).unwrap();
+        assert!(readable(&wake));
+        drop(wake);
+        // Theirs is another descriptor of the same.
+        assert_eq!(theirs.read(), Ok(7));
+    }
+}

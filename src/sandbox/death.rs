@@ -80,4 +80,36 @@ mod tests {
             assert_eq!(digits(number, &mut room), number.to_string().as_bytes());
         }
     }
+
+    /// In a child of its own, between fork and exec.
+    #[test]
+    fn the_last_words_name_the_call() {
+        use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+        use std::process::{Command, Stdio};
+        let trap: seccompiler::BpfProgram = {
+            let arch = seccompiler::TargetArch::try_from(std::env::consts::ARCH).unwrap();
+            let allow = seccompiler::SeccompAction::Allow;
+            let rules = [(libc::SYS_getppid, Vec::new())].into();
+            let trap = seccompiler::SeccompAction::Trap;
+            let filter = seccompiler::SeccompFilter::new(rules, allow, trap, arch).unwrap();
+            filter.try_into().unwrap()
+        };
+        let last = move || {
+            say_which()?;
+            seccompiler::apply_filter(&trap).map_err(io::Error::other)?;
+            // SAFETY: the call has no arguments; it is the child's last.
+            unsafe { libc::syscall(libc::SYS_getppid) };
+            Ok(())
+        };
+        let mut command = Command::new("true");
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { command.pre_exec(last) };
+        let child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+        let output = child.unwrap().wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGSYS), "{said}");
+        let call = format!("wtblk: system call {} is forbidden", libc::SYS_getppid);
+        assert!(said.starts_with(&call), "{said}");
+        assert!(said.ends_with("(--sandbox off serves without)\n"), "{said}");
+    }
 }
