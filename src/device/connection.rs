@@ -24,7 +24,8 @@ use super::worker::said;
 use crate::trace::event::{DeviceKind, WENT};
 
 /// Handles the message that has come.
-type Handle = fn(&mut BackendReqHandler<Mutex<Handler>>) -> vhost::vhost_user::Result<()>;
+pub(super) type Handle =
+    fn(&mut BackendReqHandler<Mutex<Handler>>) -> vhost::vhost_user::Result<()>;
 
 /// Ends a [`serve`] thread from another one.
 pub(super) struct Stopper {
@@ -174,14 +175,14 @@ fn listen(disk: &Arc<Disk>, socket: &Socket, stopper: &Arc<Stopper>) {
     }
 }
 
-/// Serves one connection to its end. `others`: where somebody else may wait meanwhile.
-fn connection(
+/// Serves one connection to its end; why it ended. `others`: where somebody else may wait meanwhile.
+pub(super) fn connection(
     disk: &Arc<Disk>,
     stream: UnixStream,
     others: Option<BorrowedFd<'_>>,
     stopper: &Arc<Stopper>,
     handle: Handle,
-) {
+) -> String {
     let event = |kind, a, text: &str| disk.hub.event(disk.number, 0, kind, a, 0, text);
     let number = disk.connections.fetch_add(1, Ordering::Relaxed) + 1;
     event(DeviceKind::Connected, number, "");
@@ -196,7 +197,8 @@ fn connection(
             // Out of fds, most likely. The front end sees its connection end.
             let why = format!("cannot serve the connection: {error}");
             event(DeviceKind::Disconnected, number, &why);
-            return tracing::error!(disk = disk.name, "front end {number}: {why}");
+            tracing::error!(disk = disk.name, "front end {number}: {why}");
+            return why;
         }
     };
     let handler = Arc::new(Mutex::new(Handler::new(disk.clone(), stopper.clone())));
@@ -217,7 +219,8 @@ fn connection(
         }
     };
     let why = catch_unwind(AssertUnwindSafe(&mut messages));
-    let why = why.unwrap_or_else(|panic| format!("bad message: the device panicked: {}", said(&*panic)));
+    let why =
+        why.unwrap_or_else(|panic| format!("bad message: the device panicked: {}", said(&*panic)));
     if why.starts_with("bad") || why.starts_with("not a word") {
         tracing::warn!(disk = disk.name, "front end {number}: {why}");
     }
@@ -231,6 +234,7 @@ fn connection(
     event(DeviceKind::Disconnected, number, &why);
     tracing::info!(disk = disk.name, "front end {number} gone: {why}");
     stopper.set_current(None);
+    why
 }
 
 #[cfg(test)]
@@ -292,6 +296,9 @@ mod tests {
                 why.push(event.text);
             }
         }
-        assert_eq!(why, ["bad message: the device panicked: an error of ours", WENT]);
+        assert_eq!(
+            why,
+            ["bad message: the device panicked: an error of ours", WENT]
+        );
     }
 }

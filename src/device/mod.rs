@@ -17,6 +17,8 @@ mod data_queue;
 mod digest;
 mod disk;
 #[cfg(any(test, feature = "fuzzing"))]
+mod fuzz_messages;
+#[cfg(any(test, feature = "fuzzing"))]
 mod fuzzing;
 mod gate;
 mod groups;
@@ -41,6 +43,8 @@ mod transport;
 mod wake;
 mod worker;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use fuzz_messages::fuzz_messages;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use fuzzing::fuzz_ring;
 pub use serve::serve;

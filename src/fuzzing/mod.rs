@@ -24,10 +24,11 @@ pub use trace::trace;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("control", control),
     ("events", events),
     ("mark", mark),
+    ("message", message),
     ("ring", ring),
     ("scenario", scenario),
     ("trace", trace),
@@ -36,6 +37,11 @@ pub const TARGETS: [Target; 6] = [
 /// A ring and its chains.
 pub fn ring(bytes: &[u8]) {
     crate::device::fuzz_ring(bytes);
+}
+
+/// What a front end says over one connection.
+pub fn message(bytes: &[u8]) {
+    crate::device::fuzz_messages(bytes);
 }
 
 /// A write to the mark area.
@@ -142,5 +148,5 @@ mod tests {
         )* };
     }
 
-    targets! { control events mark ring scenario trace }
+    targets! { control events mark message ring scenario trace }
 }
