@@ -424,3 +424,22 @@ fn post(to: &UnixStream, memory: &File, code: u32, flags: u32, body: &[u8], fds:
     let sent = sendmsg::<()>(to.as_raw_fd(), &bytes, rights, flags, None);
     assert!(sent.is_ok(), "{sent:?}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    /// It does not end at the first message each time.
+    #[test]
+    fn rings_start() {
+        for n in 0..200u8 {
+            let bytes: Vec<u8> = (0..400u32)
+                .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ n.wrapping_mul(31))
+                .collect();
+            fuzz_messages(&bytes);
+        }
+        let started = WORLD.with(|world| world.disk.epochs.load(Ordering::Relaxed));
+        assert!(started >= 50, "{started} of 200");
+    }
+}
