@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::beside::{Beside, Gate};
 use crate::call::{Call, Done, OpenFile};
+use crate::page_flags;
 use crate::pages;
 use crate::probe::{Came, Probe};
 use crate::rules::Rule;
@@ -189,7 +190,8 @@ fn settled(t: &Test, what: &str, stage: &Stage, done: &Done) -> Result<(), Fail>
             state.writeback
         )
     });
-    Ok(())
+    let (call, file) = (done.call, stage.subject.open());
+    page_flags::check(t, what, call, file, stage.off, stage.len)
 }
 
 /// fsync of the caller's open file and of another one: both are told of the error or none, and once.

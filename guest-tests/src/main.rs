@@ -18,6 +18,7 @@ mod finish;
 mod flying;
 mod marks;
 mod open_file;
+mod page_flags;
 mod pages;
 mod probe;
 mod rules;

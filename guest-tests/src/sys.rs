@@ -10,6 +10,7 @@ pub mod fsxattr;
 pub mod guarded;
 pub mod mapping;
 pub mod odd;
+pub mod page_flags;
 mod pages;
 pub mod quota;
 pub mod uffd;
@@ -213,6 +214,17 @@ pub struct CacheStat {
     pub writeback: u64,
     evicted: u64,
     recently_evicted: u64,
+}
+
+#[cfg(test)]
+impl CacheStat {
+    /// So many dirty pages, and nothing else.
+    pub fn of_dirty(dirty: u64) -> CacheStat {
+        CacheStat {
+            dirty,
+            ..CacheStat::default()
+        }
+    }
 }
 
 /// `cachestat(2)`: never blocks, so it may be asked about a page that hangs.

@@ -15,6 +15,7 @@ use wtblk_shared::pattern;
 
 use crate::call::Call;
 use crate::faulty::{FaultyCall, run_faulty};
+use crate::page_flags;
 use crate::pages;
 use crate::probe::{Came, Probe};
 use crate::subject::{Subject, check_after_remount};
@@ -71,6 +72,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             state.writeback
         )
     });
+    page_flags::check(t, &what, done.call, s.open(), 0, LEN)?;
     aftermath(t, s, done.call, version)
 }
 
