@@ -281,7 +281,7 @@ fn edges(t: &Test, what: &str, stage: &mut Stage) -> Result<(), Fail> {
 }
 
 /// Whether the bytes are those at `from` of `with`, which is followed by zeros.
-fn is(bytes: &[u8], with: &[u8], from: usize) -> bool {
+pub fn is(bytes: &[u8], with: &[u8], from: usize) -> bool {
     let known = with.get(from..).unwrap_or_default();
     let n = known.len().min(bytes.len());
     bytes[..n] == known[..n] && bytes[n..].iter().all(|&b| b == 0)

@@ -151,6 +151,12 @@ pub const SWEPT: &[Shape] = &[
     Shape { test: "dsync", name: "overwrite", fresh: dsync::overwrite },
     Shape { test: "dsync", name: "extend", fresh: dsync::extend },
     Shape { test: "dsync", name: "allocated", fresh: dsync::allocated },
+    Shape { test: "hole", name: "across", fresh: hole::across },
+    Shape { test: "unwritten", name: "edge", fresh: unwritten::edge },
+    Shape { test: "sub-block", name: "both", fresh: sub_block::both },
+    Shape { test: "small-extents", name: "in-turn", fresh: small_extents::in_turn },
+    Shape { test: "over-delalloc", name: "edge", fresh: over_delalloc::edge },
+    Shape { test: "reflink", name: "parts", fresh: reflink::parts },
 ];
 
 /// The case or aid of this name.

@@ -9,6 +9,7 @@ use wtblk_shared::mark::{Control, Mark, PointEnd};
 use wtblk_shared::sweep::COUNTER;
 
 use super::kernel_log::KernelLog;
+use super::read_back::Versions;
 use super::watch::{At, Step};
 use super::{Fresh, Shape};
 use crate::call::{Call, OpenFile};
@@ -60,17 +61,24 @@ fn steps(
         off,
         len,
         more,
+        dirty,
     } = (shape.fresh)(t)?;
     let s = &mut subject;
     if all {
         // Nothing of the preparation shall come between the requests that are counted.
         sys::sync();
     }
+    let mut versions = Versions::from(s);
+    if !dirty.is_empty() {
+        s.dirty(t, &dirty)?;
+        versions.add(s);
+    }
     for rule in rules {
         world.post(&Mark::Control(Control::Arm(Some(rule.clone()))))?;
     }
     at.step(Step::Call, 0);
     let version = s.next_version();
+    versions.add_call(s, version, off, len);
     let done = Call {
         world,
         test: t.name,
@@ -104,10 +112,12 @@ fn steps(
     log.look(&mut end.kernel);
     end.shut_down = is_shut_down(end);
     if end.shut_down {
-        drop(subject);
+        versions.add(s);
+        s.close();
         at.step(Step::Remount, done.call);
         world.remount()?;
-        return super::limit_retries(world);
+        super::limit_retries(world)?;
+        return versions.check(t, s);
     }
     t.check(end.rewrite == Some(len as i64), || {
         let rewrite = end.rewrite.map_or("nothing".into(), result_text);
