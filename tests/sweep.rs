@@ -180,7 +180,16 @@ fn every_two_requests_fail_and_late_ones_are_both_met() {
         .map(|c| c["counted"].as_u64().unwrap())
         .map(|n| n * (n - 1) / 2)
         .sum();
-    assert_all(&output, &results, counted as usize, "held");
+    // Where the first has failed before the second is sent there is no second.
+    let grid = grid(&results);
+    assert!(
+        counted >= 3 && grid.len() as u64 == counted,
+        "{}",
+        said(&output)
+    );
+    let open = |came: &str| came == "held" || came == "diverged";
+    assert!(grid.values().all(|came| open(came)), "{}", said(&output));
+    assert!(settled(&results).count() > 0, "{}", said(&output));
     for point in settled(&results) {
         assert_eq!(point["requests"].as_array().unwrap().len(), 2, "{point}");
         assert!(point["result"].as_i64().unwrap() < 0, "{point}");

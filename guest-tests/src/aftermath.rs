@@ -205,7 +205,19 @@ fn asked(t: &Test, what: &str, stage: &Stage, done: &Done, another: &OpenFile) -
     t.check(told == 0 || told == EIO, || {
         format!("{what}: fsync returned {}", result_text(told))
     });
-    let others = another.fsync(world)?;
+    others_told(t, what, &stage.subject, another, told)
+}
+
+/// The caller's open file was `told` this by fsync: another one, open since before the call, is told the same; and the
+/// caller's not once more.
+pub fn others_told(
+    t: &Test,
+    what: &str,
+    s: &Subject,
+    another: &OpenFile,
+    told: i64,
+) -> Result<(), Fail> {
+    let others = another.fsync(t.world)?;
     t.check(others == told, || {
         format!(
             "{what}: fsync of another open file returned {}, the caller's {}",
@@ -213,7 +225,7 @@ fn asked(t: &Test, what: &str, stage: &Stage, done: &Done, another: &OpenFile) -
             result_text(told)
         )
     });
-    let once_more = stage.subject.open().fsync(world)?;
+    let once_more = s.open().fsync(t.world)?;
     t.check(once_more == 0, || {
         format!(
             "{what}: a second fsync of the caller's open file returned {}",

@@ -29,6 +29,7 @@ mod sweep;
 mod sys;
 mod task;
 mod test;
+mod versions;
 mod world;
 mod xfs;
 

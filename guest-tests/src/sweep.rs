@@ -5,7 +5,6 @@
 mod kernel_log;
 pub mod params;
 mod point;
-mod read_back;
 mod watch;
 
 use std::fs;

@@ -323,6 +323,11 @@ pub fn evict(file: &File) -> io::Result<()> {
     }
 }
 
+/// Takes everything that is clean out of all caches.
+pub fn drop_caches() -> io::Result<()> {
+    std::fs::write("/proc/sys/vm/drop_caches", "3")
+}
+
 /// Binds a free loop device to the file and gives the device's path.
 pub fn loop_bind(file: &File) -> io::Result<String> {
     let control = File::open("/dev/loop-control")?;

@@ -40,6 +40,7 @@ mod read_only_in_flight;
 mod reflink;
 pub(crate) mod returns_after_io;
 mod several_at_once;
+mod signal_mid_call;
 mod small_extents;
 mod source_mapped;
 mod stable_among_three;
@@ -104,6 +105,7 @@ pub const ALL: &[Case] = &[
     Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
     Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
     Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
+    Case { name: "signal-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: signal_mid_call::run },
     Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
     Case { name: "hole", needs: &[Need::Flag], run: hole::run },
     Case { name: "unwritten", needs: &[Need::Flag], run: unwritten::run },

@@ -9,7 +9,6 @@ use wtblk_shared::mark::{Control, Mark, PointEnd};
 use wtblk_shared::sweep::COUNTER;
 
 use super::kernel_log::KernelLog;
-use super::read_back::Versions;
 use super::watch::{At, Step};
 use super::{Fresh, Shape};
 use crate::call::{Call, OpenFile};
@@ -17,6 +16,7 @@ use crate::pages;
 use crate::subject::{Subject, rounded};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, Findings, OrFail, Test};
+use crate::versions::Versions;
 use crate::world::World;
 
 /// Does a point with these rules armed; what came of it.
@@ -117,7 +117,12 @@ fn steps(
         at.step(Step::Remount, done.call);
         world.remount()?;
         super::limit_retries(world)?;
-        return versions.check(t, s);
+        if !s.path().exists() {
+            t.fail("the file, which was synced, is not there after the shutdown and a mount");
+            return Ok(());
+        }
+        s.reopen(t)?;
+        return versions.check(t, s, "after the shutdown and a mount");
     }
     t.check(end.rewrite == Some(len as i64), || {
         let rewrite = end.rewrite.map_or("nothing".into(), result_text);

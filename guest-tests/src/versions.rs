@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a file may hold behind a shutdown and the mount after it: what the disk was given may be there,
-//! and what only the log said of it may be lost.
+//! What a file may hold when it is not known how far a call came: each block is that of one of the
+//! versions that the file has had.
 
 use std::os::unix::fs::FileExt;
 
@@ -8,12 +8,11 @@ use crate::aftermath::is;
 use crate::subject::Subject;
 use crate::test::{Fail, OrFail, Test};
 
-/// What the file held, in the order of time: as it was synced, with what was made dirty, as the call
-/// and the rewrite wanted it.
+/// What the file held, in the order of time.
 pub struct Versions(Vec<Vec<u8>>);
 
 impl Versions {
-    /// What the disk has for sure.
+    /// What is there for sure.
     pub fn from(s: &Subject) -> Versions {
         Versions(vec![s.expect.clone()])
     }
@@ -45,15 +44,8 @@ impl Versions {
         (first, most.unwrap_or(first))
     }
 
-    /// Opens the file again and reads all of it: each block is that of one version, and nothing else
-    /// shows.
-    pub fn check(&self, t: &Test, s: &mut Subject) -> Result<(), Fail> {
-        let path = s.path().to_owned();
-        if !path.exists() {
-            t.fail("the file, which was synced, is not there after the shutdown and a mount");
-            return Ok(());
-        }
-        s.reopen(t)?;
+    /// Reads all of the file: each block is that of one version, and nothing else shows.
+    pub fn check(&self, t: &Test, s: &Subject, what: &str) -> Result<(), Fail> {
         let file = s.open();
         let size = file.size().or_fail(|| "fstat".into())?;
         let (least, most) = self.lengths();
@@ -61,18 +53,18 @@ impl Versions {
         let end = |len: usize| if len == 0 { 0 } else { s.base() + len as u64 };
         let (least, most) = (end(least), end(most));
         t.check(least <= size && size <= most, || {
-            format!("after the shutdown and a mount i_size is {size}, expected {least} to {most}")
+            format!("{what}: i_size is {size}, expected {least} to {most}")
         });
         let mut seen = vec![0; size.min(most).saturating_sub(s.base()) as usize];
         file.file
             .read_exact_at(&mut seen, s.base())
-            .or_fail(|| "reading back after the shutdown".into())?;
+            .or_fail(|| format!("{what}: reading back"))?;
         let b = t.world.bsize as usize;
         for (i, block) in seen.chunks(b).enumerate() {
             let at = s.base() + (i * b) as u64;
             t.check(self.know(block, i * b), || {
                 format!(
-                    "after the shutdown and a mount the block at {at} holds neither its old bytes nor new ones{}",
+                    "{what}: the block at {at} holds neither its old bytes nor new ones{}",
                     file.tell_stale(t.world, at, block)
                 )
             });
