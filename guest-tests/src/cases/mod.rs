@@ -167,15 +167,17 @@ pub fn find(name: &str) -> Option<&'static Case> {
 }
 
 /// How many limits of a test the case is given: one, or more where it has as many parts as others
-/// have together.
-pub fn limits(case: &Case, params: &Params) -> u32 {
-    match case.name {
+/// have together, or writes as many blocks that are larger than a page.
+pub fn limits(case: &Case, params: &Params, bsize: u64) -> u32 {
+    let larger = if bsize > 4096 { 2 } else { 1 };
+    let parts = match case.name {
         "exerciser" => crate::exerciser::limits(params.ops),
         // To take all of the memory takes its time, too.
         "memory-pressure" => 3,
         name if name.starts_with("waits-beside-") => 3,
         _ => 1,
-    }
+    };
+    parts * larger
 }
 
 /// Whether the case lives on what an earlier boot left in its folder; all others begin with an empty one.
