@@ -151,6 +151,52 @@ fn a_log_write_that_fails_shuts_the_file_system_down_and_the_sweep_goes_on() {
 }
 
 #[test]
+fn a_shutdown_in_an_allocating_call_leaves_old_blocks_or_new_ones_and_a_sound_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--test", "unwritten", "--requests", "all"];
+    let output = begin(dir.path(), &args);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let results = results(dir.path());
+    let count = |outcome: &str| results["outcomes"][outcome].as_u64().unwrap();
+    assert!(count("held") >= 2, "{}", said(&output));
+    assert!(count("shut-down") >= 1, "{}", said(&output));
+    // The disk was looked at behind all of them.
+    let boots = results["boots"].as_array().unwrap();
+    assert!(!boots.is_empty());
+    for boot in boots {
+        assert!(boot["not_repaired"].is_null(), "{}", said(&output));
+        assert_eq!(boot["damage"], serde_json::json!([]), "{}", said(&output));
+    }
+}
+
+#[test]
+fn every_two_requests_fail_and_late_ones_are_both_met() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--test", "hole", "--fault", "late", "--pairs"];
+    let output = begin(dir.path(), &args);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let results = results(dir.path());
+    let counted: u64 = (results["clean"].as_array().unwrap().iter())
+        .map(|c| c["counted"].as_u64().unwrap())
+        .map(|n| n * (n - 1) / 2)
+        .sum();
+    // Where the first has failed before the second is sent there is no second.
+    let grid = grid(&results);
+    assert!(
+        counted >= 3 && grid.len() as u64 == counted,
+        "{}",
+        said(&output)
+    );
+    let open = |came: &str| came == "held" || came == "diverged";
+    assert!(grid.values().all(|came| open(came)), "{}", said(&output));
+    assert!(settled(&results).count() > 0, "{}", said(&output));
+    for point in settled(&results) {
+        assert_eq!(point["requests"].as_array().unwrap().len(), 2, "{point}");
+        assert!(point["result"].as_i64().unwrap() < 0, "{point}");
+    }
+}
+
+#[test]
 fn a_guest_that_hangs_is_booted_again_behind_that_point() {
     let dir = tempfile::tempdir().unwrap();
     let args = ["--test", "overwrite-aligned", "--fault", "hang,delay"];

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::beside::{Beside, Gate};
 use crate::call::{Call, Done, OpenFile};
+use crate::page_flags;
 use crate::pages;
 use crate::probe::{Came, Probe};
 use crate::rules::Rule;
@@ -189,7 +190,8 @@ fn settled(t: &Test, what: &str, stage: &Stage, done: &Done) -> Result<(), Fail>
             state.writeback
         )
     });
-    Ok(())
+    let (call, file) = (done.call, stage.subject.open());
+    page_flags::check(t, what, call, file, stage.off, stage.len)
 }
 
 /// fsync of the caller's open file and of another one: both are told of the error or none, and once.
@@ -203,7 +205,19 @@ fn asked(t: &Test, what: &str, stage: &Stage, done: &Done, another: &OpenFile) -
     t.check(told == 0 || told == EIO, || {
         format!("{what}: fsync returned {}", result_text(told))
     });
-    let others = another.fsync(world)?;
+    others_told(t, what, &stage.subject, another, told)
+}
+
+/// The caller's open file was `told` this by fsync: another one, open since before the call, is told the same; and the
+/// caller's not once more.
+pub fn others_told(
+    t: &Test,
+    what: &str,
+    s: &Subject,
+    another: &OpenFile,
+    told: i64,
+) -> Result<(), Fail> {
+    let others = another.fsync(t.world)?;
     t.check(others == told, || {
         format!(
             "{what}: fsync of another open file returned {}, the caller's {}",
@@ -211,7 +225,7 @@ fn asked(t: &Test, what: &str, stage: &Stage, done: &Done, another: &OpenFile) -
             result_text(told)
         )
     });
-    let once_more = stage.subject.open().fsync(world)?;
+    let once_more = s.open().fsync(t.world)?;
     t.check(once_more == 0, || {
         format!(
             "{what}: a second fsync of the caller's open file returned {}",
@@ -279,7 +293,7 @@ fn edges(t: &Test, what: &str, stage: &mut Stage) -> Result<(), Fail> {
 }
 
 /// Whether the bytes are those at `from` of `with`, which is followed by zeros.
-fn is(bytes: &[u8], with: &[u8], from: usize) -> bool {
+pub fn is(bytes: &[u8], with: &[u8], from: usize) -> bool {
     let known = with.get(from..).unwrap_or_default();
     let n = known.len().min(bytes.len());
     bytes[..n] == known[..n] && bytes[n..].iter().all(|&b| b == 0)

@@ -99,6 +99,7 @@ pub fn of_file_system(world: &mut World) -> Result<(), Fail> {
     let mut facts = BTreeMap::new();
     facts.insert("io_uring", yes_no(sys::io_uring_works()));
     facts.insert("userfaultfd", yes_no(uffd::works()));
+    facts.insert("page_flags", yes_no(sys::page_flags::works()));
     let path = dir.join("scratch");
     let scratch = OpenFile::open(world, &path, false)?;
     let len = world.bsize * BATCH * 2;

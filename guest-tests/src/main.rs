@@ -18,6 +18,7 @@ mod finish;
 mod flying;
 mod marks;
 mod open_file;
+mod page_flags;
 mod pages;
 mod probe;
 mod rules;
@@ -28,6 +29,7 @@ mod sweep;
 mod sys;
 mod task;
 mod test;
+mod versions;
 mod world;
 mod xfs;
 

@@ -94,7 +94,7 @@ fn run_one(world: &'static World, case: &'static Case) -> Verdict {
             Test::new(world, case.name, thread_findings).and_then(|mut t| (case.run)(&mut t));
         let _ = send.send(result);
     });
-    let limit = world.params.test * cases::limits(case, &world.params);
+    let limit = world.params.test * cases::limits(case, &world.params, world.bsize);
     let mut result = match receive.recv_timeout(limit) {
         Ok(result) => result,
         Err(RecvTimeoutError::Disconnected) => Err(Fail::Error("the test's thread broke".into())),

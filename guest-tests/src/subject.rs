@@ -12,6 +12,7 @@ use wtblk_shared::mark::Extent;
 use wtblk_shared::pattern;
 
 use crate::call::{Call, Done, OpenFile};
+use crate::probe::ROUNDS;
 use crate::sys::mapping::Mapping;
 use crate::sys::{self, Pages, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -532,8 +533,23 @@ pub fn rounded(bsize: u64, off: u64, len: u64) -> (u64, u64) {
     (off / bsize * bsize, (off + len).div_ceil(bsize) * bsize)
 }
 
-/// Remounts the file system and compares the files with what the device gives.
+/// Syncs everything and drops all caches, which must take every page of the files away; then remounts the file
+/// system and compares them with what the device gives.
 pub fn check_after_remount(t: &Test, subjects: &mut [Subject]) -> Result<(), Fail> {
+    let limit = t.world.params.probe * ROUNDS;
+    t.world.limited("sync", limit, sys::sync)?;
+    t.world
+        .limited("drop_caches", limit, sys::drop_caches)?
+        .or_fail(|| "drop_caches".into())?;
+    if t.world.fact("cachestat") == "yes" {
+        for s in subjects.iter().filter(|s| s.end() > 0) {
+            let left = pages::state(&s.open().file, 0, s.end())?.cached;
+            t.check(left == 0, || {
+                let path = s.path.display();
+                format!("{path}: {left} pages stay in the page cache after sync and drop_caches")
+            });
+        }
+    }
     for s in subjects.iter_mut() {
         s.close();
     }

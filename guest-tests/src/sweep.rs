@@ -47,6 +47,8 @@ pub struct Fresh {
     pub len: u64,
     /// `RWF_*` flags beside that of the test.
     pub more: u32,
+    /// Ranges that are to be dirty when the call comes: after all else was synced.
+    pub dirty: Vec<(u64, u64)>,
 }
 
 impl Fresh {
@@ -57,7 +59,14 @@ impl Fresh {
             off,
             len,
             more: 0,
+            dirty: Vec::new(),
         }
+    }
+
+    /// The same with these ranges dirty.
+    pub fn over_dirty(self, ranges: &[(u64, u64)]) -> Fresh {
+        let dirty = ranges.to_vec();
+        Fresh { dirty, ..self }
     }
 
     /// The same with these flags.

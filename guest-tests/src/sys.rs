@@ -10,6 +10,7 @@ pub mod fsxattr;
 pub mod guarded;
 pub mod mapping;
 pub mod odd;
+pub mod page_flags;
 mod pages;
 pub mod quota;
 pub mod uffd;
@@ -215,6 +216,17 @@ pub struct CacheStat {
     recently_evicted: u64,
 }
 
+#[cfg(test)]
+impl CacheStat {
+    /// So many dirty pages, and nothing else.
+    pub fn of_dirty(dirty: u64) -> CacheStat {
+        CacheStat {
+            dirty,
+            ..CacheStat::default()
+        }
+    }
+}
+
 /// `cachestat(2)`: never blocks, so it may be asked about a page that hangs.
 pub fn cachestat(file: &File, off: u64, len: u64) -> io::Result<CacheStat> {
     let range = [off, len];
@@ -309,6 +321,11 @@ pub fn evict(file: &File) -> io::Result<()> {
         0 => Ok(()),
         errno => Err(io::Error::from_raw_os_error(errno)),
     }
+}
+
+/// Takes everything that is clean out of all caches.
+pub fn drop_caches() -> io::Result<()> {
+    std::fs::write("/proc/sys/vm/drop_caches", "3")
 }
 
 /// Binds a free loop device to the file and gives the device's path.

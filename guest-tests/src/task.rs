@@ -48,6 +48,11 @@ impl Task {
     }
 }
 
+/// The kernel function that another process waits in; empty where unknown.
+pub fn place_of(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/wchan")).unwrap_or_default()
+}
+
 /// Looks in a row that must be alike before a thread stands still: one mark round trip
 /// does not tell it from one that a loaded machine gave no time.
 pub const LOOKS: u32 = 16;

@@ -122,6 +122,18 @@ impl Test {
         push(&self.findings.notes, what.into(), MOST_LINES);
     }
 
+    /// The same, unless it was said before.
+    pub fn note_once(&self, what: String) {
+        let notes = &self.findings.notes;
+        let said = notes
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .contains(&what);
+        if !said {
+            self.note(what);
+        }
+    }
+
     /// Records whether something waited while a call of this kind was in flight, and where; and what
     /// the semantics say of it: `waits`, `goes-on` or `open`. The harness keeps it as a table.
     pub fn waited(&self, beside: &str, deed: &str, place: Option<&str>, must: &str) {

@@ -7,8 +7,10 @@ use wtblk_shared::RWF_DSYNC;
 use wtblk_shared::mark::{Control, Mark};
 
 use super::returns_after_io::until_held;
-use crate::call::Done;
+use crate::aftermath::others_told;
+use crate::call::{Done, OpenFile};
 use crate::flying::{Caller, Engine};
+use crate::page_flags;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
 use crate::test::{Fail, Test};
@@ -36,6 +38,7 @@ fn run(t: &Test, engine: Engine, held: &str, fails: &str) -> Result<(), Fail> {
     let done = while_held(t, &mut s, engine, held, off, len)?;
     s.check_call(t, &done, off, len)?;
 
+    let another = OpenFile::open(t.world, s.path(), false)?;
     t.world.post(&Mark::Control(Control::Arm(rule(fails))))?;
     let done = while_held(t, &mut s, engine, fails, off, len)?;
     let eio = -i64::from(libc::EIO);
@@ -49,10 +52,13 @@ fn run(t: &Test, engine: Engine, held: &str, fails: &str) -> Result<(), Fail> {
             )
         },
     );
+    page_flags::check(t, "after the error", done.call, s.open(), off, len)?;
     let synced = s.open().fsync(t.world)?;
     t.check(synced == 0 || synced == eio, || {
         format!("fsync returned {}", result_text(synced))
     });
+    others_told(t, "after the error", &s, &another, synced)?;
+    drop(another);
     // The same range again, so that it is known what the file holds.
     call(t, &mut s, engine, off, len, 0)?;
     s.check_whole(t, "after all calls")?;

@@ -7,7 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use wtblk_shared::pattern;
 
+use crate::aftermath::others_told;
+use crate::call::OpenFile;
 use crate::faulty::{FaultyCall, run_faulty};
+use crate::page_flags;
 use crate::pages;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
@@ -25,6 +28,7 @@ const MISSING: usize = (3 << 20) + PAGE;
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let first = t.world.bsize.max(PAGE as u64);
     let mut s = Subject::written(t, "file", first)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let version = s.next_version();
     let done = run_faulty(
         t,
@@ -59,10 +63,13 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             state.writeback
         )));
     }
+    page_flags::check(t, &what, done.call, s.open(), 0, LEN)?;
     let synced = s.open().fsync(t.world)?;
     t.check(synced == 0 || synced == eio, || {
         format!("fsync returned {}", result_text(synced))
     });
+    others_told(t, &what, &s, &another, synced)?;
+    drop(another);
     on_the_disk(t, &s, version, &what)?;
     s.writethrough(t, 0, LEN)?;
     s.check_whole(t, "after the second call")?;

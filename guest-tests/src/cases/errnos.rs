@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT};
 
+use crate::beside::Gate;
 use crate::call::{Call, OpenFile};
+use crate::flying::{ASYNC, Engine};
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, odd, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -94,6 +96,7 @@ fn refused_flags(t: &Test) -> Result<(), Fail> {
             &[wanted],
         );
     }
+    nowait_async(t, &s)?;
     // Atomic writes are for O_DIRECT; which of the two says no first is not the flag's matter.
     let atomic = bare(t, file, 0, RWF_ATOMIC);
     check(t, "with RWF_ATOMIC", atomic, &[EOPNOTSUPP, EINVAL]);
@@ -112,6 +115,28 @@ fn refused_flags(t: &Test) -> Result<(), Fail> {
         &[-i64::from(libc::EBADF)],
     );
     s.check_whole(t, "after refused calls")
+}
+
+/// RWF_NOWAIT of the user's own is refused when the flags are looked at; io_uring's first attempt, which may
+/// not wait either, is another matter and never seen.
+fn nowait_async(t: &Test, s: &Subject) -> Result<(), Fail> {
+    for (engine, fact) in [(Engine::Aio, "aio"), (Engine::Uring, "io_uring")] {
+        if t.world.fact(fact) != "yes" {
+            let is = t.world.fact(fact);
+            t.note(format!(
+                "RWF_NOWAIT by {engine:?} was not tried: {fact} is {is}"
+            ));
+            continue;
+        }
+        let call = Call {
+            words: &[ASYNC],
+            ..s.call(t, 0, t.world.bsize, RWF_NOWAIT)
+        };
+        let done = call.submit(engine, &Gate::default())?.finish()?;
+        let what = format!("with RWF_NOWAIT by {engine:?} (call {})", done.call);
+        check(t, &what, done.result, &[EINVAL]);
+    }
+    Ok(())
 }
 
 /// Files that know nothing of the flag.

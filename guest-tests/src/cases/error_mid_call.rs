@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 use wtblk_shared::pattern;
 
-use crate::call::Call;
+use crate::aftermath::others_told;
+use crate::call::{Call, OpenFile};
 use crate::faulty::{FaultyCall, run_faulty};
+use crate::page_flags;
 use crate::pages;
 use crate::probe::{Came, Probe};
 use crate::subject::{Subject, check_after_remount};
@@ -37,6 +39,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     s.allocate(t, 0, LEN)?;
     // Written, where the rest is unwritten: a mapping of its own.
     s.prepare(t, 0, first(t.world))?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let version = s.next_version();
     let done = run_faulty(
         t,
@@ -71,7 +74,8 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             state.writeback
         )
     });
-    aftermath(t, s, done.call, version)
+    page_flags::check(t, &what, done.call, s.open(), 0, LEN)?;
+    aftermath(t, s, another, done.call, version)
 }
 
 /// Length of the file's first mapping: one block, but no less than a page. Two
@@ -81,11 +85,19 @@ fn first(world: &World) -> u64 {
 }
 
 /// Everything that must not hang, then what the file holds.
-fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fail> {
+fn aftermath(
+    t: &Test,
+    mut s: Subject,
+    another: OpenFile,
+    call: u64,
+    failed: u32,
+) -> Result<(), Fail> {
     let world = t.world;
     let fsync = start_fsync(world, &s, call);
     match outcome(t, &fsync)? {
-        Some(r) if r == 0 || r == -i64::from(libc::EIO) => {}
+        Some(r) if r == 0 || r == -i64::from(libc::EIO) => {
+            others_told(t, &format!("after call {call}"), &s, &another, r)?;
+        }
         Some(r) => t.fail(format!("fsync returned {}", result_text(r))),
         None => {
             // Together, so that the boot ends soon: one limit for both.
@@ -97,6 +109,7 @@ fn aftermath(t: &Test, mut s: Subject, call: u64, failed: u32) -> Result<(), Fai
             return Err(hung(t, &s, call, "fsync"));
         }
     }
+    drop(another);
     old_or_new(t, &s, failed, "in the page cache")?;
     s.open().tell_pages(world, "after-fsync")?;
     // And what is on the disk: blocks of which nothing was written read as zeros.

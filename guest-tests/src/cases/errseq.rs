@@ -33,17 +33,12 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     fail_call(t, &mut s, 0)?;
     let unseen = another()?;
     let told = fsync(t, "the caller", &caller)?;
-    let same = [("another", &before), ("one opened after it", &unseen)];
-    for (who, file) in same {
-        let result = fsync(t, who, file)?;
-        t.check(result == told, || {
-            format!(
-                "fsync of {who} returned {}, of the caller {}",
-                result_text(result),
-                result_text(told)
-            )
-        });
-    }
+    same(
+        t,
+        told,
+        "the caller",
+        &[("another", &before), ("one opened after it", &unseen)],
+    )?;
     let seen = another()?;
     let all = [
         ("the caller", &caller),
@@ -62,25 +57,17 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     fail_call(t, &mut s, 8 * b)?;
     let told = fsync(t, "another", &before)?;
     let late = another()?;
-    for (who, file) in [
-        ("the caller", &caller),
-        ("one opened after all asked", &seen),
-    ] {
-        let result = fsync(t, who, file)?;
-        t.check(result == told, || {
-            format!(
-                "fsync of {who} returned {}, of another {}",
-                result_text(result),
-                result_text(told)
-            )
-        });
-    }
-    let settled = [
-        ("the caller", &caller),
-        ("another", &before),
-        ("one opened after all asked", &seen),
-    ];
-    nobody(t, "asked again", &settled)?;
+    same(
+        t,
+        told,
+        "another",
+        &[
+            ("the caller", &caller),
+            ("one opened after an older error", &unseen),
+            ("one opened after all asked", &seen),
+        ],
+    )?;
+    nobody(t, "asked again", &all)?;
     if told == EIO {
         nobody(
             t,
@@ -88,7 +75,24 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             &[("a late one", &late)],
         )?;
     }
-    fsync(t, "one opened after it", &unseen)?;
+
+    // And one that was opened after the error asks first: nobody had asked before it was opened.
+    fail_call(t, &mut s, 4 * b)?;
+    let newest = another()?;
+    let told = fsync(t, "one opened after it", &newest)?;
+    same(
+        t,
+        told,
+        "one opened after it",
+        &[
+            ("another", &before),
+            ("one opened after an older error", &unseen),
+            ("the caller", &caller),
+            ("one opened after all asked", &seen),
+        ],
+    )?;
+    nobody(t, "asked again", &all)?;
+    nobody(t, "asked again", &[("one opened after it", &newest)])?;
 
     // The file system is asked apart from the file, and both once. A waiting sync_file_range asks the file.
     fail_call(t, &mut s, 0)?;
@@ -132,7 +136,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     // What the file holds is known again.
     s.writethrough(t, 0, 16 * b)?;
     s.check_whole(t, "after the last call")?;
-    drop((caller, before, unseen, seen, late));
+    drop((caller, before, unseen, seen, late, newest));
     check_after_remount(t, &mut [s])
 }
 
@@ -182,6 +186,18 @@ fn call(
 fn fsync(t: &Test, who: &str, file: &OpenFile) -> Result<i64, Fail> {
     let result = file.fsync(t.world)?;
     Ok(checked(t, &format!("fsync of {who}"), result))
+}
+
+/// fsync of all of them returns what that of `first` did.
+fn same(t: &Test, told: i64, first: &str, files: &[(&str, &Arc<OpenFile>)]) -> Result<(), Fail> {
+    for (who, file) in files {
+        let result = fsync(t, who, file)?;
+        t.check(result == told, || {
+            let (result, told) = (result_text(result), result_text(told));
+            format!("fsync of {who} returned {result}, of {first} {told}")
+        });
+    }
+    Ok(())
 }
 
 /// It is 0 or EIO.

@@ -4,9 +4,11 @@
 
 use wtblk_shared::mark::{Control, Mark};
 
-use crate::call::Done;
+use crate::aftermath::others_told;
+use crate::call::{Done, OpenFile};
 use crate::fiemap;
 use crate::flying::{Caller, Engine};
+use crate::page_flags;
 use crate::pages;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
@@ -44,6 +46,7 @@ fn failing(
     len: u64,
 ) -> Result<Done, Fail> {
     order(t, Control::Arm(Some(rule.into())))?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     s.next_version();
     let done = match engine {
         None => s.call(t, off, len, 0).run(1)?,
@@ -61,10 +64,12 @@ fn failing(
         },
     );
     pages::report_twice(t.world, done.call, "after-call", &s.open().file, off, len)?;
+    page_flags::check(t, "after the error", done.call, s.open(), off, len)?;
     let synced = s.open().fsync(t.world)?;
     t.check(synced == 0 || synced == eio, || {
         format!("fsync returned {}", result_text(synced))
     });
+    others_told(t, "after the error", s, &another, synced)?;
     Ok(done)
 }
 

@@ -5,6 +5,9 @@
 use wtblk_shared::mark::{Control, Mark};
 
 use super::returns_after_io::{Came, LEN, LIMIT, start, until_held, watch};
+use crate::aftermath::others_told;
+use crate::call::OpenFile;
+use crate::page_flags;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
 use crate::test::{Fail, Test};
@@ -15,6 +18,7 @@ const RULE: &str = "fail-held";
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut s = Subject::written(t, "file", 1 << 20)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     s.put(0, LEN);
     // A device that was there before this boot may have used it up.
     t.world
@@ -53,6 +57,9 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         format!("fsync returned {}", result_text(synced))
     });
     t.note(format!("fsync returned {}", result_text(synced)));
+    others_told(t, "after the error", &s, &another, synced)?;
+    drop(another);
+    page_flags::check(t, "after the error", done.call, s.open(), 0, LEN)?;
     // What failed is neither dirty nor in writeback: nobody needs its pages any more.
     s.check_evicts(t, "after the error");
     // The same range again, so that it is known what the file holds.

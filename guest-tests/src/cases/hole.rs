@@ -4,6 +4,7 @@
 
 use crate::scene::{Play, Stage};
 use crate::subject::Subject;
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Runs the case.
@@ -32,6 +33,12 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         Ok(Stage::new(s, 40 * b + 300, 3 * b))
     })?;
     play.end()
+}
+
+/// To be swept: from a written block over the hole into another one.
+pub fn across(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    Ok(Fresh::of(between(t, "across")?, 3 * b + 100, 10 * b))
 }
 
 /// Four written blocks, a hole of eight, and four written ones.

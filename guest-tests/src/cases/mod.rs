@@ -40,6 +40,7 @@ mod read_only_in_flight;
 mod reflink;
 pub(crate) mod returns_after_io;
 mod several_at_once;
+mod signal_mid_call;
 mod small_extents;
 mod source_mapped;
 mod stable_among_three;
@@ -104,6 +105,7 @@ pub const ALL: &[Case] = &[
     Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
     Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
     Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
+    Case { name: "signal-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: signal_mid_call::run },
     Case { name: "errnos", needs: &[Need::Flag], run: errnos::run },
     Case { name: "hole", needs: &[Need::Flag], run: hole::run },
     Case { name: "unwritten", needs: &[Need::Flag], run: unwritten::run },
@@ -151,6 +153,12 @@ pub const SWEPT: &[Shape] = &[
     Shape { test: "dsync", name: "overwrite", fresh: dsync::overwrite },
     Shape { test: "dsync", name: "extend", fresh: dsync::extend },
     Shape { test: "dsync", name: "allocated", fresh: dsync::allocated },
+    Shape { test: "hole", name: "across", fresh: hole::across },
+    Shape { test: "unwritten", name: "edge", fresh: unwritten::edge },
+    Shape { test: "sub-block", name: "both", fresh: sub_block::both },
+    Shape { test: "small-extents", name: "in-turn", fresh: small_extents::in_turn },
+    Shape { test: "over-delalloc", name: "edge", fresh: over_delalloc::edge },
+    Shape { test: "reflink", name: "parts", fresh: reflink::parts },
 ];
 
 /// The case or aid of this name.
@@ -159,15 +167,17 @@ pub fn find(name: &str) -> Option<&'static Case> {
 }
 
 /// How many limits of a test the case is given: one, or more where it has as many parts as others
-/// have together.
-pub fn limits(case: &Case, params: &Params) -> u32 {
-    match case.name {
+/// have together, or writes as many blocks that are larger than a page.
+pub fn limits(case: &Case, params: &Params, bsize: u64) -> u32 {
+    let larger = if bsize > 4096 { 2 } else { 1 };
+    let parts = match case.name {
         "exerciser" => crate::exerciser::limits(params.ops),
         // To take all of the memory takes its time, too.
         "memory-pressure" => 3,
         name if name.starts_with("waits-beside-") => 3,
         _ => 1,
-    }
+    };
+    parts * larger
 }
 
 /// Whether the case lives on what an earlier boot left in its folder; all others begin with an empty one.

@@ -23,6 +23,10 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// Runs it with calls by AIO, and by io_uring where there is one.
 pub fn run_async(t: &mut Test) -> Result<(), Fail> {
     let mut by_uring = false;
+    let is = t.world.fact("io_uring");
+    if is != "yes" {
+        t.note(format!("by AIO alone: io_uring is {is}"));
+    }
     extents(t, |s, t, off, len| {
         let engine = match by_uring && t.world.fact("io_uring") == "yes" {
             true => Engine::Uring,

@@ -8,6 +8,7 @@ use wtblk_shared::mark::Extent;
 use crate::fiemap;
 use crate::scene::{Play, Stage};
 use crate::subject::Subject;
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Runs the case.
@@ -39,4 +40,11 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         })?;
     }
     play.end()
+}
+
+/// To be swept: over the edge from written blocks into dirty ones that have no place yet.
+pub fn edge(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "edge", 4 * b)?;
+    Ok(Fresh::of(s, 2 * b + 100, 4 * b).over_dirty(&[(4 * b, 8 * b)]))
 }

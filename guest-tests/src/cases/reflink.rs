@@ -4,6 +4,7 @@
 
 use crate::scene::{Play, Stage};
 use crate::subject::Subject;
+use crate::sweep::Fresh;
 use crate::sys;
 use crate::test::{Fail, Test};
 
@@ -25,6 +26,13 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         Ok(stage)
     })?;
     play.end()
+}
+
+/// To be swept: a part of shared blocks.
+pub fn parts(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let stage = shared(t, "parts", 16 * b, (4 * b + 100, 6 * b))?;
+    Ok(Fresh::of(stage.subject, stage.off, stage.len))
 }
 
 /// A file that has all its blocks from another one.

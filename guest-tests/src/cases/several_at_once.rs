@@ -6,8 +6,9 @@
 use wtblk_shared::pattern;
 use wtblk_shared::tag::Tag;
 
+use crate::aftermath::others_told;
 use crate::beside::LIMIT;
-use crate::call::{Begun, Call, Done};
+use crate::call::{Begun, Call, Done, OpenFile};
 use crate::flying::ASYNC;
 use crate::rules::Rule;
 use crate::subject::{Subject, check_after_remount};
@@ -171,6 +172,7 @@ fn held(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
 fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     let rule = Rule::named(FAILS);
     let mut s = prepared(t, "fails")?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let of = expect(&mut s, offsets);
     rule.switch_on(t)?;
     let come = Flight::submit(t, &s, &of)?.until_left(0);
@@ -196,6 +198,8 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     t.check(synced == 0 || synced == -i64::from(libc::EIO), || {
         format!("fails: fsync returned {}", result_text(synced))
     });
+    others_told(t, "fails", &s, &another, synced)?;
+    drop(another);
     // So that it is known what is there.
     s.writethrough(t, SECOND, LEN)?;
     s.check_whole(t, "after the rewrite")?;

@@ -48,7 +48,10 @@ fn release(t: &Test, rule: &str) -> Result<(), Fail> {
 fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
     let engine = match t.world.fact("io_uring") {
         "yes" => Engine::Uring,
-        _ => Engine::Aio,
+        is => {
+            t.note_once(format!("by AIO alone: io_uring is {is}"));
+            Engine::Aio
+        }
     };
     let mut s = Subject::written(t, name, FILE)?;
     s.evict(t)?;

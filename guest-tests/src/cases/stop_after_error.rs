@@ -2,8 +2,11 @@
 //! The first of many extents of a call fails while the call stands still in the
 //! second: nothing of the others may go to the disk any more.
 
+use crate::aftermath::others_told;
+use crate::call::OpenFile;
 use crate::cases::multi_extent::{EXTENTS, descending};
 use crate::faulty::{FaultyCall, run_faulty};
+use crate::page_flags;
 use crate::pages;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
@@ -32,6 +35,7 @@ fn stop(t: &mut Test, rule: &'static str, by_aio: bool) -> Result<(), Fail> {
     let mut list = [s];
     check_after_remount(t, &mut list)?;
     let [mut s] = list;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let version = s.next_version();
     let faulty = FaultyCall {
         rule,
@@ -52,21 +56,30 @@ fn stop(t: &mut Test, rule: &'static str, by_aio: bool) -> Result<(), Fail> {
             )
         },
     );
-    aftermath(t, &mut s, done.call, len)?;
+    aftermath(t, &mut s, another, done.call, len)?;
     check_after_remount(t, &mut [s])
 }
 
-fn aftermath(t: &Test, s: &mut Subject, call: u64, len: u64) -> Result<(), Fail> {
+fn aftermath(
+    t: &Test,
+    s: &mut Subject,
+    another: OpenFile,
+    call: u64,
+    len: u64,
+) -> Result<(), Fail> {
     let file = &s.open().file;
     pages::settle(file, 0, len, t.world.params.probe / 4)?;
     let state = pages::report_twice(t.world, call, "after-call", file, 0, len)?;
     t.check(state.writeback == 0, || {
         format!("after it {} pages stay in writeback", state.writeback)
     });
+    page_flags::check(t, "after the error", call, s.open(), 0, len)?;
     let synced = s.open().fsync(t.world)?;
     t.check(synced == 0 || synced == -i64::from(libc::EIO), || {
         format!("fsync returned {}", result_text(synced))
     });
+    others_told(t, "after the error", s, &another, synced)?;
+    drop(another);
     s.check_evicts(t, "after the error");
     s.writethrough(t, 0, len)?;
     s.check_whole(t, "after the second call")

@@ -5,6 +5,7 @@
 use crate::aftermath::Point;
 use crate::scene::{Play, Stage};
 use crate::subject::Subject;
+use crate::sweep::Fresh;
 use crate::test::{Fail, Test};
 
 /// Runs the case.
@@ -33,4 +34,12 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         }
     }
     play.end()
+}
+
+/// To be swept: neither the first nor the last block is whole, and neither is in the page cache.
+pub fn both(t: &Test) -> Result<Fresh, Fail> {
+    let b = t.world.bsize;
+    let s = Subject::written(t, "both", 8 * b)?;
+    s.evict(t)?;
+    Ok(Fresh::of(s, 2 * b + b / 2, 2 * b))
 }

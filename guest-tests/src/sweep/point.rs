@@ -16,6 +16,7 @@ use crate::pages;
 use crate::subject::{Subject, rounded};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, Findings, OrFail, Test};
+use crate::versions::Versions;
 use crate::world::World;
 
 /// Does a point with these rules armed; what came of it.
@@ -60,17 +61,24 @@ fn steps(
         off,
         len,
         more,
+        dirty,
     } = (shape.fresh)(t)?;
     let s = &mut subject;
     if all {
         // Nothing of the preparation shall come between the requests that are counted.
         sys::sync();
     }
+    let mut versions = Versions::from(s);
+    if !dirty.is_empty() {
+        s.dirty(t, &dirty)?;
+        versions.add(s);
+    }
     for rule in rules {
         world.post(&Mark::Control(Control::Arm(Some(rule.clone()))))?;
     }
     at.step(Step::Call, 0);
     let version = s.next_version();
+    versions.add_call(s, version, off, len);
     let done = Call {
         world,
         test: t.name,
@@ -104,10 +112,17 @@ fn steps(
     log.look(&mut end.kernel);
     end.shut_down = is_shut_down(end);
     if end.shut_down {
-        drop(subject);
+        versions.add(s);
+        s.close();
         at.step(Step::Remount, done.call);
         world.remount()?;
-        return super::limit_retries(world);
+        super::limit_retries(world)?;
+        if !s.path().exists() {
+            t.fail("the file, which was synced, is not there after the shutdown and a mount");
+            return Ok(());
+        }
+        s.reopen(t)?;
+        return versions.check(t, s, "after the shutdown and a mount");
     }
     t.check(end.rewrite == Some(len as i64), || {
         let rewrite = end.rewrite.map_or("nothing".into(), result_text);

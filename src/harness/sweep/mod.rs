@@ -28,7 +28,7 @@ use super::accel::Choice;
 use super::boot::{self, Ended, Plan, Ran, TRACE};
 use super::catalog;
 use super::ground::{Ground, Wanted};
-use super::image::Kind;
+use super::image::{Kind, Repair};
 use super::own::Source;
 use super::paths;
 use super::progress::Progress;
@@ -450,17 +450,26 @@ impl Sweep {
             bail!("the guest cannot be swept: {skipped}");
         }
         if keep {
+            let (damage, not_repaired) = match &ran.repair {
+                Repair::Clean => (Vec::new(), None),
+                Repair::Damaged(lines) => (lines.clone(), None),
+                Repair::NotChecked(why) => (Vec::new(), Some(why.clone())),
+            };
+            let whole = damage.is_empty();
             self.record.add(Line::Boot(Booted {
                 dir: name.clone(),
                 ended: in_words(&ran.ended),
                 seconds: rounded(seconds),
                 points: swept.points,
                 sweeping: rounded(swept.seconds),
+                damage,
+                not_repaired,
             }))?;
             // Nobody will look at the trace of a boot in which everything held; it is large.
             let of_boot = self.record.points.values().filter(|p| p.boot == name);
             if of_boot.clone().all(|p| p.findings.is_empty())
                 && matches!(ran.ended, Ended::Guest(_))
+                && whole
             {
                 let contents = dir.join(format!("{TRACE}.data"));
                 let _ = std::fs::remove_file(dir.join(TRACE)).and(std::fs::remove_file(contents));

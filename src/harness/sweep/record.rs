@@ -210,6 +210,12 @@ pub struct Booted {
     pub points: u64,
     /// Seconds from the begin of the first of them to the end of the last.
     pub sweeping: f64,
+    /// What `xfs_repair -n` found wrong with the disk that it left.
+    #[serde(default)]
+    pub damage: Vec<String>,
+    /// Why the disk was not looked at.
+    #[serde(default)]
+    pub not_repaired: Option<String>,
 }
 
 /// A line of the file.

@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::compare::Compared;
-use super::record::{Done, Found, Header, Outcome, Record, SCHEMA};
+use super::record::{Booted, Done, Found, Header, Outcome, Record, SCHEMA};
+use crate::plain;
 use crate::report::model::status;
 use crate::verify::group::shape;
 use wtblk_shared::sweep::{points, points_of};
@@ -95,7 +96,8 @@ impl<'a> Whole<'a> {
     pub fn status(&self) -> u8 {
         let broken_clean = self.cleans().any(|found| !found.is_empty());
         let decided = [Outcome::Held, Outcome::ShutDown, Outcome::Hung];
-        if self.count(Outcome::Broken) > 0 || broken_clean {
+        let damaged = self.boots().any(|boot| !boot.damage.is_empty());
+        if self.count(Outcome::Broken) > 0 || broken_clean || damaged {
             status::FINDING
         } else if decided.iter().any(|o| self.count(*o) > 0) {
             status::HELD
@@ -107,6 +109,10 @@ impl<'a> Whole<'a> {
     fn cleans(&self) -> impl Iterator<Item = &[Found]> {
         let all = self.records.iter().flat_map(|r| r.cleans.values());
         all.map(|clean| clean.findings.as_slice())
+    }
+
+    fn boots(&self) -> impl Iterator<Item = &Booted> {
+        self.records.iter().flat_map(|r| &r.boots)
     }
 
     /// Findings that are alike, the most frequent first.
@@ -173,6 +179,23 @@ impl<'a> Whole<'a> {
             for line in &group.example {
                 writeln!(out, "  {line}")?;
             }
+        }
+        for boot in self.boots().filter(|boot| !boot.damage.is_empty()) {
+            writeln!(
+                out,
+                "\nrepair after {} ({} points): xfs_repair -n finds damage",
+                boot.dir, boot.points
+            )?;
+            for line in &boot.damage {
+                writeln!(out, "  {}", plain::line(line))?;
+            }
+        }
+        let mut not_repaired: BTreeMap<&str, u64> = BTreeMap::new();
+        for why in self.boots().filter_map(|boot| boot.not_repaired.as_deref()) {
+            *not_repaired.entry(why).or_default() += 1;
+        }
+        for (why, n) in not_repaired {
+            writeln!(out, "# repair not checked after {n} boots: {why}")?;
         }
         let mut whys: BTreeMap<(Outcome, String), (&str, u64)> = BTreeMap::new();
         for done in self.done.values() {
@@ -247,7 +270,7 @@ impl<'a> Whole<'a> {
 
     /// How fast it went.
     pub fn rates(&self) -> Rates {
-        let boots = || self.records.iter().flat_map(|r| &r.boots);
+        let boots = || self.boots();
         let points: u64 = boots().map(|b| b.points).sum();
         let per = |seconds: f64| {
             if seconds > 0.0 {
@@ -281,7 +304,7 @@ impl<'a> Whole<'a> {
             .iter()
             .map(|o| (word(*o), self.count(*o)))
             .collect();
-        let boots: Vec<_> = self.records.iter().flat_map(|r| &r.boots).collect();
+        let boots: Vec<_> = self.boots().collect();
         let document = json!({
             "schema": SCHEMA, "wtblk": env!("CARGO_PKG_VERSION"), "status": status, "error": error,
             "command": self.header.command, "swept": swept,
@@ -424,6 +447,35 @@ mod tests {
         });
         r.add(Line::Clean(bad)).unwrap();
         assert_eq!(Whole::of(&[r]).unwrap().status(), status::FINDING);
+    }
+
+    #[test]
+    fn a_disk_that_a_boot_left_damaged_is_a_finding_and_one_not_looked_at_is_told() {
+        let boot = |dir: &str, damage: &[&str], not_repaired: Option<&str>| Booted {
+            dir: dir.into(),
+            ended: "it ended by itself".into(),
+            seconds: 1.0,
+            points: 1,
+            sweeping: 1.0,
+            damage: damage.iter().map(|line| (*line).to_owned()).collect(),
+            not_repaired: not_repaired.map(str::to_owned),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut r = record(&dir);
+        let held = Line::Point(Box::new(done(0, Outcome::Held)));
+        r.add(held).unwrap();
+        r.add(Line::Boot(boot("boot-1", &[], Some("it hung"))))
+            .unwrap();
+        let mut records = [r];
+        assert_eq!(Whole::of(&records).unwrap().status(), status::HELD);
+        assert!(text(&records).contains("repair not checked after 1 boots: it hung\n"));
+        let [r] = &mut records;
+        r.add(Line::Boot(boot("boot-2", &["bad magic"], None)))
+            .unwrap();
+        assert_eq!(Whole::of(&records).unwrap().status(), status::FINDING);
+        let said = text(&records);
+        assert!(said.contains("repair after boot-2"), "{said}");
+        assert!(said.contains("\n  bad magic\n"), "{said}");
     }
 
     #[test]
