@@ -168,7 +168,8 @@ pub fn limits(case: &Case, params: &Params) -> u32 {
         // To take all of the memory takes its time, too.
         "memory-pressure" => 3,
         name if name.starts_with("waits-beside-") => 6,
-        "async-error-points" | "blocks-in-flight" | "clone-in-flight" => 2,
+        "async-error-points" | "blocks-in-flight" | "clone-in-flight" | "long-extent" => 2,
+        "concurrent-calls" => 3,
         _ => 1,
     }
 }
