@@ -187,7 +187,7 @@ fn faulty_call(
         });
         // Whatever was seen: the caller must not wait for ever.
         rule.release(t)?;
-        let done = early.map_or_else(|| thread.finish(), |done| done)?;
+        let done = early.unwrap_or_else(|| thread.finish())?;
         let waits = waits?;
         t.check(waits, || {
             format!(
