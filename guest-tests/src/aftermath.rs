@@ -88,20 +88,59 @@ pub fn error_point(
     let Some(done) = faulty_call(t, name, &mut stage, point)? else {
         return Ok(files(stage));
     };
+    check_told(t, name, &done, stage.len);
     let what = format!("{name}: call {}", done.call);
+    let after = std::mem::replace(&mut stage.subject.expect, before);
+    let failed = Failed {
+        what,
+        done,
+        another: Some(another),
+        told: false,
+        after,
+    };
+    look(t, stage, failed)
+}
+
+/// A call of which a request failed, with its file as the call has left it.
+pub struct Failed {
+    /// What it was, for messages.
+    pub what: String,
+    /// The call.
+    pub done: Done,
+    /// A file that was open before.
+    pub another: Option<OpenFile>,
+    /// Whether the caller's open file has been told of the error by an fsync.
+    pub told: bool,
+    /// What the file holds where the call's bytes are there; the subject expects what it holds without.
+    pub after: Vec<u8>,
+}
+
+/// The result of a call of which a request failed: an error, or a short count.
+pub fn check_told(t: &Test, what: &str, done: &Done, len: u64) {
     t.check(
-        done.result == EIO || (0..stage.len as i64).contains(&done.result),
+        done.result == EIO || (0..len as i64).contains(&done.result),
         || {
+            let result = result_text(done.result);
             format!(
-                "{what} returned {} although a request of it failed",
-                result_text(done.result)
+                "{what}: call {} returned {result} although a request of it failed",
+                done.call
             )
         },
     );
+}
+
+/// Looks at everything that follows. The files, as they must be after a remount.
+pub fn look(t: &Test, mut stage: Stage, failed: Failed) -> Result<Vec<Subject>, Fail> {
+    let Failed {
+        what,
+        done,
+        another,
+        told,
+        after,
+    } = failed;
     settled(t, &what, &stage, &done)?;
-    asked(t, &what, &stage, &done, &another)?;
+    asked(t, &what, &stage, &done, another.as_ref(), told)?;
     drop(another);
-    let after = std::mem::replace(&mut stage.subject.expect, before);
     old_or_new(t, &format!("{what}, in the page cache"), &stage, &after)?;
     // With its mapping a page cannot leave the page cache.
     stage.keep.clear();
@@ -134,14 +173,22 @@ fn faulty_call(
         let thread = Beside::start(t.world, format!("the call of {name}"), |gate| {
             caller.make(gate)
         });
-        // With every one held it goes on sending; with the first it has to stand still in the end.
-        let waits = rule.until_held(t).and_then(|()| match nth {
-            Some(_) => Ok(thread.waits(t)?.is_some()),
-            None => Ok(!thread.gate.is_over()),
+        let is_async = stage.engine.is_some();
+        let mut early = None;
+        // With every one held it goes on sending; with the first it has to stand still in the end. An
+        // asynchronous one need not; its event must not be there.
+        let waits = rule.until_held(t).and_then(|()| {
+            let still = nth.is_some() && thread.waits(t)?.is_some();
+            Ok(if is_async {
+                early = thread.come();
+                early.is_none()
+            } else {
+                still || nth.is_none() && !thread.gate.is_over()
+            })
         });
         // Whatever was seen: the caller must not wait for ever.
         rule.release(t)?;
-        let done = thread.finish()?;
+        let done = early.unwrap_or_else(|| thread.finish())?;
         let waits = waits?;
         t.check(waits, || {
             format!(
@@ -195,17 +242,30 @@ fn settled(t: &Test, what: &str, stage: &Stage, done: &Done) -> Result<(), Fail>
 }
 
 /// fsync of the caller's open file and of another one: both are told of the error or none, and once.
-fn asked(t: &Test, what: &str, stage: &Stage, done: &Done, another: &OpenFile) -> Result<(), Fail> {
+/// `told`: the caller's has been, before.
+fn asked(
+    t: &Test,
+    what: &str,
+    stage: &Stage,
+    done: &Done,
+    another: Option<&OpenFile>,
+    told: bool,
+) -> Result<(), Fail> {
     let world = t.world;
     let own = Arc::clone(stage.subject.open());
-    let told = outcome(
+    let now = outcome(
         t,
         Probe::start(world, done.call, "fsync", move || own.fsync(world)),
     )?;
-    t.check(told == 0 || told == EIO, || {
-        format!("{what}: fsync returned {}", result_text(told))
+    t.check(now == 0 || now == EIO && !told, || {
+        let again = if told { ", after one that told" } else { "" };
+        format!("{what}: fsync returned {}{again}", result_text(now))
     });
-    others_told(t, what, &stage.subject, another, told)
+    let all = if told { EIO } else { now };
+    match another {
+        Some(another) => others_told(t, what, &stage.subject, another, all),
+        None => not_once_more(t, what, &stage.subject),
+    }
 }
 
 /// The caller's open file was `told` this by fsync: another one, open since before the call, is told the same; and the
@@ -225,6 +285,10 @@ pub fn others_told(
             result_text(told)
         )
     });
+    not_once_more(t, what, s)
+}
+
+fn not_once_more(t: &Test, what: &str, s: &Subject) -> Result<(), Fail> {
     let once_more = s.open().fsync(t.world)?;
     t.check(once_more == 0, || {
         format!(
@@ -237,7 +301,7 @@ pub fn others_told(
 
 /// Each block of the call is what it was, what the call wanted, or, on the disk, what was there
 /// before the pages were dirty; nothing else has changed.
-fn old_or_new(t: &Test, what: &str, stage: &Stage, after: &[u8]) -> Result<(), Fail> {
+pub fn old_or_new(t: &Test, what: &str, stage: &Stage, after: &[u8]) -> Result<(), Fail> {
     let s = &stage.subject;
     let size = s.open().size().or_fail(|| "fstat".into())?;
     let most = s.end().max(stage.off + stage.len);
@@ -285,7 +349,7 @@ fn edges(t: &Test, what: &str, stage: &mut Stage) -> Result<(), Fail> {
             .read_exact_at(&mut seen, at)
             .or_fail(|| format!("{what}: reading a block of the call's edges"))?;
         let from = s.index(at);
-        let known = &mut s.expect[from..];
+        let known = s.expect.get_mut(from..).unwrap_or_default();
         let n = known.len().min(len);
         known[..n].copy_from_slice(&seen[..n]);
     }

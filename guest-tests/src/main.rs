@@ -12,6 +12,7 @@ mod console;
 mod discover;
 mod disks;
 mod exerciser;
+mod fate;
 mod faulty;
 mod fiemap;
 mod finish;

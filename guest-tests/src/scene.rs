@@ -13,6 +13,7 @@ use wtblk_shared::pattern;
 use crate::aftermath::{self, Point};
 use crate::beside::Gate;
 use crate::call::{Call, Done, OpenFile};
+use crate::flying::{ASYNC, Engine};
 use crate::pages;
 use crate::rules::Rule;
 use crate::subject::{Subject, check_after_remount, rounded};
@@ -34,6 +35,8 @@ pub struct Stage {
     pub len: u64,
     /// Where its bytes come from.
     pub source: Source,
+    /// How it is submitted; `None`: by a synchronous system call. An asynchronous call has one buffer.
+    pub engine: Option<Engine>,
     /// The version of the pattern that it writes; `None`: the next one.
     pub version: Option<u32>,
     /// What the disk holds (in the place of [`Subject::expect`]), where dirty pages hold more.
@@ -65,12 +68,21 @@ impl Stage {
             off,
             len,
             source: Source::Parts(Vec::new()),
+            engine: None,
             version: None,
             older: None,
             dirty_beside: false,
             stays_dirty: false,
             others: Vec::new(),
             keep: Vec::new(),
+        }
+    }
+
+    /// The same, asynchronous.
+    pub fn by(self, engine: Engine) -> Stage {
+        Stage {
+            engine: Some(engine),
+            ..self
         }
     }
 
@@ -89,6 +101,7 @@ impl Stage {
             len: self.len,
             pattern: (self.subject.number, version),
             source: self.source.clone(),
+            engine: self.engine,
         }
     }
 }
@@ -102,10 +115,11 @@ pub struct Caller {
     len: u64,
     pattern: (u32, u32),
     source: Source,
+    engine: Option<Engine>,
 }
 
 impl Caller {
-    /// Makes it.
+    /// Makes it, to its end; of an asynchronous one only the submission is inside of the gate.
     pub fn make(self, gate: &Gate) -> Result<Done, Fail> {
         let (file, off) = (Arc::clone(&self.file), self.off);
         let call = Call {
@@ -115,9 +129,12 @@ impl Caller {
             off,
             len: self.len,
             flags: self.world.params.flag,
-            words: &[],
+            words: if self.engine.is_some() { &[ASYNC] } else { &[] },
             pattern: self.pattern,
         };
+        if let Some(engine) = self.engine {
+            return call.submit(engine, gate)?.finish();
+        }
         let (file, flags, len) = (&file.file, call.flags, self.len as usize);
         match &self.source {
             Source::Parts(lengths) => {

@@ -330,6 +330,22 @@ impl Subject {
         self.check_range(t, &what, off, len)
     }
 
+    /// What must be after a call of this version that could write `there` bytes and no more, in every way
+    /// that needs no remount.
+    pub fn check_short(
+        &mut self,
+        t: &Test,
+        what: &str,
+        call: u64,
+        version: u32,
+        (off, there): (u64, u64),
+    ) -> Result<(), Fail> {
+        self.put_version(version, off, there);
+        self.check_clean(t, what, call, off, there)?;
+        self.check_on_disk(t, what, off, there)?;
+        self.check_whole(t, what)
+    }
+
     /// Takes the pages out of the page cache, so that later calls meet no older, larger folios.
     pub fn evict(&self, t: &Test) -> Result<(), Fail> {
         let file = &self.open().file;

@@ -3,6 +3,7 @@
 //! system) and the open files that ask it: `lib/errseq.c` seen from outside.
 
 use super::attribution::World;
+use super::call::CallRequest;
 use super::contract::{Contract, EIO, Errnos, FsyncRepeats};
 use super::errors::{Check, Key, Outcome, Unit};
 use super::fast_hash::{NumberMap, PairMap};
@@ -196,6 +197,11 @@ impl Book {
         }
     }
 
+    /// Whether a check that ended since then may have told somebody of an error.
+    pub fn told_since(&self, key: Key, seq: u64) -> bool {
+        self.files.get(&key).is_some_and(|f| f.checked >= seq)
+    }
+
     /// A call failed.
     pub fn add(&mut self, key: Key, unit: Unit) {
         if let Some(file) = self.file(key) {
@@ -327,6 +333,12 @@ impl Book {
             if !certain {
                 return answer(Outcome::Unclear("the call's own writes failed"));
             }
+            // Recorded with its completion; what the call says of it is still to come.
+            if failed_and_open(world, key) {
+                return answer(Outcome::Unclear(
+                    "it reported an error while a call that had failed was not over",
+                ));
+            }
             if new.is_empty() {
                 return answer(Outcome::FromNowhere(spent));
             }
@@ -387,4 +399,12 @@ impl Book {
         }
         answer(Outcome::Missed(missed))
     }
+}
+
+/// Whether a request of a call that has not ended has failed, of this file or (inode 0) file system.
+fn failed_and_open(world: &World, (dev, ino): Key) -> bool {
+    world
+        .open_calls()
+        .filter(|c| c.begin.dev == dev && (ino == 0 || c.begin.ino == ino))
+        .any(|c| c.requests.iter().any(CallRequest::failed))
 }

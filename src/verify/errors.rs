@@ -241,6 +241,10 @@ impl Errors {
         let result = c.end.result;
         let short = i128::from(result) < i128::from(c.begin.len);
         let delivered = result < 0 || (short && self.failed_write == OnFailedWrite::ErrorOrShort);
+        let key = key(&c.begin);
+        // By a check that ended before the call did.
+        let surfaced =
+            self.files.told_since(key, from) || self.systems.told_since(system(key), from);
         let unit = Unit {
             call: c.reference(),
             test: c.test().to_owned(),
@@ -250,11 +254,10 @@ impl Errors {
             over,
             delivered,
             recorded: None,
-            surfaced: false,
+            surfaced,
             denied: None,
             seen: None,
         };
-        let key = key(&c.begin);
         self.systems.add(system(key), unit.clone());
         self.files.add(key, unit);
     }

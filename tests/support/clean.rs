@@ -51,6 +51,20 @@ pub const WITH_ERROR_POINTS: &[&str] = &[
     "over-delalloc",
     "dirty-neighbours",
     "dirty-by-mapping",
+    "async-error-points",
+];
+
+/// Tests in which a held write fails while somebody waits for it, with all that has to be right after it.
+const FAIL_IN_FLIGHT: &[&str] = &[
+    "concurrent-calls",
+    "store-in-flight",
+    "stable-in-flight",
+    "blocks-in-flight",
+    "freeze-in-flight",
+    "clone-in-flight",
+    "waits-beside-sync",
+    "waits-beside-async",
+    "behind-writeback",
 ];
 
 /// What a test leaves open by its nature.
@@ -59,7 +73,9 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
         "guest" | "kernel-log" | "repair" => false,
         // Probes are made after errors.
         "progress" => {
-            !["error-mid-call", "few-bios"].contains(&test) && !WITH_ERROR_POINTS.contains(&test)
+            !["error-mid-call", "few-bios"].contains(&test)
+                && !WITH_ERROR_POINTS.contains(&test)
+                && !FAIL_IN_FLIGHT.contains(&test)
         }
         // Something has to fail, and a helper to see it.
         "ledger" => {
@@ -78,9 +94,12 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
                 "several-at-once",
                 "memory-pressure",
                 "exerciser",
+                "umount-in-flight",
+                "read-only-in-flight",
             ]
             .contains(&test)
                 && !WITH_ERROR_POINTS.contains(&test)
+                && !FAIL_IN_FLIGHT.contains(&test)
         }
         "stop-after-error" => ![
             "error-mid-call",
@@ -107,7 +126,7 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
         ]
         .contains(&test),
         // These ask nobody.
-        "errseq" => ["multi-extent", "multi-extent-async", "umount-in-flight"].contains(&test),
+        "errseq" => ["multi-extent", "multi-extent-async"].contains(&test),
         "size" => false,
         // Somebody else runs beside each call; of the failed call only a part of a folio is told.
         "written-once" => [
@@ -127,8 +146,6 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
             "unsupported",
         ]
         .contains(&test),
-        // Whose file system is gone when the call ends tells nothing of its pages.
-        "writeback-cleared" => ["umount-in-flight", "unsupported"].contains(&test),
         // Its calls are refused before they reach the disk.
         _ => test == "unsupported",
     }

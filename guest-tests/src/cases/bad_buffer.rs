@@ -83,15 +83,7 @@ fn short(t: &Test, s: &mut Subject, place: Place, bad: usize) -> Result<(), Fail
     if there < good {
         t.note(format!("{what} returned {there}"));
     }
-    s.put_version(version, off, there);
-    let size = s.open().size().or_fail(|| "fstat".into())?;
-    let want = s.expect.len() as u64;
-    t.check(size == want, || {
-        format!("{what}: i_size is {size}, expected {want}")
-    });
-    s.check_clean(t, &what, call, off, there)?;
-    s.check_on_disk(t, &what, off, there)?;
-    s.check_whole(t, &what)
+    s.check_short(t, &what, call, version, (off, there))
 }
 
 /// The call: its number and what it returned.

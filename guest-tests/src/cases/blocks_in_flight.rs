@@ -4,27 +4,25 @@
 //!
 //! Whoever takes blocks away has to wait, wherever they are, as for direct I/O; fsync and a
 //! write of the same page wait for the page; nobody else does, as the call has given the
-//! inode lock back.
+//! inode lock back. The write succeeds, and once more it fails: who waited goes on all the same.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use wtblk_shared::mark::{Control, Mark};
-
-use super::returns_after_io::until_held;
+use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
 use crate::call::OpenFile;
+use crate::fate::{self, Fate, Holds};
 use crate::flying::{Caller, Engine};
 use crate::pages;
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, Test};
 use crate::world::World;
 
-/// The rule of `guest-tests/scenarios/blocks-in-flight.toml`.
-const RULE: &str = "hold-blocks";
 /// Length of the call, at the begin of the file. Its folio is of this size: the file was evicted.
 const LEN: u64 = 4096;
 /// Length of each file.
@@ -32,6 +30,7 @@ const FILE: u64 = 16 * LEN;
 /// FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of `include/uapi/linux/falloc.h`.
 const KEEP_SIZE: i32 = 1;
 const PUNCH_HOLE: i32 = 2;
+const EIO: i64 = -(libc::EIO as i64);
 
 /// Something to do to the file.
 struct Deed {
@@ -40,6 +39,8 @@ struct Deed {
     change: Option<(&'static str, u64, u64)>,
     /// Whether it has to wait for the call; `None`: the flag does not say.
     waits: Option<bool>,
+    /// Whether it asks the file for errors: then it may be told of the call's, once.
+    asks: bool,
     work: fn(&File) -> io::Result<()>,
     /// What the file holds afterwards.
     after: fn(&mut Vec<u8>),
@@ -50,6 +51,7 @@ const DEEDS: &[Deed] = &[
         name: "truncate-all",
         change: Some(("truncate", 0, 0)),
         waits: Some(true),
+        asks: false,
         work: |f| f.set_len(0),
         after: |bytes| bytes.clear(),
     },
@@ -57,6 +59,7 @@ const DEEDS: &[Deed] = &[
         name: "truncate-behind",
         change: Some(("truncate", 8 * LEN, 0)),
         waits: Some(true),
+        asks: false,
         work: |f| f.set_len(8 * LEN),
         after: |bytes| bytes.truncate(8 * LEN as usize),
     },
@@ -64,6 +67,7 @@ const DEEDS: &[Deed] = &[
         name: "truncate-up",
         change: Some(("extend", FILE, LEN)),
         waits: Some(true),
+        asks: false,
         work: |f| f.set_len(FILE + LEN),
         after: |bytes| bytes.resize((FILE + LEN) as usize, 0),
     },
@@ -71,6 +75,7 @@ const DEEDS: &[Deed] = &[
         name: "punch",
         change: Some(("punch", 0, LEN)),
         waits: Some(true),
+        asks: true,
         work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 0, LEN),
         after: |bytes| bytes[..LEN as usize].fill(0),
     },
@@ -78,6 +83,7 @@ const DEEDS: &[Deed] = &[
         name: "punch-elsewhere",
         change: Some(("punch", 4 * LEN, LEN)),
         waits: Some(true),
+        asks: true,
         work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 4 * LEN, LEN),
         after: |bytes| bytes[4 * LEN as usize..5 * LEN as usize].fill(0),
     },
@@ -85,6 +91,7 @@ const DEEDS: &[Deed] = &[
         name: "write-same",
         change: Some(("write", 10, 1)),
         waits: Some(true),
+        asks: false,
         work: |f| f.write_all_at(&[0x77], 10),
         after: |bytes| bytes[10] = 0x77,
     },
@@ -92,6 +99,7 @@ const DEEDS: &[Deed] = &[
         name: "write-elsewhere",
         change: Some(("write", 4 * LEN, 1)),
         waits: Some(false),
+        asks: false,
         work: |f| f.write_all_at(&[0x77], 4 * LEN),
         after: |bytes| bytes[4 * LEN as usize] = 0x77,
     },
@@ -100,6 +108,7 @@ const DEEDS: &[Deed] = &[
         change: None,
         // Open in the RFC: the page holds the new data already.
         waits: None,
+        asks: false,
         work: |f| f.read_exact_at(&mut [0; 16], 10),
         after: |_| {},
     },
@@ -107,6 +116,7 @@ const DEEDS: &[Deed] = &[
         name: "read-elsewhere",
         change: None,
         waits: Some(false),
+        asks: false,
         work: |f| f.read_exact_at(&mut [0; 16], 4 * LEN),
         after: |_| {},
     },
@@ -114,6 +124,7 @@ const DEEDS: &[Deed] = &[
         name: "sync",
         change: None,
         waits: Some(true),
+        asks: false,
         work: |_| {
             sys::sync();
             Ok(())
@@ -125,73 +136,88 @@ const DEEDS: &[Deed] = &[
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut files = Vec::new();
-    for deed in DEEDS {
-        let one = |world: &'static World, file: Arc<OpenFile>| {
-            Beside::start(world, deed.name, move |gate| {
-                let work = |f: &File| gate.inside(|| (deed.work)(f));
-                match deed.change {
-                    Some((kind, off, len)) => file.change_told(world, kind, off, len, work),
-                    None => Ok(sys::result_of(work(&file.file))),
-                }
+    for fate in fate::BOTH {
+        for deed in DEEDS {
+            let one = |world: &'static World, file: Arc<OpenFile>| {
+                Beside::start(world, deed.name, move |gate| {
+                    let work = |f: &File| gate.inside(|| (deed.work)(f));
+                    match deed.change {
+                        Some((kind, off, len)) => file.change_told(world, kind, off, len, work),
+                        None => Ok(sys::result_of(work(&file.file))),
+                    }
+                })
+            };
+            files.extend(in_flight(t, fate, deed, one)?);
+        }
+        let fsync = |world: &'static World, file: Arc<OpenFile>| {
+            Beside::start(world, "fsync", move |gate| {
+                file.ask(world, "fsync", |f| gate.inside(|| f.sync_all()))
             })
         };
-        files.push(in_flight(t, deed.name, deed.waits, one, deed.after)?);
+        files.extend(in_flight(t, fate, &FSYNC, fsync)?);
     }
-    let fsync = |world: &'static World, file: Arc<OpenFile>| {
-        Beside::start(world, "fsync", move |gate| {
-            file.ask(world, "fsync", |f| gate.inside(|| f.sync_all()))
-        })
-    };
-    files.push(in_flight(t, "fsync", Some(true), fsync, |_| {})?);
     check_after_remount(t, &mut files)
 }
 
-/// Does it while the call's write is held.
+/// fsync is marked as what it is, and tells the open file of the call's error.
+const FSYNC: Deed = Deed {
+    name: "fsync",
+    change: None,
+    waits: Some(true),
+    asks: true,
+    work: |_| Ok(()),
+    after: |_| {},
+};
+
+/// Does it while the call's write is held. The files, as they must be after a remount.
 fn in_flight(
     t: &Test,
-    name: &str,
-    has_to_wait: Option<bool>,
-    start: impl FnOnce(&'static World, Arc<OpenFile>) -> Beside<i64>,
-    after: fn(&mut Vec<u8>),
-) -> Result<Subject, Fail> {
-    let mut s = Subject::written(t, name, FILE)?;
+    fate: Fate,
+    deed: &Deed,
+    start: impl Fn(&'static World, Arc<OpenFile>) -> Beside<i64>,
+) -> Result<Vec<Subject>, Fail> {
+    let name = fate.name(deed.name);
+    let rule = fate.rule(t);
+    let mut s = Subject::written(t, &name, FILE)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     s.evict(t)?;
-    t.world
-        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
+    let without = s.expect.clone();
+    rule.switch_on(t)?;
     s.put(0, LEN);
     let caller = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
-    let deed = until_held(t).and_then(|()| {
-        let deed = start(t.world, Arc::clone(s.open()));
+    let thread = rule.until_held(t).and_then(|()| {
+        let thread = start(t.world, Arc::clone(s.open()));
         // Who may go on is given all the time; who must not, is looked at until it stands still.
-        let waited = match has_to_wait {
-            Some(false) if deed.goes_on() => None,
-            _ => deed.waits(t)?,
+        let waited = match deed.waits {
+            Some(false) if thread.goes_on() => None,
+            _ => thread.waits(t)?,
         };
         // Who went on tells so before the write may end: it is what `serialised` is judged on.
         let result = match &waited {
-            None => Some(deed.finish()?),
+            None => Some(thread.finish()?),
             Some(_) => None,
         };
-        Ok((deed, waited, result))
+        Ok((thread, waited, result))
     });
     // Whatever was seen: neither must wait for ever.
-    t.world
-        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    rule.release(t)?;
     let done = caller.thread.finish();
-    let (deed, waited, result) = deed?;
+    let (thread, waited, result) = thread?;
     let done = done?;
-    let result = result.map_or_else(|| deed.finish(), Ok)?;
-    t.check(result == 0, || {
-        format!("{name} returned {}", result_text(result))
+    let result = result.map_or_else(|| thread.finish(), Ok)?;
+    rule.switch_off(t)?;
+    // Told of the call's error it has done nothing; once more, and it does.
+    let told = result == EIO && fate.fails() && deed.asks;
+    let at_last = match told {
+        true => start(t.world, Arc::clone(s.open())).finish()?,
+        false => result,
+    };
+    t.check(at_last == 0, || {
+        let again = if told { ", after an EIO" } else { "" };
+        format!("{name} returned {}{again}", result_text(at_last))
     });
-    t.check(done.result == LEN as i64, || {
-        format!(
-            "call {} beside {name} returned {}",
-            done.call,
-            result_text(done.result)
-        )
-    });
-    match (&waited, has_to_wait) {
+    fate.check_call(t, &name, &done, LEN);
+    match (&waited, deed.waits) {
         (None, Some(true)) => t.fail(format!(
             "{name} went on while the write of call {} was in flight",
             done.call
@@ -202,13 +228,30 @@ fn in_flight(
         )),
         _ => {}
     }
-    t.note(match &waited {
-        Some(place) => format!("{name} waited in {place}"),
-        None => format!("{name} went on"),
-    });
+    if !fate.fails() {
+        t.note(match &waited {
+            Some(place) => format!("{name} waited in {place}"),
+            None => format!("{name} went on"),
+        });
+    }
+    let with = std::mem::take(&mut s.expect);
+    let mut holds = Holds { with, without };
+    holds.change(deed.after);
+    if fate.fails() {
+        s.expect = holds.without;
+        let failed = Failed {
+            what: format!("{name}: call {}", done.call),
+            done,
+            another: Some(another),
+            told: told && deed.name == FSYNC.name,
+            after: holds.with,
+        };
+        return aftermath::look(t, Stage::new(s, 0, LEN), failed);
+    }
+    drop(another);
+    s.expect = holds.with;
     let file = &s.open().file;
     pages::report_twice(t.world, done.call, "after-call", file, 0, LEN)?;
-    after(&mut s.expect);
-    s.check_whole(t, name)?;
-    Ok(s)
+    s.check_whole(t, &name)?;
+    Ok(vec![s])
 }

@@ -47,10 +47,7 @@ fn full(t: &Test, s: &mut Subject) -> Result<(), Fail> {
     t.check(done.result == room as i64, || {
         format!("{what} returned {}", result_text(done.result))
     });
-    s.put_version(version, off, room);
-    s.check_clean(t, &what, done.call, off, room)?;
-    s.check_on_disk(t, &what, off, room)?;
-    s.check_whole(t, &what)?;
+    s.check_short(t, &what, done.call, version, (off, room))?;
     // All of it in the hole.
     s.next_version();
     let done = s.call(t, 4 * HAS * b, 2 * b, 0).run(1)?;

@@ -1,32 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Freezing the file system while the device holds the write of an asynchronous call: the freeze
 //! has to wait for the end of the call, as what is in flight would change what was frozen. And
-//! a call that is submitted while it is frozen waits for the thaw.
+//! a call that is submitted while it is frozen waits for the thaw. Where the write fails in the end
+//! it is frozen all the same: the error is the caller's.
 
 use std::sync::Arc;
 
-use wtblk_shared::mark::{Control, FileMark, Mark};
+use wtblk_shared::mark::{FileMark, Mark};
 
-use super::returns_after_io::until_held;
+use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
+use crate::call::OpenFile;
+use crate::fate::{self, Fate, Holds};
 use crate::flying::{Caller, Engine};
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, OrFail, Test};
 
-/// The rule of `guest-tests/scenarios/freeze-in-flight.toml`.
-const RULE: &str = "hold-freeze";
-
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let mut files = Vec::new();
+    for fate in fate::BOTH {
+        files.extend(in_flight(t, fate)?);
+    }
+    check_after_remount(t, &mut files)
+}
+
+fn in_flight(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
     let b = t.world.bsize;
-    let mut s = Subject::written(t, "file", 16 * b)?;
+    let rule = fate.rule(t);
+    let mut s = Subject::written(t, &fate.name("file"), 16 * b)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     s.evict(t)?;
-    t.world
-        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
+    let without = s.expect.clone();
+    rule.switch_on(t)?;
     s.put(0, b);
+    let with = s.expect.clone();
+    let mut holds = Holds { with, without };
     let caller = Caller::start(t, &s, Engine::Aio, 0, b, 0);
-    let frozen = until_held(t).and_then(|()| {
+    let frozen = rule.until_held(t).and_then(|()| {
         let freeze = freeze(t, &s);
         let waited = freeze.waits(t)?;
         // Where it went on, the device has to hear of it before the release.
@@ -37,9 +50,9 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         Ok((freeze, waited, frozen))
     });
     // Whatever was seen: the caller must not wait for ever.
-    t.world
-        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    rule.release(t)?;
     let (freeze, waited, frozen) = frozen?;
+    rule.switch_off(t)?;
     let done = match frozen {
         None => {
             let done = caller.thread.finish()?;
@@ -48,7 +61,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
                 format!("FIFREEZE returned {}", result_text(frozen))
             });
             if frozen == 0 {
-                while_frozen(t, &mut s)?;
+                while_frozen(t, &mut s, &mut holds)?;
             }
             done
         }
@@ -64,12 +77,23 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             done.call
         )),
     }
-    t.check(done.result == b as i64, || {
-        format!("call {} returned {}", done.call, result_text(done.result))
-    });
+    let what = format!("call {} beside a freeze", done.call);
+    fate.check_call(t, &what, &done, b);
+    if fate.fails() {
+        s.expect = holds.without;
+        let failed = Failed {
+            what,
+            done,
+            another: Some(another),
+            told: false,
+            after: holds.with,
+        };
+        return aftermath::look(t, Stage::new(s, 0, b), failed);
+    }
+    s.expect = holds.with;
     s.check_call(t, &done, 0, b)?;
     s.check_whole(t, "after the thaw")?;
-    check_after_remount(t, &mut [s])
+    Ok(vec![s])
 }
 
 /// The thread that freezes.
@@ -94,9 +118,11 @@ fn thaw(t: &Test, s: &Subject) -> Result<(), Fail> {
 }
 
 /// A call that is submitted now waits for the thaw.
-fn while_frozen(t: &Test, s: &mut Subject) -> Result<(), Fail> {
+fn while_frozen(t: &Test, s: &mut Subject, holds: &mut Holds) -> Result<(), Fail> {
     let b = t.world.bsize;
     s.put(4 * b, b);
+    let range = s.index(4 * b)..s.index(5 * b);
+    holds.change(|bytes| bytes[range.clone()].copy_from_slice(&s.expect[range.clone()]));
     let late = Caller::start(t, s, Engine::Aio, 4 * b, b, 0);
     let submitted = late.submitted(t);
     thaw(t, s)?;

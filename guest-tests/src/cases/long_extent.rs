@@ -21,7 +21,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     })?;
     // The kernel collects 256 folios at most: two bios of one mapping.
     let more_than_a_bio = 260 * step.min(8192);
-    play.clean("many-folios", |t, name| {
+    play.scene("many-folios", |t, name| {
         let s = small_folios(t, name, more_than_a_bio)?;
         Ok(Stage::new(s, 100, more_than_a_bio - 200))
     })?;

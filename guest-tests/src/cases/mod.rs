@@ -4,6 +4,7 @@
 mod across_2g;
 mod async_calls;
 mod async_error_mid_call;
+mod async_error_points;
 mod bad_buffer;
 mod behind_writeback;
 mod beyond_eof;
@@ -98,6 +99,7 @@ pub const ALL: &[Case] = &[
     Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
     Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Tags, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
+    Case { name: "async-error-points", needs: &[Need::Flag, Need::Aio], run: async_error_points::run },
     Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
     Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
     Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
@@ -174,7 +176,9 @@ pub fn limits(case: &Case, params: &Params, bsize: u64) -> u32 {
         "exerciser" => crate::exerciser::limits(params.ops),
         // To take all of the memory takes its time, too.
         "memory-pressure" => 3,
-        name if name.starts_with("waits-beside-") => 3,
+        name if name.starts_with("waits-beside-") => 6,
+        "async-error-points" | "blocks-in-flight" | "clone-in-flight" | "long-extent" => 2,
+        "concurrent-calls" => 3,
         _ => 1,
     };
     parts * larger

@@ -81,10 +81,7 @@ fn used_up(t: &Test, name: &str, who: Who, refused: i64) -> Result<Subject, Fail
     t.check(done.result == room as i64, || {
         format!("{what} returned {}", result_text(done.result))
     });
-    s.put_version(version, off, room);
-    s.check_clean(t, &what, done.call, off, room)?;
-    s.check_on_disk(t, &what, off, room)?;
-    s.check_whole(t, &what)?;
+    s.check_short(t, &what, done.call, version, (off, room))?;
     // All of it in the hole; and behind the end of the file.
     for off in [long + b, s.end()] {
         s.next_version();

@@ -1,28 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Remounting read-only while an asynchronous call is held whose file nobody else has open: EBUSY,
-//! as the call still writes. When it is over the same remount succeeds, and the data is there.
+//! as the call still writes. When it is over the same remount succeeds, and the data is there. Also
+//! where it is over with an error: that is no reason to stay writable for ever.
 
 use std::fs::File;
 use std::time::Instant;
 
 use super::returns_after_io::LIMIT;
+use crate::aftermath;
+use crate::fate::{self, Fate};
 use crate::flying::{Caller, Engine};
-use crate::rules::Rule;
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{odd, result_of, result_text};
 use crate::test::{Fail, Test};
 use crate::world::MOUNT;
 
-/// The rule of `guest-tests/scenarios/read-only-in-flight.toml`.
-const RULE: &str = "read-only-holds";
-
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    for fate in fate::BOTH {
+        in_flight(t, fate)?;
+    }
+    Ok(())
+}
+
+fn in_flight(t: &Test, fate: Fate) -> Result<(), Fail> {
     let b = t.world.bsize;
-    let rule = Rule::named(RULE);
-    let mut s = Subject::written(t, "file", 16 * b)?;
+    let rule = fate.rule(t);
+    let mut s = Subject::written(t, &fate.name("file"), 16 * b)?;
     s.evict(t)?;
     rule.switch_on(t)?;
+    let without = s.expect.clone();
     s.put(b, 2 * b);
     let caller = Caller::start(t, &s, Engine::Aio, b, 2 * b, 0);
     // The call's thread has it open, too, and nobody else.
@@ -43,9 +51,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             result_text(result)
         )
     });
-    t.check(done.result == 2 * b as i64, || {
-        format!("call {} returned {}", done.call, result_text(done.result))
-    });
+    fate.check_call(t, "remount read-only", &done, 2 * b);
     // Who let the file go is told before the kernel has let it go.
     let begun = Instant::now();
     let mut after = read_only(t)?;
@@ -74,6 +80,20 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         )));
     }
     s.reopen(t)?;
+    if fate.fails() {
+        let with = std::mem::replace(&mut s.expect, without);
+        let stage = Stage::new(s, b, 2 * b);
+        aftermath::old_or_new(t, "after the call", &stage, &with)?;
+        s = stage.subject;
+        s.writethrough(t, b, 2 * b)?;
+        // Nobody had the file open who could be told of the error: the first who has, may be.
+        let told = s.open().fsync(t.world)?;
+        t.check(told == 0 || told == -i64::from(libc::EIO), || {
+            format!("fsync after the call returned {}", result_text(told))
+        });
+        s.synced(t, "after another one")?;
+        return check_after_remount(t, &mut [s]);
+    }
     s.check_whole(t, "after the call")?;
     s.check_on_disk(t, "after the call", b, 2 * b)?;
     s.writethrough(t, 0, b)?;

@@ -2,25 +2,28 @@
 //! A plain write, or a store through a mapping, into a folio of an asynchronous call that is in
 //! flight: it has to wait, so that what the device reads does not change. Also when another call
 //! on the file has ended meanwhile: who wanted stable pages for two may not take that back for
-//! both. The device holds what has to be in flight, so neither is a matter of luck.
+//! both. The device holds what has to be in flight, so neither is a matter of luck. Where the write
+//! fails in the end, who waited goes on, and what he wrote comes to the disk.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use wtblk_shared::mark::{Control, Mark};
-
-use super::returns_after_io::until_so_many_held;
+use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
+use crate::call::OpenFile;
+use crate::fate::{self, Fate};
 use crate::flying::{Caller, Engine};
 use crate::pages;
+use crate::rules::Rule;
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::mapping::Mapping;
 use crate::sys::result_text;
 use crate::test::{Fail, OrFail, Test};
 
-/// The rules of `guest-tests/scenarios/stable-in-flight.toml`, by place in the file.
-const ENDS: &str = "ends-first";
-const STAYS: &str = "stays";
+/// The rule of `guest-tests/scenarios/stable-in-flight.toml` for the call that ends first. The others
+/// are of the place of the one that stays.
+const ENDS: &str = "stable-ends-first";
 /// Length of each call. Its folios are of this size, as the file was evicted.
 const LEN: u64 = 4096;
 /// Where the call is that ends first, and the one that stays in flight.
@@ -41,38 +44,40 @@ pub(super) enum Racer {
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut files = Vec::new();
-    for racer in [Racer::Write, Racer::Store] {
-        for two in [false, true] {
-            files.push(race(t, racer, two)?);
+    for fate in fate::BOTH {
+        for racer in [Racer::Write, Racer::Store] {
+            for two in [false, true] {
+                files.extend(race(t, fate, racer, two)?);
+            }
         }
     }
     check_after_remount(t, &mut files)
 }
 
-fn release(t: &Test, rule: &str) -> Result<(), Fail> {
-    t.world
-        .post(&Mark::Control(Control::Release(Some(rule.into()))))
-}
-
-fn race(t: &Test, racer: Racer, two: bool) -> Result<Subject, Fail> {
+fn race(t: &Test, fate: Fate, racer: Racer, two: bool) -> Result<Vec<Subject>, Fail> {
     let beside = if two { "another has ended" } else { "alone" };
     let what = format!("{racer:?}, {beside}");
-    let name = format!("{racer:?}-{two}").to_lowercase();
+    let name = fate.name(&format!("{racer:?}-{two}").to_lowercase());
+    let (stays_rule, ends_rule) = (fate.rule(t), Rule::named(ENDS));
     let mut s = Subject::written(t, &name, FILE)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let map = Arc::new(Mapping::new(&s.open().file, FILE as usize).or_fail(|| "mmap".into())?);
     s.evict(t)?;
-    t.world.post(&Mark::Control(Control::Arm(None)))?;
+    let older = s.expect.clone();
+    stays_rule.switch_on(t)?;
     s.put(AT_STAYS, LEN);
     let stays = Caller::start(t, &s, Engine::Aio, AT_STAYS, LEN, 0);
-    let mut flying = until_so_many_held(t, 1);
+    let mut flying = stays_rule.until_held(t);
     if two {
+        ends_rule.switch_on(t)?;
         s.put(AT_ENDS, LEN);
         let ends = Caller::start(t, &s, Engine::Aio, AT_ENDS, LEN, 0);
-        flying = flying.and_then(|()| until_so_many_held(t, 2));
-        release(t, ENDS)?;
+        flying = flying.and_then(|()| ends_rule.until_held(t));
+        ends_rule.release(t)?;
         flying = flying
             .and_then(|()| ends.thread.finish())
             .and_then(|done| s.check_call(t, &done, AT_ENDS, LEN));
+        ends_rule.switch_off(t)?;
     }
     let byte = !s.expect[RACING as usize];
     let changer = flying.and_then(|()| {
@@ -81,7 +86,7 @@ fn race(t: &Test, racer: Racer, two: bool) -> Result<Subject, Fail> {
         Ok((changer, waited))
     });
     // Whatever was seen: neither must wait for ever.
-    release(t, STAYS)?;
+    stays_rule.release(t)?;
     let (changer, waited) = changer?;
     let done = stays.thread.finish()?;
     changer.finish()?;
@@ -92,28 +97,46 @@ fn race(t: &Test, racer: Racer, two: bool) -> Result<Subject, Fail> {
             done.call
         )),
     }
-    t.check(done.result == LEN as i64, || {
-        format!(
-            "{what}: call {} returned {}",
-            done.call,
-            result_text(done.result)
-        )
-    });
+    stays_rule.switch_off(t)?;
+    fate.check_call(t, &what, &done, LEN);
+    s.expect[RACING as usize] = byte;
+    drop(changer);
+    if fate.fails() {
+        let after = s.expect.clone();
+        // What the racer made dirty was so when the call's bytes were in it: they come to the disk.
+        let unit = match racer {
+            Racer::Write => t.world.bsize.min(LEN),
+            Racer::Store => LEN,
+        };
+        let page = AT_STAYS as usize..(AT_STAYS + LEN) as usize;
+        s.expect[page.clone()].copy_from_slice(&older[page]);
+        let dirty = (RACING / unit * unit) as usize..((RACING / unit + 1) * unit) as usize;
+        s.expect[dirty.clone()].copy_from_slice(&after[dirty]);
+        let failed = Failed {
+            what,
+            done,
+            another: Some(another),
+            told: false,
+            after,
+        };
+        let mut stage = Stage::new(s, AT_STAYS, LEN);
+        stage.keep.push(map);
+        return aftermath::look(t, stage, failed);
+    }
+    drop(another);
     // The change has made the page dirty again; in writeback it is no more.
     let file = Arc::clone(s.open());
     let state = pages::report_twice(t.world, done.call, "after-call", &file.file, AT_STAYS, LEN)?;
     t.check(state.writeback == 0, || {
         format!("{what}: {} pages stay in writeback", state.writeback)
     });
-    s.expect[RACING as usize] = byte;
     s.check_whole(t, &what)?;
-    drop(changer);
     drop(map);
     let synced = file.fsync(t.world)?;
     t.check(synced == 0, || {
         format!("{what}: fsync returned {}", result_text(synced))
     });
-    Ok(s)
+    Ok(vec![s])
 }
 
 /// The thread that changes the byte at `at`.

@@ -6,24 +6,25 @@
 //! kernel has to take that away before it sends the page: then the store waits
 //! until the write is over. It is released when the storing thread stands
 //! still, or when it has gone on although it should not.
+//!
+//! Where the write fails the store goes on as well: its page is dirty then, with the call's bytes in
+//! it, and comes to the disk after all.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use wtblk_shared::mark::{Control, Mark};
-
-use super::returns_after_io::until_held;
-use crate::call::{Call, Done};
+use crate::aftermath::{self, Failed};
+use crate::call::{Call, Done, OpenFile};
+use crate::fate::{self, Fate};
 use crate::pages;
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::mapping::Mapping;
 use crate::sys::{self, result_text};
 use crate::task::Task;
 use crate::test::{Fail, OrFail, Test};
 
-/// The rule of `guest-tests/scenarios/store-in-flight.toml`.
-const RULE: &str = "hold-mapped";
 /// Length of the file.
 const FILE: u64 = 1 << 20;
 /// Length of the call, one request.
@@ -31,28 +32,39 @@ const LEN: u64 = 64 << 10;
 /// Where the bytes are stored: the first makes the page's entry writable, the second races.
 const FIRST: usize = 200;
 const RACING: usize = 100;
+/// What is dirtied at least.
+const PAGE: usize = 4096;
 /// Limit of each wait.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
-    let mut s = Subject::written(t, "file", FILE)?;
+    let mut files = Vec::new();
+    for fate in fate::BOTH {
+        files.extend(race(t, fate)?);
+    }
+    check_after_remount(t, &mut files)
+}
+
+fn race(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
+    let rule = fate.rule(t);
+    let mut s = Subject::written(t, &fate.name("file"), FILE)?;
+    let another = OpenFile::open(t.world, s.path(), false)?;
     let map = Mapping::new(&s.open().file, FILE as usize).or_fail(|| "mmap".into())?;
     let map = Arc::new(map);
     store(t, &s, &map, FIRST, 0xa5)?;
+    s.expect[FIRST] = 0xa5;
+    let mut without = s.expect.clone();
+    rule.switch_on(t)?;
     s.put(0, LEN);
     let racing = !s.expect[RACING];
-    // A device that was there before this boot may have used it up.
-    t.world
-        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
     // Everything that needs memory comes before the store: it may hold the address space.
     let storer = Storer::start(t, &s, &map, racing);
     let (send, done) = mpsc::channel();
     call(t, &s, send);
-    let came = until_held(t).and_then(|()| storer.race(t));
+    let came = rule.until_held(t).and_then(|()| storer.race(t));
     // Whatever was seen: neither must wait for ever.
-    t.world
-        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    rule.release(t)?;
     let done = done
         .recv_timeout(LIMIT)
         .map_err(|_| Fail::Hung("the call did not return after the release".into()))??;
@@ -67,29 +79,41 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         storer.finish()?;
     }
     let what = format!("call {} (offset 0, length {LEN})", done.call);
-    t.check(done.result == LEN as i64, || {
-        format!(
-            "{what} returned {}, expected {LEN}",
-            result_text(done.result)
-        )
-    });
+    rule.switch_off(t)?;
+    fate.check_call(t, &what, &done, LEN);
+    drop(storer);
+    s.expect[RACING] = racing;
+    if fate.fails() {
+        // The store made its page dirty when the call's bytes were in it.
+        let page = RACING / PAGE * PAGE..(RACING / PAGE + 1) * PAGE;
+        without[page.clone()].copy_from_slice(&s.expect[page]);
+        let failed = Failed {
+            what,
+            done,
+            another: Some(another),
+            told: false,
+            after: std::mem::replace(&mut s.expect, without),
+        };
+        let mut stage = Stage::new(s, 0, LEN);
+        stage.keep.push(map);
+        return aftermath::look(t, stage, failed);
+    }
+    drop(another);
     // The store may have made the page dirty again; in writeback it is no more.
     let file = Arc::clone(s.open());
     let state = pages::report_twice(t.world, done.call, "after-call", &file.file, 0, LEN)?;
     t.check(state.writeback == 0, || {
         format!("{what}: {} pages stay in writeback", state.writeback)
     });
-    s.expect[RACING] = racing;
     s.check_whole(t, &what)?;
     // What was stored behind the kernel's back is seen when the page is unmapped.
-    drop(storer);
     drop(map);
     let synced = file.fsync(t.world)?;
     t.check(synced == 0, || {
         format!("fsync returned {}", result_text(synced))
     });
     drop(file);
-    check_after_remount(t, &mut [s])
+    Ok(vec![s])
 }
 
 /// A store, told before and after.

@@ -1,31 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Taking the mount away while an asynchronous call is held: umount says EBUSY, as the call keeps
 //! the file; a lazy umount takes the mount out of sight, and what is in flight comes to its end
-//! all the same.
+//! all the same. So does one whose write fails: nothing of it may keep the file system.
 
-use wtblk_shared::mark::{Control, Mark};
-
-use super::returns_after_io::until_held;
+use crate::aftermath;
+use crate::fate::{self, Fate};
 use crate::flying::{Caller, Engine};
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, odd, result_text};
 use crate::test::{Fail, OrFail, Test};
 use crate::world::MOUNT;
 
-/// The rule of `guest-tests/scenarios/umount-in-flight.toml`.
-const RULE: &str = "hold-umount";
-
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    for fate in fate::BOTH {
+        in_flight(t, fate)?;
+    }
+    Ok(())
+}
+
+fn in_flight(t: &Test, fate: Fate) -> Result<(), Fail> {
     let b = t.world.bsize;
-    let mut s = Subject::written(t, "file", 16 * b)?;
+    let rule = fate.rule(t);
+    let mut s = Subject::written(t, &fate.name("file"), 16 * b)?;
     s.evict(t)?;
-    t.world
-        .post(&Mark::Control(Control::Arm(Some(RULE.into()))))?;
+    let without = s.expect.clone();
+    rule.switch_on(t)?;
     s.put(0, b);
     let caller = Caller::start(t, &s, Engine::Aio, 0, b, 0);
     s.close();
-    let tried = until_held(t).and_then(|()| {
+    let tried = rule.until_held(t).and_then(|()| {
         let submitted = caller.submitted(t)?;
         let plain = t.world.limited("umount", t.world.params.probe, || {
             sys::result_of(sys::umount(MOUNT))
@@ -36,9 +41,9 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         Ok((submitted, plain, lazy))
     });
     // Whatever was seen: the call must not wait for ever.
-    t.world
-        .post(&Mark::Control(Control::Release(Some(RULE.into()))))?;
+    rule.release(t)?;
     let done = caller.thread.finish()?;
+    rule.switch_off(t)?;
     let (submitted, plain, lazy) = tried?;
     t.check(submitted.is_ok(), || "the submission waited".into());
     t.check(plain == -i64::from(libc::EBUSY), || {
@@ -50,9 +55,7 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     t.check(lazy == 0, || {
         format!("a lazy umount in flight returned {}", result_text(lazy))
     });
-    t.check(done.result == b as i64, || {
-        format!("call {} returned {}", done.call, result_text(done.result))
-    });
+    fate.check_call(t, "umount", &done, b);
     if lazy != 0 && plain != 0 {
         s.reopen(t)?;
         return check_after_remount(t, &mut [s]);
@@ -62,6 +65,16 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     world.limited("mount", world.params.test, || world.mount())??;
     std::fs::metadata(&t.dir).or_fail(|| "the test's folder".into())?;
     s.reopen(t)?;
+    if fate.fails() {
+        let with = std::mem::replace(&mut s.expect, without);
+        let stage = Stage::new(s, 0, b);
+        aftermath::old_or_new(t, "after a lazy umount and a mount", &stage, &with)?;
+        s = stage.subject;
+        // It has found another file system, which knows of no error.
+        s.synced(t, "after a lazy umount and a mount")?;
+        s.writethrough(t, 0, b)?;
+        return check_after_remount(t, &mut [s]);
+    }
     s.check_whole(t, "after a lazy umount and a mount")?;
     s.check_on_disk(t, "after a lazy umount and a mount", 0, b)?;
     check_after_remount(t, &mut [s])

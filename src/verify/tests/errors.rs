@@ -382,6 +382,41 @@ fn an_error_after_an_early_end() {
     found(&lost, Once, 0, 1);
 }
 
+/// The mapping has the error from the completion on, and whoever waits for its page is told of it before
+/// the call has ended.
+#[test]
+fn an_error_may_be_told_before_its_call_is_over() {
+    for kind in ["fsync", "syncfs"] {
+        for (told, result, ledger) in [(true, -5, 0), (true, B as i64, 0), (false, B as i64, 1)] {
+            let mut s = Stream::files_marked();
+            open(&mut s, 1);
+            open(&mut s, 2);
+            let c = by(1, 1);
+            s.begin(&c);
+            let w = s.write(c.tag.unwrap(), DISK, B);
+            begin_sync(&mut s, 7, 2, kind);
+            if !told {
+                end_sync(&mut s, 7, 0);
+            }
+            s.fail(w);
+            if told {
+                end_sync(&mut s, 7, -5);
+            }
+            s.end(&c, result);
+            // Of a call that swallowed its error nobody but the early check has told.
+            fsync(&mut s, 2, 0);
+            found(&s, FsyncRepeats::Either, 0, ledger);
+        }
+    }
+    // Where nothing of the call has failed it is none of its errors.
+    let mut s = Stream::files_marked();
+    open(&mut s, 1);
+    s.begin(&by(1, 1));
+    fsync(&mut s, 1, -5);
+    s.end(&by(1, 1), 0);
+    found(&s, FsyncRepeats::Either, 1, 0);
+}
+
 #[test]
 fn a_dsync_call_asks_too() {
     let mut s = failed();
