@@ -177,8 +177,9 @@ pub fn limits(case: &Case, params: &Params, bsize: u64) -> u32 {
         // To take all of the memory takes its time, too.
         "memory-pressure" => 3,
         name if name.starts_with("waits-beside-") => 6,
-        "async-error-points" | "blocks-in-flight" | "clone-in-flight" | "long-extent" => 2,
-        "concurrent-calls" => 3,
+        // Each part of them once more for every error point, or beside a write that fails.
+        "async-error-points" | "blocks-in-flight" | "clone-in-flight" | "concurrent-calls"
+        | "long-extent" => 3,
         _ => 1,
     };
     parts * larger
