@@ -129,6 +129,43 @@ pub fn check_told(t: &Test, what: &str, done: &Done, len: u64) {
     );
 }
 
+/// A call that cannot come further than `room` bytes from `off` on, and whose first write fails besides; then everything
+/// that follows. `call` makes it, of this version of the pattern. The files, as they must be after a remount.
+pub fn cut_short(
+    t: &Test,
+    name: &str,
+    mut s: Subject,
+    (off, room): (u64, u64),
+    call: impl FnOnce(&Subject, u32) -> Result<Done, Fail>,
+) -> Result<Vec<Subject>, Fail> {
+    let another = OpenFile::open(t.world, s.path(), false)?;
+    let before = s.expect.clone();
+    let version = s.next_version();
+    let first = Point::Write {
+        nth: Some(1),
+        late: false,
+    };
+    let rule = Rule::named(first.rule());
+    rule.switch_on(t)?;
+    let done = call(&s, version)?;
+    let fired = rule.fired(t)?;
+    rule.switch_off(t)?;
+    let what = format!("{name}: call {}", done.call);
+    t.check(fired > 0, || {
+        format!("{what} sent no request that could fail")
+    });
+    check_told(t, name, &done, room);
+    s.put_version(version, off, room);
+    let failed = Failed {
+        what,
+        done,
+        another: Some(another),
+        told: false,
+        after: std::mem::replace(&mut s.expect, before),
+    };
+    look(t, Stage::new(s, off, room), failed)
+}
+
 /// Looks at everything that follows. The files, as they must be after a remount.
 pub fn look(t: &Test, mut stage: Stage, failed: Failed) -> Result<Vec<Subject>, Fail> {
     let Failed {

@@ -65,6 +65,11 @@ const FAIL_IN_FLIGHT: &[&str] = &[
     "waits-beside-sync",
     "waits-beside-async",
     "behind-writeback",
+    "bad-buffer",
+    "disk-full",
+    "quota",
+    "few-bios",
+    "few-bios-async",
 ];
 
 /// What a test leaves open by its nature.
@@ -73,7 +78,7 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
         "guest" | "kernel-log" | "repair" => false,
         // Probes are made after errors.
         "progress" => {
-            !["error-mid-call", "few-bios"].contains(&test)
+            !["error-mid-call", "killed", "signal-mid-call"].contains(&test)
                 && !WITH_ERROR_POINTS.contains(&test)
                 && !FAIL_IN_FLIGHT.contains(&test)
         }
@@ -96,6 +101,8 @@ pub fn by_nature(test: &str, subtest: &str) -> bool {
                 "exerciser",
                 "umount-in-flight",
                 "read-only-in-flight",
+                "killed",
+                "racing-writers",
             ]
             .contains(&test)
                 && !WITH_ERROR_POINTS.contains(&test)

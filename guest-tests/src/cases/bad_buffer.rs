@@ -4,7 +4,8 @@
 
 use wtblk_shared::{RWF_DSYNC, pattern};
 
-use crate::call::Call;
+use crate::aftermath;
+use crate::call::{Call, Done};
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::guarded::{BAD, Guarded};
 use crate::sys::result_text;
@@ -56,6 +57,15 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
             files.push(s);
         }
     }
+    // And a write of it fails besides.
+    for (name, good) in [("fails-pages", 4 * page), ("fails-part", 3 * page - 100)] {
+        let s = Subject::written(t, name, 16 * page)?;
+        let place = (b + 60, good, false, 0);
+        let after = aftermath::cut_short(t, name, s, (place.0, good), |s, version| {
+            call(t, s, version, place, BAD)
+        })?;
+        files.extend(after);
+    }
     for s in &files {
         s.synced(t, "after all calls")?;
         s.evict(t)?;
@@ -67,7 +77,8 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 fn short(t: &Test, s: &mut Subject, place: Place, bad: usize) -> Result<(), Fail> {
     let (off, good, ..) = place;
     let version = s.next_version();
-    let (call, result) = call(t, s, version, place, bad)?;
+    let done = call(t, s, version, place, bad)?;
+    let (call, result) = (done.call, done.result);
     let what = format!(
         "call {call} (offset {off}, {good} good bytes of {})",
         good + bad as u64
@@ -86,8 +97,7 @@ fn short(t: &Test, s: &mut Subject, place: Place, bad: usize) -> Result<(), Fail
     s.check_short(t, &what, call, version, (off, there))
 }
 
-/// The call: its number and what it returned.
-fn call(t: &Test, s: &Subject, version: u32, place: Place, bad: usize) -> Result<(u64, i64), Fail> {
+fn call(t: &Test, s: &Subject, version: u32, place: Place, bad: usize) -> Result<Done, Fail> {
     let (off, good, apart, more) = place;
     let buffer = Guarded::new(good as usize, |bytes| {
         pattern::fill(s.number, version, off, bytes);
@@ -99,15 +109,15 @@ fn call(t: &Test, s: &Subject, version: u32, place: Place, bad: usize) -> Result
         pattern: (s.number, version),
         ..s.call(t, off, good, more)
     };
-    let done = call.marked(|_| buffer.pwritev2(&call.file.file, bad, apart, off, call.flags))?;
-    Ok((done.call, done.result))
+    call.marked(|_| buffer.pwritev2(&call.file.file, bad, apart, off, call.flags))
 }
 
 /// Not one good byte: EFAULT, and nothing has happened.
 fn nothing(t: &Test, s: &mut Subject, bad: usize) -> Result<(), Fail> {
     let off = s.end() / 2;
     let version = s.next_version();
-    let (number, result) = call(t, s, version, (off, 0, false, 0), bad)?;
+    let done = call(t, s, version, (off, 0, false, 0), bad)?;
+    let (number, result) = (done.call, done.result);
     t.check(result == -i64::from(libc::EFAULT), || {
         format!(
             "call {number} without a good byte returned {}, expected -EFAULT",

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 
+use crate::aftermath;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, result_text};
 use crate::test::{Fail, OrFail, Test};
@@ -17,8 +18,15 @@ const PIECE: u64 = 256 << 20;
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let b = t.world.bsize;
     let mut s = Subject::written(t, "file", HAS * b)?;
+    let fails = Subject::written(t, "fails", HAS * b)?;
     let filler = fill(t)?;
-    let tried = full(t, &mut s);
+    let tried = full(t, &mut s).and_then(|()| {
+        // And a write of it fails besides.
+        let (off, len, room) = short(b);
+        aftermath::cut_short(t, "fails", fails, (off, room), |s, _| {
+            s.call(t, off, len, 0).run(1)
+        })
+    });
     // Whatever was seen: the tests after this one need the room. Truncation gives it back at once,
     // an unlinked file's goes later.
     filler
@@ -27,17 +35,22 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         .or_fail(|| "truncating the filler".into())?;
     drop(filler);
     std::fs::remove_file(t.dir.join("filler")).or_fail(|| "unlinking the filler".into())?;
-    tried?;
+    let mut files = tried?;
     // Now there is room.
     s.writethrough(t, 4 * b, 2 * HAS * b)?;
     s.synced(t, "with room again")?;
-    check_after_remount(t, &mut [s])
+    files.push(s);
+    check_after_remount(t, &mut files)
+}
+
+/// From blocks that are there into a hole: offset, length, and what there is room for.
+fn short(b: u64) -> (u64, u64, u64) {
+    (b + 100, 2 * HAS * b, (HAS - 1) * b - 100)
 }
 
 fn full(t: &Test, s: &mut Subject) -> Result<(), Fail> {
     let b = t.world.bsize;
-    // From blocks that are there into a hole.
-    let (off, len, room) = (b + 100, 2 * HAS * b, (HAS - 1) * b - 100);
+    let (off, len, room) = short(b);
     let version = s.next_version();
     let done = s.call(t, off, len, 0).run(1)?;
     let what = format!(

@@ -8,9 +8,11 @@
 use std::fs;
 use std::sync::Arc;
 
-use super::multi_extent::{EXTENTS, descending};
+use super::multi_extent::{EXTENTS, descending_named};
+use crate::aftermath::{Point, error_point};
 use crate::flying::{Caller, Engine};
 use crate::probe::{Came, Probe};
+use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
 use crate::test::{Fail, OrFail, Test};
@@ -23,7 +25,7 @@ const LEN: u64 = EXTENTS * CHUNK;
 
 /// Runs the case with a synchronous call.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
-    let (mut s, call) = prepared(t)?;
+    let (mut s, call) = prepared(t, "file")?;
     s.put(0, LEN);
     switch("1")?;
     let (world, test, file) = (t.world, t.name, Arc::clone(s.open()));
@@ -55,12 +57,13 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         }
     }
     switch("0")?;
-    finish(t, s)
+    let failing = failing(t, None)?;
+    finish(t, s, failing)
 }
 
 /// Runs it with a call by AIO.
 pub fn run_async(t: &mut Test) -> Result<(), Fail> {
-    let (mut s, _) = prepared(t)?;
+    let (mut s, _) = prepared(t, "file")?;
     s.put(0, LEN);
     switch("1")?;
     let caller = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
@@ -77,7 +80,25 @@ pub fn run_async(t: &mut Test) -> Result<(), Fail> {
         other => other?,
     };
     s.check_call(t, &done, 0, LEN)?;
-    finish(t, s)
+    let failing = failing(t, Some(Engine::Aio))?;
+    finish(t, s, failing)
+}
+
+/// The same call, of which the first, a middle one, the last or every write fails: the files.
+fn failing(t: &Test, engine: Option<Engine>) -> Result<Vec<Subject>, Fail> {
+    let mut files = Vec::new();
+    for nth in [Some(1), Some(4), Some(8), None] {
+        let name = nth.map_or("every".to_owned(), |n| format!("write-{n}"));
+        let (s, _) = prepared(t, &name)?;
+        let mut stage = Stage::new(s, 0, LEN);
+        stage.engine = engine;
+        switch("1")?;
+        let looked = error_point(t, &name, stage, Point::Write { nth, late: false });
+        // Whatever was seen: the tests after this one need their bios.
+        switch("0")?;
+        files.extend(looked?);
+    }
+    Ok(files)
 }
 
 fn switch(value: &str) -> Result<(), Fail> {
@@ -85,17 +106,18 @@ fn switch(value: &str) -> Result<(), Fail> {
 }
 
 /// A file of eight extents on the disk, its pages gone, and the number of a call on it.
-fn prepared(t: &Test) -> Result<(Subject, u64), Fail> {
-    let mut s = descending(t, CHUNK)?;
+fn prepared(t: &Test, name: &str) -> Result<(Subject, u64), Fail> {
+    let mut s = descending_named(t, name, CHUNK)?;
     s.prepare(t, 0, LEN)?;
     let call = s.writethrough(t, 0, CHUNK)?.call;
     s.evict(t)?;
     Ok((s, call))
 }
 
-fn finish(t: &Test, s: Subject) -> Result<(), Fail> {
+fn finish(t: &Test, s: Subject, mut files: Vec<Subject>) -> Result<(), Fail> {
     s.check_on_disk(t, "after a call with two bios", 0, LEN)?;
     s.check_whole(t, "after a call with two bios")?;
     s.synced(t, "after a call with two bios")?;
-    check_after_remount(t, &mut [s])
+    files.push(s);
+    check_after_remount(t, &mut files)
 }

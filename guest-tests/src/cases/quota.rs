@@ -3,6 +3,7 @@
 //! the disk. Where not one byte fits it returns EDQUOT (a project's quota: ENOSPC), and nothing has
 //! happened. What needs no new blocks goes on.
 
+use crate::aftermath;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::quota::{self, Who};
 use crate::sys::result_text;
@@ -104,6 +105,12 @@ fn used_up(t: &Test, name: &str, who: Who, refused: i64) -> Result<Subject, Fail
     });
     s.synced(t, "with the quota used up")?;
     s.writethrough(t, 100, 2 * b)?;
+    // And a write of the call fails besides.
+    let fails = format!("{name}-fails");
+    let mut s = aftermath::cut_short(t, &fails, s, (off, room), |s, _| {
+        s.call(t, off, room + LONG_HOLE * b - 300, 0).run(1)
+    })?
+    .swap_remove(0);
 
     quota::limit(disk, who, 0).or_fail(|| "lifting the quota".into())?;
     s.writethrough(t, off, room + LONG_HOLE * b - 300)?;

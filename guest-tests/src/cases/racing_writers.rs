@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A plain writer and a storer through a mapping beside writethrough calls on the same folios. No
 //! timers: each does its rounds, as they come. The file then holds of each block what one of them
-//! wrote last, and the disk the same; that nothing changes in flight is the device's to see.
+//! wrote last, and the disk the same; that nothing changes in flight is the device's to see. The first
+//! write of some of the calls fails.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use wtblk_shared::pattern;
 
+use crate::aftermath::check_told;
 use crate::beside::Beside;
 use crate::call::Call;
 use crate::pages;
+use crate::rules::Rule;
 use crate::subject::{Subject, check_after_remount, rounded};
 use crate::sys::mapping::Mapping;
 use crate::sys::result_text;
@@ -18,6 +21,8 @@ use crate::test::{Fail, OrFail, Test};
 
 /// Rounds of each.
 const ROUNDS: u32 = 20;
+/// One call in so many fails.
+const FAILS: u32 = 4;
 /// The block that is written plainly, and the one that is stored into.
 const PLAIN: u64 = 3;
 const MAPPED: u64 = 6;
@@ -65,9 +70,15 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         })
     });
     let (off, len) = (b, BLOCKS * b);
-    let mut last = 0;
-    for _ in 0..ROUNDS {
+    let (mut last, mut failed) = (0, 0);
+    let rule = Rule::named("points-fail-1");
+    for round in 0..ROUNDS {
         s.put(off, len);
+        // The last ones do not fail: what the file holds then is known.
+        let fails = round % FAILS == FAILS - 1 && round + FAILS < ROUNDS;
+        if fails {
+            rule.switch_on(t)?;
+        }
         let done = Call {
             world,
             test: t.name,
@@ -80,17 +91,33 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
         }
         .run(1)?;
         last = done.call;
-        t.check(done.result == len as i64, || {
-            format!("call {} returned {}", done.call, result_text(done.result))
-        });
+        if fails {
+            let fired = rule.fired(t)?;
+            rule.switch_off(t)?;
+            failed += fired;
+            t.check(fired > 0, || {
+                format!("call {} had no write that could fail", done.call)
+            });
+            check_told(t, "beside others", &done, len);
+        } else {
+            t.check(done.result == len as i64, || {
+                format!("call {} returned {}", done.call, result_text(done.result))
+            });
+        }
     }
     writer.finish()?;
     storer.finish()?;
     drop(map);
+    // The first is told of the failures, and nobody is told again.
+    let told = s.open().fsync(world)?;
+    t.check(told == 0 || told == -i64::from(libc::EIO), || {
+        format!("fsync returned {}", result_text(told))
+    });
     let synced = s.open().fsync(world)?;
     t.check(synced == 0, || {
-        format!("fsync returned {}", result_text(synced))
+        format!("a second fsync returned {}", result_text(synced))
     });
+    t.note(format!("{failed} writes failed"));
     let (from, to) = rounded(b.max(4096), off, len);
     let file = Arc::clone(s.open());
     let state = pages::report_twice(world, last, "after-call", &file.file, from, to - from)?;

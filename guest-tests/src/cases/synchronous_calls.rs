@@ -33,7 +33,7 @@ enum Place {
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut files = Vec::new();
     for place in [Place::Apart, Place::Beside, Place::Same] {
-        for (count, rule) in [(2, HOLDS), (2, FAILS), (8, HOLDS)] {
+        for (count, rule) in [(2, HOLDS), (2, FAILS), (8, HOLDS), (8, FAILS)] {
             files.push(together(t, place, count, rule)?);
         }
     }
