@@ -158,12 +158,14 @@ impl Promise for Size {
         }
         file.calls.remove(&number);
         // What is wrong is told once: from here on it is how the file is.
+        file.ceiling = file.ceiling.max(c.end.isize);
         let written = u64::try_from(c.end.result).unwrap_or(0);
-        let end = c.begin.off.saturating_add(written);
-        file.ceiling = file
-            .ceiling
-            .max(c.end.isize)
-            .max(if written > 0 { end } else { 0 });
+        file.ceiling = file.ceiling.max(reach(c, written));
+        // Of a failed call, too: its data may be there and its error that of the log, and after a remount the
+        // file is as long as the log says.
+        if judged && own(c, after_error) > file.ceiling {
+            file.ceiling = file.ceiling.max(arrived(c));
+        }
     }
 
     fn call_lost(&mut self, call: u64) {
@@ -240,28 +242,40 @@ impl Size {
     }
 }
 
+/// Where the call's first `n` bytes end; 0 where there are none.
+fn reach(c: &EndedCall, n: u64) -> u64 {
+    if n > 0 {
+        c.begin.off.saturating_add(n)
+    } else {
+        0
+    }
+}
+
+/// Whether the call failed, or fell short and may have met an error.
+fn has_failed(c: &EndedCall) -> bool {
+    let short = i128::from(c.end.result) < i128::from(c.begin.len);
+    // Whose requests these are is not known without tags: then nothing speaks against an error.
+    c.end.result < 0
+        || (short
+            && (c.obstacle.or(c.facts.tags_inexact).is_some()
+                || c.requests.iter().any(CallRequest::failed)))
+}
+
+/// The greatest size that the call itself may have made, by what it returned and the contract.
+fn own(c: &EndedCall, after_error: IsizeAfterError) -> u64 {
+    let written = u64::try_from(c.end.result).unwrap_or(0).min(c.begin.len);
+    match after_error {
+        _ if !has_failed(c) => reach(c, written),
+        IsizeAfterError::Old => reach(c, written),
+        IsizeAfterError::Extended | IsizeAfterError::Either => reach(c, c.begin.len),
+    }
+}
+
 /// What is wrong with the size at the end of a call.
 fn wrong(c: &EndedCall, file: &File, after_error: IsizeAfterError) -> Option<Finding> {
     let begin = &c.begin;
-    let written = u64::try_from(c.end.result).unwrap_or(0).min(begin.len);
-    let of = |n: u64| {
-        if n > 0 {
-            begin.off.saturating_add(n)
-        } else {
-            0
-        }
-    };
-    let short = written < begin.len;
-    // Whose requests these are is not known without tags: then nothing speaks against an error.
-    let failed = c.end.result < 0
-        || (short
-            && (c.obstacle.or(c.facts.tags_inexact).is_some()
-                || c.requests.iter().any(CallRequest::failed)));
-    let own = match after_error {
-        _ if !failed => of(written),
-        IsizeAfterError::Old => of(written),
-        IsizeAfterError::Extended | IsizeAfterError::Either => of(begin.len),
-    };
+    let own = own(c, after_error);
+    let failed = has_failed(c);
     let most = file.others(Some(begin.call)).max(own);
     let isize = c.end.isize;
     let (what, bound) = if isize > most {
@@ -296,6 +310,21 @@ fn wrong(c: &EndedCall, file: &File, after_error: IsizeAfterError) -> Option<Fin
             ("bound", json!(bound)),
         ],
     ))
+}
+
+/// How far into the file data of the call may have come to the disk.
+fn arrived(c: &EndedCall) -> u64 {
+    let end = reach(c, c.begin.len);
+    if c.obstacle.is_some() || c.data_unclear().is_some() {
+        return end;
+    }
+    let there = c.data().filter(|r| !r.failed());
+    let fragments = there.flat_map(|r| r.fragments());
+    fragments
+        .map(|f| f.file + f.len)
+        .max()
+        .unwrap_or(0)
+        .min(end)
 }
 
 /// Where the data requests show that the call had come to in the file: what is

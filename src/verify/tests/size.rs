@@ -283,6 +283,23 @@ fn what_a_call_wrote_is_the_size_also_where_it_is_told_later() {
     );
 }
 
+/// The data of a DSYNC call is there, and the log fails: the file system is shut down, and says no size any more. Mounted
+/// anew, the file is as long as its log says.
+#[test]
+fn what_a_failed_call_may_have_added_may_be_seen_later() {
+    use IsizeAfterError::{Either, Extended, Old};
+    for (later, old, either) in [(100, 0, 0), (600, 1, 0), (1100, 1, 0), (1101, 1, 1)] {
+        let mut s = Stream::files_marked();
+        run(&mut s, &sized(1, 100, 1000, 100), false, -5, 100);
+        stat(&mut s, later);
+        // Its size in memory must be the new one under this contract, and is not.
+        let extended = either + 1;
+        for (set, broken) in [(Old, old), (Either, either), (Extended, extended)] {
+            assert_eq!(found(&s, set), broken, "{later} {set:?}");
+        }
+    }
+}
+
 proptest! {
     /// A model of a file: what it tells is silent; one byte more at one call is found.
     #[test]
