@@ -325,6 +325,9 @@ mod tests {
         // SAFETY: the child touches memory and ends, nothing else.
         match unsafe { libc::fork() } {
             0 => {
+                // What other tests have locked must not stay locked by a child of this one.
+                // SAFETY: nothing of the child uses a descriptor any more.
+                unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
                 // SAFETY: mapped; that its page has no backing is the point.
                 unsafe { base.add(PAGE).read_volatile() };
                 // SAFETY: ends the child without anything of the parent's being run.
