@@ -108,7 +108,10 @@ impl Asked {
             }
             _ => return Ok(names),
         };
-        for name in &wanted {
+        for (n, name) in wanted.iter().enumerate() {
+            if wanted[..n].contains(name) {
+                bail!("--test {name} is given twice; --repeat N runs each test N times");
+            }
             if let Some(defect) = self.defect.as_ref().filter(|_| self.options.expect)
                 && !defect.test.iter().any(|t| &t.name == name)
             {

@@ -178,6 +178,7 @@ pub fn follow(plan: &Plan<'_>, watch: &mut dyn Watch) -> Result<Ran> {
         memory: plan.memory,
         name: plan.dir.display().to_string(),
     };
+    vm.check_line()?;
     let mut command = vm.command(&plan.ground.qemu);
     let qemu_log = plan.dir.join("qemu.log");
     command

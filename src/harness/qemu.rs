@@ -118,7 +118,38 @@ pub struct Vm<'a> {
     pub name: String,
 }
 
+/// Linux on x86 cuts its command line there, silently (`COMMAND_LINE_SIZE` in
+/// arch/x86/include/asm/setup.h, the final 0 included).
+const MOST_LINE: usize = 2047;
+/// The board microvm adds a word of some 40 bytes for each disk.
+const ROOM_FOR_DISKS: usize = 160;
+
 impl Vm<'_> {
+    /// The kernel's command line, without what the board adds.
+    fn line(&self) -> String {
+        // Emulation on a loaded machine may give the guest no tick while it tries the timer, and
+        // then it panics ("IO-APIC + timer doesn't work!"): a virtual timer needs no such trial.
+        let mut line =
+            "console=ttyS0 panic=-1 reboot=t printk.devkmsg=on no_timer_check".to_owned();
+        for word in self.words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        line
+    }
+
+    /// Refuses words that the kernel would not get to see: a list that is cut is another list.
+    pub fn check_line(&self) -> Result<()> {
+        let (len, most) = (self.line().len(), MOST_LINE - ROOM_FOR_DISKS);
+        if len > most {
+            bail!(
+                "the kernel's command line would have {len} bytes, and the kernel takes {most} and cuts the \
+                 rest: fewer tests (--test), or a shorter --append"
+            );
+        }
+        Ok(())
+    }
+
     /// The command, standard output being the console. No sockets by path: the
     /// connections are handed over, so that nothing stale can lie in the way.
     pub fn command(&self, qemu: &Qemu) -> Command {
@@ -180,15 +211,7 @@ impl Vm<'_> {
             .arg(self.kernel)
             .arg("-initrd")
             .arg(self.initramfs);
-        // Emulation on a loaded machine may give the guest no tick while it tries the timer, and
-        // then it panics ("IO-APIC + timer doesn't work!"): a virtual timer needs no such trial.
-        let mut line =
-            "console=ttyS0 panic=-1 reboot=t printk.devkmsg=on no_timer_check".to_owned();
-        for word in self.words {
-            line.push(' ');
-            line.push_str(word);
-        }
-        command.arg("-append").arg(line);
+        command.arg("-append").arg(self.line());
         command.stdin(Stdio::null());
         command
     }
@@ -197,6 +220,36 @@ impl Vm<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The kernel cuts the rest off, and a list of operations that is cut is another list.
+    #[test]
+    fn a_command_line_that_the_kernel_would_cut_is_refused() {
+        let checked = |len: usize| {
+            let words = ["a".repeat(len)];
+            let vm = Vm {
+                machine: Machine::Pc,
+                accel: Accel::Tcg,
+                kernel: Path::new("k"),
+                initramfs: Path::new("i"),
+                words: &words,
+                disks: None,
+                third: None,
+                queues: 1,
+                queue_size: None,
+                memory: GUEST_MEMORY,
+                name: String::new(),
+            };
+            (vm.line().len(), vm.check_line().map_err(|e| e.to_string()))
+        };
+        let (own, _) = checked(0);
+        let (len, fits) = checked(MOST_LINE - ROOM_FOR_DISKS - own);
+        assert_eq!((len, fits), (1887, Ok(())));
+        let why = checked(MOST_LINE - ROOM_FOR_DISKS - own + 1).1.unwrap_err();
+        assert!(
+            why.contains("1888 bytes") && why.contains("--append"),
+            "{why}"
+        );
+    }
 
     #[test]
     fn versions_are_read() {

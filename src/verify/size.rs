@@ -7,11 +7,12 @@ use serde_json::json;
 use wtblk_shared::mark::{FileMark, Mark};
 
 use super::attribution::World;
-use super::call::{CallRequest, EndedCall};
+use super::call::{CallRequest, Class, EndedCall};
 use super::contract::{Contract, IsizeAfterError};
 use super::fast_hash::{NumberMap, PairMap};
 use super::promise::{About, Promise};
 use super::verdict::{CallRef, Evidence, Finding, Ledger};
+use crate::trace::event::Op;
 
 /// The promise in words.
 pub static ABOUT: About = About {
@@ -316,6 +317,11 @@ fn wrong(c: &EndedCall, file: &File, after_error: IsizeAfterError) -> Option<Fin
 fn arrived(c: &EndedCall) -> u64 {
     let end = reach(c, c.begin.len);
     if c.obstacle.is_some() || c.data_unclear().is_some() {
+        return end;
+    }
+    // Where nobody tells the places at the end, a write of the call may have been data in a new one.
+    let placed = |r: &CallRequest| r.op != Op::Write || matches!(r.class, Class::Data(_));
+    if c.end.extents.is_none() && c.requests.iter().any(|r| !placed(r) && !r.failed()) {
         return end;
     }
     let there = c.data().filter(|r| !r.failed());

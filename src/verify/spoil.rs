@@ -5,10 +5,10 @@
 
 #![expect(clippy::ptr_arg, reason = "one type for all rows of the table")]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use wtblk_shared::disk::SECTOR;
-use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark, ProbeState};
+use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark, ProbeBegin, ProbeState};
 
 use super::call::{Call, Class};
 use super::selftest::FAILED;
@@ -584,6 +584,28 @@ fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool
     n >= 2 && site.sure("writeback-cleared")
 }
 
+/// Whether a request was taken and not given back, or one without a call's tag has failed.
+fn may_wait(events: &[Event]) -> bool {
+    let mut open = HashMap::new();
+    for event in events {
+        match &event.body {
+            Body::Submit(s) => {
+                let tag = wtblk_shared::tag::Tag::from_ioprio(s.ioprio);
+                open.insert(event.seq, tag.is_none());
+            }
+            Body::Complete(c) => {
+                if open.remove(&c.request) == Some(true) && !c.status.is_ok() {
+                    return true;
+                }
+            }
+            // What a device that was killed still had.
+            Body::Device(d) if d.kind == DeviceKind::Reset => open.clear(),
+            _ => {}
+        }
+    }
+    !open.is_empty()
+}
+
 fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
     let probe = |e: &Event| match mark(e) {
         Some(Mark::ProbeBegin(p)) => Some(p),
@@ -592,15 +614,20 @@ fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
     // Also of the test's failed call, which is no site.
     let test = of_test(events, site);
     let rest = events.iter().enumerate().take(test.end).skip(test.start);
-    let mut probes = rest.filter_map(|(i, e)| Some((i, probe(e)?)));
-    let Some((begin, probe)) = probes.next() else {
+    let probes: Vec<_> = rest.filter_map(|(i, e)| Some((i, probe(e)?))).collect();
+    // One that ends while the device has nothing: beside a held request, or one of nobody's that failed, the
+    // kernel is not to blame.
+    let end_of = |(begin, probe): &(usize, ProbeBegin)| {
+        let ends = |e: &Event| matches!(mark(e), Some(Mark::ProbeEnd { probe: p, .. }) if p == probe.probe);
+        let behind = events.get(*begin..)?;
+        let end = begin + behind.iter().position(ends)?;
+        (!may_wait(events.get(..end)?)).then_some(end)
+    };
+    let found = probes.iter().find_map(|p| Some((&p.1, end_of(p)?)));
+    let Some((probe, end)) = found else {
         return false;
     };
-    let ends =
-        |e: &Event| matches!(mark(e), Some(Mark::ProbeEnd { probe: p, .. }) if p == probe.probe);
-    let Some(end) = events.iter().position(ends).filter(|end| *end > begin) else {
-        return false;
-    };
+    let probe = probe.clone();
     // All that the probe sent is done: it waits for something else.
     let waited = probe.limit_ms + 100;
     let at_ns = events.get(end).map_or(0, |e| e.time_ns) + 2 * waited * 1_000_000;
