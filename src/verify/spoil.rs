@@ -5,7 +5,7 @@
 
 #![expect(clippy::ptr_arg, reason = "one type for all rows of the table")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use wtblk_shared::disk::SECTOR;
 use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark, ProbeBegin, ProbeState};
@@ -584,28 +584,6 @@ fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool
     n >= 2 && site.sure("writeback-cleared")
 }
 
-/// Whether a request was taken and not given back, or one without a call's tag has failed.
-fn may_wait(events: &[Event]) -> bool {
-    let mut open = HashMap::new();
-    for event in events {
-        match &event.body {
-            Body::Submit(s) => {
-                let tag = wtblk_shared::tag::Tag::from_ioprio(s.ioprio);
-                open.insert(event.seq, tag.is_none());
-            }
-            Body::Complete(c) => {
-                if open.remove(&c.request) == Some(true) && !c.status.is_ok() {
-                    return true;
-                }
-            }
-            // What a device that was killed still had.
-            Body::Device(d) if d.kind == DeviceKind::Reset => open.clear(),
-            _ => {}
-        }
-    }
-    !open.is_empty()
-}
-
 fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
     let probe = |e: &Event| match mark(e) {
         Some(Mark::ProbeBegin(p)) => Some(p),
@@ -621,7 +599,7 @@ fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
         let ends = |e: &Event| matches!(mark(e), Some(Mark::ProbeEnd { probe: p, .. }) if p == probe.probe);
         let behind = events.get(*begin..)?;
         let end = begin + behind.iter().position(ends)?;
-        (!may_wait(events.get(..end)?)).then_some(end)
+        (!super::spoil_errors::may_wait(events.get(..end)?)).then_some(end)
     };
     let found = probes.iter().find_map(|p| Some((&p.1, end_of(p)?)));
     let Some((probe, end)) = found else {
