@@ -224,7 +224,7 @@ fn what_is_no_tree_is_one_sentence() {
         let ended = run_tree(path, &[]);
         assert_eq!(ended.status, 2, "{}", ended.said());
         assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.said());
-        ended.stderr
+        ended.stderr.clone()
     };
     assert!(said(Path::new("/nonexistent")).contains("there is no such folder"));
     assert!(said(Path::new("/dev/null")).contains("no folder"));

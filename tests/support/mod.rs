@@ -88,12 +88,46 @@ fn tell_times(results: &Value) {
         .expect("the file of times");
 }
 
+/// A run whose test fails leaves its folder where `WTBLK_KEEP_FAILED` says: what is rare has to be looked at when it comes.
+impl Drop for Run {
+    fn drop(&mut self) {
+        let Some(to) = std::env::var_os("WTBLK_KEEP_FAILED").filter(|_| std::thread::panicking())
+        else {
+            return;
+        };
+        let to = PathBuf::from(to).join(self.dir.path().file_name().expect("a folder's name"));
+        let copied = Command::new("cp")
+            .arg("-a")
+            .arg(self.dir.path())
+            .arg(&to)
+            .status();
+        eprintln!("kept in {}: {copied:?}", to.display());
+    }
+}
+
 impl Run {
+    /// What is not as it should be, in few lines: a log that is cut short still holds them.
+    pub fn wrong(&self) -> String {
+        let tail: Vec<&str> = self.stderr.lines().rev().take(20).collect();
+        let not_ok = self
+            .stdout
+            .lines()
+            .filter(|l| l.trim_start().starts_with("not ok"));
+        let broken = self.verdicts().into_iter().filter(|v| v.2 == "broken");
+        let broken = broken.map(|(test, sub, _, why)| format!("{test}/{sub}: {}", why.join("; ")));
+        let lines = not_ok.map(str::to_owned).chain(broken);
+        let lines = lines.chain(tail.into_iter().rev().map(|l| format!("stderr: {l}")));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
     /// Everything said, for a failed assertion.
     pub fn said(&self) -> String {
         format!(
-            "status {}\n--- stdout\n{}\n--- stderr\n{}",
-            self.status, self.stdout, self.stderr
+            "status {}\n--- stdout\n{}\n--- stderr\n{}\n--- of it, what is wrong\n{}",
+            self.status,
+            self.stdout,
+            self.stderr,
+            self.wrong()
         )
     }
 
