@@ -19,17 +19,6 @@ struct Ground {
     open: fn(&str, &str) -> bool,
 }
 
-/// Their rules name places in pages.
-const SMALL_BLOCKS: &[&str] = &[
-    "concurrent-calls",
-    "stable-in-flight",
-    "blocks-in-flight",
-    "stable-among-three",
-    "waits-beside-sync",
-    "waits-beside-async",
-    "several-at-once",
-];
-
 const fn fs(name: &'static str, args: &'static [&'static str]) -> Ground {
     Ground {
         name,
@@ -49,14 +38,8 @@ const ALL: &[Ground] = &[
     fs("xfs-4k", &[]),
     fs("xfs-1k", &["--fs", "xfs-1k"]),
     fs("xfs-2k", &["--fs", "xfs-2k"]),
-    Ground {
-        skipped: SMALL_BLOCKS,
-        ..fs("xfs-8k", &["--fs", "xfs-8k"])
-    },
-    Ground {
-        skipped: SMALL_BLOCKS,
-        ..fs("xfs-64k", &["--fs", "xfs-64k"])
-    },
+    fs("xfs-8k", &["--fs", "xfs-8k"]),
+    fs("xfs-64k", &["--fs", "xfs-64k"]),
     // XFS 6.12 counts no quota and shares no blocks on a realtime device.
     Ground {
         skipped: &["quota", "reflink", "clone-in-flight"],

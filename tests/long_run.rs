@@ -30,7 +30,7 @@ use support::flat::{self, Sample};
 use support::guest::{Guest, LIMIT, Way};
 use support::{built, wtblk};
 use wtblk::harness::catalog;
-use wtblk::harness::image::{self, DATA_LEN, KINDS, Kind, meta_of};
+use wtblk::harness::image::{self, KINDS, Kind, meta_of};
 
 /// Beside the tests' own rules: what makes requests slow at random, while `churn` writes.
 const SLOW: &str = r#"
@@ -68,7 +68,7 @@ struct Long {
 
 impl Long {
     fn begin(to: &Path) -> Long {
-        let mut args: Vec<String> = ["--image", "data.img", "--size", "512MiB", "--poison"]
+        let mut args: Vec<String> = ["--image", "data.img", "--size", "1GiB", "--poison"]
             .map(str::to_owned)
             .into();
         args.extend(["--volatile-cache".into(), "--disk".into()]);
@@ -329,10 +329,15 @@ fn scenarios() -> BTreeSet<PathBuf> {
 /// Discards all of a disk, and writes what the image has.
 fn copy(image: &Path, to: UnixStream) {
     let mut d = Driver::connect(to, 1);
-    let zones: Vec<(u64, u32, u32)> = (0..16).map(|n| (n << 16, 1 << 16, 0)).collect();
-    assert_eq!(DATA_LEN, 16 << 25);
-    assert_eq!(d.zero(DISCARD, &zones), 0);
     let file = File::open(image).unwrap();
+    // The largest that the device takes in one request: 16 zones of 32 MiB.
+    let (each, most) = (1 << 16, 16);
+    let zones: Vec<(u64, u32, u32)> = (0..file.metadata().unwrap().len() / (u64::from(each) << 9))
+        .map(|n| (n * u64::from(each), each, 0))
+        .collect();
+    for some in zones.chunks(most) {
+        assert_eq!(d.zero(DISCARD, some), 0);
+    }
     let mut at = 0;
     while let Ok(data) = lseek(&file, at, Whence::SeekData) {
         let hole = lseek(&file, data, Whence::SeekHole).unwrap();

@@ -7,6 +7,7 @@
 
 use crate::aftermath;
 use crate::call::Done;
+use crate::flying::{self, Engine};
 use crate::rules::Rule;
 use crate::sys::result_text;
 use crate::test::Test;
@@ -31,6 +32,15 @@ impl Fate {
             Fate::Fails => "fails",
         };
         Rule::named(format!("{}-{does}", t.name))
+    }
+
+    /// How the call is submitted: by io_uring where its write fails, if there is one; so what is done beside calls is
+    /// done beside those of both kinds.
+    pub fn engine(self, t: &Test) -> Engine {
+        match self {
+            Fate::Fails => flying::uring_or_aio(t),
+            Fate::Succeeds => Engine::Aio,
+        }
     }
 
     /// Whether it fails.

@@ -25,6 +25,17 @@ pub enum Engine {
     Uring,
 }
 
+/// io_uring where the kernel has it; else AIO, with a note.
+pub fn uring_or_aio(t: &Test) -> Engine {
+    match t.world.fact("io_uring") {
+        "yes" => Engine::Uring,
+        is => {
+            t.note_once(format!("by AIO alone: io_uring is {is}"));
+            Engine::Aio
+        }
+    }
+}
+
 /// A call on its way; over when it was waited for.
 pub struct Flying<'a> {
     call: Call<'a>,

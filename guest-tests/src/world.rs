@@ -65,6 +65,11 @@ fn next(counter: &AtomicU64) -> u64 {
 }
 
 impl World {
+    /// Bytes that are in one folio and one block at the least: a page, or a block where that is larger.
+    pub fn unit(&self) -> u64 {
+        self.bsize.max(4096)
+    }
+
     /// Sends a mark.
     pub fn post(&self, mark: &Mark) -> Result<(), Fail> {
         self.marks.post(mark).map_err(Fail::Error)

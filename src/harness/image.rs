@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::child;
 
-/// Size of the disk under test, bytes. mkfs.xfs refuses much less, and a
+/// Size of the disk under test where the kind asks for no more, bytes. mkfs.xfs refuses much less, and a
 /// sparse file costs what is written.
 pub const DATA_LEN: u64 = 512 << 20;
 
@@ -64,6 +64,16 @@ impl Kind {
         }
     }
 
+    /// Size of the disk under test, bytes. Files of all tests are left there: twice as much for large blocks, of which
+    /// their lengths are multiples.
+    pub const fn disk_len(&self) -> u64 {
+        if self.block > 4 * PAGE {
+            2 * DATA_LEN
+        } else {
+            DATA_LEN
+        }
+    }
+
     /// The kind of this name; the default without one. `sector` is the disk's logical block
     /// in bytes: no file system has smaller blocks.
     pub fn named(name: Option<&str>, sector: u32) -> Result<&'static Kind> {
@@ -91,7 +101,7 @@ impl Kind {
 /// `sector` in bytes: no smaller than the logical block of the disk it will lie on.
 /// Of a kind with a realtime device `path` is that, and the file system's other disk is [`meta_of`] it.
 pub fn xfs(path: &Path, kind: &Kind, sector: u32) -> Result<()> {
-    sized(path)?;
+    sized(path, kind)?;
     let sector = format!("size={sector}");
     let block = format!("size={}", kind.block);
     let mut options = vec!["-q", "-K", "-b", &block, "-s", &sector, "-m"];
@@ -106,7 +116,7 @@ pub fn xfs(path: &Path, kind: &Kind, sector: u32) -> Result<()> {
             meta.display()
         );
     }
-    sized(&meta)?;
+    sized(&meta, kind)?;
     let device = format!("rtdev={}", path.display());
     // Every file becomes a realtime one: it inherits that from the root. Linux 6.12 cannot share blocks there.
     options.extend(["reflink=0", "-d", "rtinherit=1", "-r", &device]);
@@ -119,10 +129,10 @@ pub fn meta_of(path: &Path) -> PathBuf {
 }
 
 /// A sparse file of the disk's size.
-fn sized(path: &Path) -> Result<()> {
+fn sized(path: &Path, kind: &Kind) -> Result<()> {
     let file = File::create_new(path)
         .with_context(|| format!("cannot make the image {}", path.display()))?;
-    file.set_len(DATA_LEN)
+    file.set_len(kind.disk_len())
         .with_context(|| format!("cannot size the image {}", path.display()))
 }
 

@@ -15,7 +15,7 @@ use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
 use crate::call::OpenFile;
 use crate::fate::{self, Fate, Holds};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::pages;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
@@ -23,125 +23,128 @@ use crate::sys::{self, result_text};
 use crate::test::{Fail, Test};
 use crate::world::World;
 
-/// Length of the call, at the begin of the file. Its folio is of this size: the file was evicted.
-const LEN: u64 = 4096;
-/// Length of each file.
-const FILE: u64 = 16 * LEN;
+/// Length of each file, in units: the length of the call, at its begin, whose folio is of that size, as the file was
+/// evicted.
+const FILE: u64 = 10;
 /// FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE of `include/uapi/linux/falloc.h`.
 const KEEP_SIZE: i32 = 1;
 const PUNCH_HOLE: i32 = 2;
 const EIO: i64 = -(libc::EIO as i64);
 
-/// Something to do to the file.
+/// A change as a mark tells it: its kind, range and length.
+type Change = Option<(&'static str, u64, u64)>;
+
+/// Something to do to the file, given the unit's bytes.
 struct Deed {
     name: &'static str,
     /// How a mark calls it; `None`: it changes nothing.
-    change: Option<(&'static str, u64, u64)>,
+    change: fn(u64) -> Change,
     /// Whether it has to wait for the call; `None`: the flag does not say.
     waits: Option<bool>,
     /// Whether it asks the file for errors: then it may be told of the call's, once.
     asks: bool,
-    work: fn(&File) -> io::Result<()>,
+    work: fn(&File, u64) -> io::Result<()>,
     /// What the file holds afterwards.
-    after: fn(&mut Vec<u8>),
+    after: fn(&mut Vec<u8>, u64),
 }
 
 const DEEDS: &[Deed] = &[
     Deed {
         name: "truncate-all",
-        change: Some(("truncate", 0, 0)),
+        change: |_| Some(("truncate", 0, 0)),
         waits: Some(true),
         asks: false,
-        work: |f| f.set_len(0),
-        after: |bytes| bytes.clear(),
+        work: |f, _| f.set_len(0),
+        after: |bytes, _| bytes.clear(),
     },
     Deed {
         name: "truncate-behind",
-        change: Some(("truncate", 8 * LEN, 0)),
+        change: |u| Some(("truncate", 8 * u, 0)),
         waits: Some(true),
         asks: false,
-        work: |f| f.set_len(8 * LEN),
-        after: |bytes| bytes.truncate(8 * LEN as usize),
+        work: |f, u| f.set_len(8 * u),
+        after: |bytes, u| bytes.truncate(8 * u as usize),
     },
     Deed {
         name: "truncate-up",
-        change: Some(("extend", FILE, LEN)),
+        change: |u| Some(("extend", FILE * u, u)),
         waits: Some(true),
         asks: false,
-        work: |f| f.set_len(FILE + LEN),
-        after: |bytes| bytes.resize((FILE + LEN) as usize, 0),
+        work: |f, u| f.set_len(FILE * u + u),
+        after: |bytes, u| bytes.resize((FILE * u + u) as usize, 0),
     },
     Deed {
         name: "punch",
-        change: Some(("punch", 0, LEN)),
+        change: |u| Some(("punch", 0, u)),
         waits: Some(true),
         asks: true,
-        work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 0, LEN),
-        after: |bytes| bytes[..LEN as usize].fill(0),
+        work: |f, u| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 0, u),
+        after: |bytes, u| bytes[..u as usize].fill(0),
     },
     Deed {
         name: "punch-elsewhere",
-        change: Some(("punch", 4 * LEN, LEN)),
+        change: |u| Some(("punch", 4 * u, u)),
         waits: Some(true),
         asks: true,
-        work: |f| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 4 * LEN, LEN),
-        after: |bytes| bytes[4 * LEN as usize..5 * LEN as usize].fill(0),
+        work: |f, u| sys::fallocate(f, PUNCH_HOLE | KEEP_SIZE, 4 * u, u),
+        after: |bytes, u| bytes[4 * u as usize..5 * u as usize].fill(0),
     },
     Deed {
         name: "write-same",
-        change: Some(("write", 10, 1)),
+        change: |_| Some(("write", 10, 1)),
         waits: Some(true),
         asks: false,
-        work: |f| f.write_all_at(&[0x77], 10),
-        after: |bytes| bytes[10] = 0x77,
+        work: |f, _| f.write_all_at(&[0x77], 10),
+        after: |bytes, _| bytes[10] = 0x77,
     },
     Deed {
         name: "write-elsewhere",
-        change: Some(("write", 4 * LEN, 1)),
+        change: |u| Some(("write", 4 * u, 1)),
         waits: Some(false),
         asks: false,
-        work: |f| f.write_all_at(&[0x77], 4 * LEN),
-        after: |bytes| bytes[4 * LEN as usize] = 0x77,
+        work: |f, u| f.write_all_at(&[0x77], 4 * u),
+        after: |bytes, u| bytes[4 * u as usize] = 0x77,
     },
     Deed {
         name: "read-same",
-        change: None,
+        change: |_| None,
         // Open in the RFC: the page holds the new data already.
         waits: None,
         asks: false,
-        work: |f| f.read_exact_at(&mut [0; 16], 10),
-        after: |_| {},
+        work: |f, _| f.read_exact_at(&mut [0; 16], 10),
+        after: |_, _| {},
     },
     Deed {
         name: "read-elsewhere",
-        change: None,
+        change: |_| None,
         waits: Some(false),
         asks: false,
-        work: |f| f.read_exact_at(&mut [0; 16], 4 * LEN),
-        after: |_| {},
+        work: |f, u| f.read_exact_at(&mut [0; 16], 4 * u),
+        after: |_, _| {},
     },
     Deed {
         name: "sync",
-        change: None,
+        change: |_| None,
         waits: Some(true),
         asks: false,
-        work: |_| {
+        work: |_, _| {
             sys::sync();
             Ok(())
         },
-        after: |_| {},
+        after: |_, _| {},
     },
 ];
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut files = Vec::new();
+    let unit = t.world.unit();
     for fate in fate::BOTH {
         for deed in DEEDS {
             let one = |world: &'static World, file: Arc<OpenFile>| {
                 Beside::start(world, deed.name, move |gate| {
-                    let work = |f: &File| gate.inside(|| (deed.work)(f));
-                    match deed.change {
+                    let work = |f: &File| gate.inside(|| (deed.work)(f, unit));
+                    match (deed.change)(unit) {
                         Some((kind, off, len)) => file.change_told(world, kind, off, len, work),
                         None => Ok(sys::result_of(work(&file.file))),
                     }
@@ -162,11 +165,11 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 /// fsync is marked as what it is, and tells the open file of the call's error.
 const FSYNC: Deed = Deed {
     name: "fsync",
-    change: None,
+    change: |_| None,
     waits: Some(true),
     asks: true,
-    work: |_| Ok(()),
-    after: |_| {},
+    work: |_, _| Ok(()),
+    after: |_, _| {},
 };
 
 /// Does it while the call's write is held. The files, as they must be after a remount.
@@ -177,14 +180,15 @@ fn in_flight(
     start: impl Fn(&'static World, Arc<OpenFile>) -> Beside<i64>,
 ) -> Result<Vec<Subject>, Fail> {
     let name = fate.name(deed.name);
+    let len = t.world.unit();
     let rule = fate.rule(t);
-    let mut s = Subject::written(t, &name, FILE)?;
+    let mut s = Subject::written(t, &name, FILE * len)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
     s.evict(t)?;
     let without = s.expect.clone();
     rule.switch_on(t)?;
-    s.put(0, LEN);
-    let caller = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
+    s.put(0, len);
+    let caller = Caller::start(t, &s, fate.engine(t), 0, len, 0);
     let thread = rule.until_held(t).and_then(|()| {
         let thread = start(t.world, Arc::clone(s.open()));
         // Who may go on is given all the time; who must not, is looked at until it stands still.
@@ -216,7 +220,7 @@ fn in_flight(
         let again = if told { ", after an EIO" } else { "" };
         format!("{name} returned {}{again}", result_text(at_last))
     });
-    fate.check_call(t, &name, &done, LEN);
+    fate.check_call(t, &name, &done, len);
     match (&waited, deed.waits) {
         (None, Some(true)) => t.fail(format!(
             "{name} went on while the write of call {} was in flight",
@@ -236,7 +240,7 @@ fn in_flight(
     }
     let with = std::mem::take(&mut s.expect);
     let mut holds = Holds { with, without };
-    holds.change(deed.after);
+    holds.change(|bytes| (deed.after)(bytes, len));
     if fate.fails() {
         s.expect = holds.without;
         let failed = Failed {
@@ -246,12 +250,12 @@ fn in_flight(
             told: told && deed.name == FSYNC.name,
             after: holds.with,
         };
-        return aftermath::look(t, Stage::new(s, 0, LEN), failed);
+        return aftermath::look(t, Stage::new(s, 0, len), failed);
     }
     drop(another);
     s.expect = holds.with;
     let file = &s.open().file;
-    pages::report_twice(t.world, done.call, "after-call", file, 0, LEN)?;
+    pages::report_twice(t.world, done.call, "after-call", file, 0, len)?;
     s.check_whole(t, &name)?;
     Ok(vec![s])
 }

@@ -13,7 +13,7 @@ use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
 use crate::call::OpenFile;
 use crate::fate::{self, Fate, Holds};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, odd, result_text};
@@ -63,7 +63,7 @@ fn in_flight(t: &Test, fate: Fate, deed: Deed) -> Result<Vec<Subject>, Fail> {
     }
     s.evict(t)?;
     rule.switch_on(t)?;
-    let caller = Caller::start(t, &s, Engine::Aio, 0, len, 0);
+    let caller = Caller::start(t, &s, fate.engine(t), 0, len, 0);
     let seen = rule.until_held(t).and_then(|()| {
         let submitted = caller.submitted(t)?;
         let thread = start(t, deed, &s, &other, size);

@@ -6,7 +6,7 @@
 use crate::aftermath::{self, Failed};
 use crate::call::{Done, OpenFile};
 use crate::fate::Fate;
-use crate::flying::{Caller, Engine};
+use crate::flying::{Caller, Engine, uring_or_aio};
 use crate::rules::Rule;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
@@ -50,16 +50,15 @@ impl Which {
     }
 }
 
-/// Length of each call. Its folios are of this size, as the file was evicted.
-const LEN: u64 = 4096;
-/// Length of each file.
-const FILE: u64 = 16 * LEN;
+/// Length of each file, in units: the length of each call, whose folio is of that size, as the file was evicted.
+const FILE: u64 = 10;
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
+    let len = t.world.unit();
     let mut files = Vec::new();
     for fails in [None, Some(One), Some(Two)] {
-        for (place, off) in [("apart", 8 * LEN), ("beside", LEN)] {
+        for (place, off) in [("apart", 8 * len), ("beside", len)] {
             for (order, first) in [("in-order", One), ("turned", Two)] {
                 let name = named_after(&format!("{place}-{order}"), fails);
                 files.push(both(t, &name, off, first, fails)?);
@@ -72,19 +71,10 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 }
 
 /// A file whose pages are not in the page cache.
-fn prepared(t: &Test, name: &str) -> Result<Subject, Fail> {
-    let s = Subject::written(t, name, FILE)?;
+fn prepared(t: &Test, name: &str, units: u64) -> Result<Subject, Fail> {
+    let s = Subject::written(t, name, units * t.world.unit())?;
     s.evict(t)?;
     Ok(s)
-}
-
-/// The second call is by io_uring where there is one.
-fn other_engine(t: &Test) -> Engine {
-    if t.world.fact("io_uring") == "yes" {
-        Engine::Uring
-    } else {
-        Engine::Aio
-    }
 }
 
 fn named_after(name: &str, fails: Option<Which>) -> String {
@@ -102,17 +92,18 @@ fn both(
     first: Which,
     fails: Option<Which>,
 ) -> Result<Subject, Fail> {
-    let mut s = prepared(t, name)?;
+    let len = t.world.unit();
+    let mut s = prepared(t, name, FILE)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
     let older = s.expect.clone();
     let rule = |which: Which| which.rule(fails);
     rule(One).switch_on(t)?;
-    s.put(0, LEN);
-    let one = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
+    s.put(0, len);
+    let one = Caller::start(t, &s, Engine::Aio, 0, len, 0);
     let begun = rule(One).until_held(t);
     rule(Two).switch_on(t)?;
-    s.put(off, LEN);
-    let two = Caller::start(t, &s, other_engine(t), off, LEN, 0);
+    s.put(off, len);
+    let two = Caller::start(t, &s, uring_or_aio(t), off, len, 0);
     let together = begun.and_then(|()| rule(Two).until_held(t));
     rule(first).release(t)?;
     let (early, late) = if first == One {
@@ -140,14 +131,14 @@ fn both(
     for (which, done) in [(first, done_early), (first.other(), done_late)] {
         let at = if which == One { 0 } else { off };
         if which.fate(fails) == Fate::Fails {
-            aftermath::check_told(t, name, &done, LEN);
+            aftermath::check_told(t, name, &done, len);
             failed = Some((done, at));
         } else {
-            s.check_call(t, &done, at, LEN)?;
+            s.check_call(t, &done, at, len)?;
         }
     }
     if let Some((done, at)) = failed {
-        let range = at as usize..(at + LEN) as usize;
+        let range = at as usize..(at + len) as usize;
         let mut without = s.expect.clone();
         without[range.clone()].copy_from_slice(&older[range]);
         return after(t, name, (s, another), (done, at), without);
@@ -165,6 +156,7 @@ fn after(
     (done, at): (Done, u64),
     without: Vec<u8>,
 ) -> Result<Subject, Fail> {
+    let len = t.world.unit();
     let failed = Failed {
         what: format!("{name}: call {}", done.call),
         done,
@@ -172,7 +164,7 @@ fn after(
         told: false,
         after: std::mem::replace(&mut s.expect, without),
     };
-    let mut files = aftermath::look(t, Stage::new(s, at, LEN), failed)?;
+    let mut files = aftermath::look(t, Stage::new(s, at, len), failed)?;
     files
         .pop()
         .ok_or_else(|| Fail::Error(format!("{name}: the file is gone")))
@@ -180,18 +172,19 @@ fn after(
 
 /// Of the same block: the submission of the second waits for the writeback of the first.
 fn same(t: &Test, fails: Option<Which>) -> Result<Subject, Fail> {
+    let len = t.world.unit();
     let name = named_after("same", fails);
-    let mut s = prepared(t, &name)?;
+    let mut s = prepared(t, &name, FILE)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
     let (one_rule, two_rule) = (One.rule(fails), Two.rule(fails));
     one_rule.switch_on(t)?;
-    s.put(0, LEN);
-    let one = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
+    s.put(0, len);
+    let one = Caller::start(t, &s, Engine::Aio, 0, len, 0);
     let begun = one_rule.until_held(t);
     two_rule.switch_on(t)?;
     let with_one = s.expect.clone();
-    s.put(0, LEN);
-    let two = Caller::start(t, &s, Engine::Aio, 0, LEN, 0);
+    s.put(0, len);
+    let two = Caller::start(t, &s, Engine::Aio, 0, len, 0);
     let waited = begun.and_then(|()| two.submitted(t));
     one_rule.release(t)?;
     match waited? {
@@ -207,10 +200,10 @@ fn same(t: &Test, fails: Option<Which>) -> Result<Subject, Fail> {
     let second = two.thread.finish()?;
     one_rule.switch_off(t)?;
     two_rule.switch_off(t)?;
-    One.fate(fails).check_call(t, &name, &first, LEN);
-    Two.fate(fails).check_call(t, &name, &second, LEN);
+    One.fate(fails).check_call(t, &name, &first, len);
+    Two.fate(fails).check_call(t, &name, &second, len);
     if fails != Some(Two) {
-        s.check_call(t, &second, 0, LEN)?;
+        s.check_call(t, &second, 0, len)?;
     }
     match fails {
         None => {
@@ -229,24 +222,25 @@ fn same(t: &Test, fails: Option<Which>) -> Result<Subject, Fail> {
 
 /// Eight calls at a time, in turns by AIO and by io_uring, that nothing holds.
 fn many(t: &Test) -> Result<Subject, Fail> {
-    let mut s = prepared(t, "many")?;
+    let len = t.world.unit();
+    let mut s = prepared(t, "many", 16)?;
     for round in 0..4 {
         let callers: Vec<(u64, Caller)> = (0..8)
             .map(|i| {
                 // Apart in the even rounds, side by side in the odd ones.
-                let off = if round % 2 == 0 { 2 * i * LEN } else { i * LEN };
-                s.put(off, LEN);
+                let off = if round % 2 == 0 { 2 * i * len } else { i * len };
+                s.put(off, len);
                 let engine = if i % 2 == 0 {
                     Engine::Aio
                 } else {
-                    other_engine(t)
+                    uring_or_aio(t)
                 };
-                (off, Caller::start(t, &s, engine, off, LEN, 0))
+                (off, Caller::start(t, &s, engine, off, len, 0))
             })
             .collect();
         for (off, caller) in callers {
             let done = caller.thread.finish()?;
-            t.check(done.result == LEN as i64, || {
+            t.check(done.result == len as i64, || {
                 format!("call {} at {off} returned {}", done.call, done.result)
             });
         }

@@ -38,7 +38,7 @@ fn in_flight(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
     s.put(0, b);
     let with = s.expect.clone();
     let mut holds = Holds { with, without };
-    let caller = Caller::start(t, &s, Engine::Aio, 0, b, 0);
+    let caller = Caller::start(t, &s, fate.engine(t), 0, b, 0);
     let frozen = rule.until_held(t).and_then(|()| {
         let freeze = freeze(t, &s);
         let waited = freeze.waits(t)?;

@@ -22,12 +22,6 @@ use crate::world::World;
 
 /// The rule of `guest-tests/scenarios/keeps-stable.toml`.
 const RULE: &str = "keeps-holds";
-/// Length of what is written back: a page or a block, whichever is larger; its folio is of this size, as the
-/// file was evicted.
-fn unit(t: &Test) -> u64 {
-    t.world.bsize.max(4096)
-}
-
 /// Where the byte goes.
 const RACING: u64 = 100;
 
@@ -112,7 +106,7 @@ fn race(
     must_wait: bool,
 ) -> Result<Subject, Fail> {
     let rule = Rule::named(RULE);
-    let len = unit(t);
+    let len = t.world.unit();
     let whole = 16 * len;
     let mut s = Subject::written(t, name, whole)?;
     s.evict(t)?;

@@ -86,9 +86,9 @@ pub const ALL: &[Case] = &[
     Case { name: "errseq", needs: &[Need::Flag], run: errseq::run },
     Case { name: "async-aio", needs: &[Need::Flag, Need::Aio], run: async_calls::aio },
     Case { name: "async-uring", needs: &[Need::Flag, Need::Uring], run: async_calls::uring },
-    Case { name: "concurrent-calls", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: concurrent_calls::run },
-    Case { name: "stable-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_in_flight::run },
-    Case { name: "blocks-in-flight", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: blocks_in_flight::run },
+    Case { name: "concurrent-calls", needs: &[Need::Flag, Need::Aio], run: concurrent_calls::run },
+    Case { name: "stable-in-flight", needs: &[Need::Flag, Need::Aio], run: stable_in_flight::run },
+    Case { name: "blocks-in-flight", needs: &[Need::Flag, Need::Aio], run: blocks_in_flight::run },
     Case { name: "freeze-in-flight", needs: &[Need::Flag, Need::Aio], run: freeze_in_flight::run },
     Case { name: "dirty-neighbours", needs: &[Need::Flag, Need::Cachestat], run: dirty_neighbours::run },
     Case { name: "dirty-by-mapping", needs: &[Need::Flag, Need::Cachestat], run: dirty_by_mapping::run },
@@ -100,11 +100,11 @@ pub const ALL: &[Case] = &[
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
     Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Tags, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
     Case { name: "async-error-points", needs: &[Need::Flag, Need::Aio], run: async_error_points::run },
-    Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: stable_among_three::run },
+    Case { name: "stable-among-three", needs: &[Need::Flag, Need::Aio], run: stable_among_three::run },
     Case { name: "few-bios", needs: &[Need::Flag, Need::BioReserve], run: few_bios::run },
     Case { name: "few-bios-async", needs: &[Need::Flag, Need::Aio, Need::BioReserve], run: few_bios::run_async },
-    Case { name: "waits-beside-sync", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_sync },
-    Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::SmallBlocks], run: waits::beside_async },
+    Case { name: "waits-beside-sync", needs: &[Need::Flag, Need::Aio, Need::Cachestat], run: waits::beside_sync },
+    Case { name: "waits-beside-async", needs: &[Need::Flag, Need::Aio, Need::Cachestat], run: waits::beside_async },
     Case { name: "umount-in-flight", needs: &[Need::Flag, Need::Aio], run: umount_in_flight::run },
     Case { name: "killed", needs: &[Need::Flag, Need::Cachestat], run: killed::run },
     Case { name: "signal-mid-call", needs: &[Need::Flag, Need::Cachestat, Need::Userfaultfd], run: signal_mid_call::run },
@@ -124,7 +124,7 @@ pub const ALL: &[Case] = &[
     Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
     Case { name: "read-only-in-flight", needs: &[Need::Flag, Need::Aio], run: read_only_in_flight::run },
     Case { name: "clone-in-flight", needs: &[Need::Flag, Need::Reflink, Need::Aio], run: clone_in_flight::run },
-    Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio, Need::SmallBlocks], run: several_at_once::run },
+    Case { name: "several-at-once", needs: &[Need::Flag, Need::Aio], run: several_at_once::run },
     Case { name: "memory-pressure", needs: &[Need::Flag, Need::Cachestat], run: memory_pressure::run },
     Case { name: "keeps-stable", needs: &[Need::Flag, Need::Aio], run: keeps_stable::run },
     Case { name: "exerciser", needs: &[Need::Flag], run: crate::exerciser::run },
@@ -206,8 +206,6 @@ pub enum Need {
     Aio,
     /// `io_uring_setup(2)`.
     Uring,
-    /// Blocks of the file system that are no larger than a page: rules name places in pages.
-    SmallBlocks,
     /// Calls with tags: without one no rule finds a call that has to allocate its blocks.
     Tags,
     /// Files that can share blocks.
@@ -242,12 +240,6 @@ impl Need {
             Need::Aio => fact("aio", "io_submit(2)"),
             Need::Reflink => fact("reflink", "sharing blocks (FICLONERANGE)"),
             Need::Uring => fact("io_uring", "io_uring"),
-            Need::SmallBlocks => (world.bsize > 4096).then(|| {
-                format!(
-                    "the file system's blocks ({}) are larger than a page",
-                    world.bsize
-                )
-            }),
             Need::Tags => (!world.params.tags).then(|| {
                 "calls carry no tag, and no rule finds one by its place that has none yet"
                     .to_owned()

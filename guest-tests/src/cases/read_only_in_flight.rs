@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::returns_after_io::LIMIT;
 use crate::aftermath;
 use crate::fate::{self, Fate};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{odd, result_of, result_text};
@@ -32,7 +32,7 @@ fn in_flight(t: &Test, fate: Fate) -> Result<(), Fail> {
     rule.switch_on(t)?;
     let without = s.expect.clone();
     s.put(b, 2 * b);
-    let caller = Caller::start(t, &s, Engine::Aio, b, 2 * b, 0);
+    let caller = Caller::start(t, &s, fate.engine(t), b, 2 * b, 0);
     // The call's thread has it open, too, and nobody else.
     s.close();
     let tried = rule.until_held(t).and_then(|()| {

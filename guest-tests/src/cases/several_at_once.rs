@@ -15,24 +15,23 @@ use crate::subject::{Subject, check_after_remount};
 use crate::sys::{Pages, aio, result_text};
 use crate::test::{Fail, OrFail, Test};
 
-/// The rules of `guest-tests/scenarios/several-at-once.toml`: of the page at [`SECOND`].
+/// The rules of `guest-tests/scenarios/several-at-once.toml`: of the block at [`SECOND`].
 const HOLDS: &str = "several-holds";
 const FAILS: &str = "several-fails";
-/// Length of each call. Its folios are of this size, as the file was evicted.
-const LEN: u64 = 4096;
-/// Where the second of calls apart from each other is.
-const SECOND: u64 = 2 * LEN;
-/// Length of each file.
-const FILE: u64 = 16 * LEN;
+/// Where that is.
+const SECOND: u64 = 0;
+/// Length of each file, in units: the length of each call, whose folio is of that size, as the file was evicted.
+const FILE: u64 = 16;
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
-    let apart: Vec<u64> = (0..4).map(|i| 2 * i * LEN).collect();
-    let beside: Vec<u64> = (0..4).map(|i| i * LEN).collect();
+    let len = t.world.unit();
+    let apart = [2 * len, SECOND, 4 * len, 6 * len];
+    let beside: Vec<u64> = (0..4).map(|i| i * len).collect();
     let mut files = vec![
         clean(t, "apart", &apart)?,
         clean(t, "beside", &beside)?,
-        clean(t, "eight", &(0..8).map(|i| 2 * i * LEN).collect::<Vec<_>>())?,
+        clean(t, "eight", &(0..8).map(|i| 2 * i * len).collect::<Vec<_>>())?,
         held(t, &apart)?,
         fails(t, &apart)?,
     ];
@@ -50,7 +49,8 @@ struct Flight<'a> {
 impl<'a> Flight<'a> {
     /// Begins them all, each with a tag of its own, and submits them together.
     fn submit(t: &Test, s: &'a Subject, of: &[(u64, u32)]) -> Result<Flight<'a>, Fail> {
-        let each = LEN as usize;
+        let len = t.world.unit();
+        let each = len as usize;
         let mut pages = Pages::new(each * of.len()).or_fail(|| "buffer".into())?;
         let mut calls = Vec::new();
         for (bytes, &(off, version)) in pages.bytes_mut().chunks_mut(each).zip(of) {
@@ -60,7 +60,7 @@ impl<'a> Flight<'a> {
                 test: t.name,
                 file: s.open(),
                 off,
-                len: LEN,
+                len,
                 flags: t.world.params.flag,
                 words: &[ASYNC],
                 pattern: (s.number, version),
@@ -110,24 +110,24 @@ impl<'a> Flight<'a> {
 }
 
 fn prepared(t: &Test, name: &str) -> Result<Subject, Fail> {
-    let s = Subject::written(t, name, FILE)?;
+    let s = Subject::written(t, name, FILE * t.world.unit())?;
     s.evict(t)?;
     Ok(s)
 }
 
 /// Versions for the calls, which the subject expects from now on.
-fn expect(s: &mut Subject, offsets: &[u64]) -> Vec<(u64, u32)> {
+fn expect(t: &Test, s: &mut Subject, offsets: &[u64]) -> Vec<(u64, u32)> {
     let mut of = Vec::new();
     for &off in offsets {
         let version = s.next_version();
-        s.put_version(version, off, LEN);
+        s.put_version(version, off, t.world.unit());
         of.push((off, version));
     }
     of
 }
 
 fn all_of_it(t: &Test, name: &str, done: &Done) {
-    t.check(done.result == LEN as i64, || {
+    t.check(done.result == t.world.unit() as i64, || {
         let result = result_text(done.result);
         format!("{name}: call {} ended with {result}", done.call)
     });
@@ -135,10 +135,10 @@ fn all_of_it(t: &Test, name: &str, done: &Done) {
 
 fn clean(t: &Test, name: &str, offsets: &[u64]) -> Result<Subject, Fail> {
     let mut s = prepared(t, name)?;
-    let of = expect(&mut s, offsets);
+    let of = expect(t, &mut s, offsets);
     let come = Flight::submit(t, &s, &of)?.until_left(0)?;
     for (index, done) in &come {
-        s.check_call(t, done, offsets[*index], LEN)?;
+        s.check_call(t, done, offsets[*index], t.world.unit())?;
     }
     s.check_whole(t, "after all calls")?;
     Ok(s)
@@ -148,7 +148,7 @@ fn clean(t: &Test, name: &str, offsets: &[u64]) -> Result<Subject, Fail> {
 fn held(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     let rule = Rule::named(HOLDS);
     let mut s = prepared(t, "held")?;
-    let of = expect(&mut s, offsets);
+    let of = expect(t, &mut s, offsets);
     rule.switch_on(t)?;
     let mut flight = Flight::submit(t, &s, &of)?;
     let come = rule.until_held(t).and_then(|()| flight.until_left(1));
@@ -164,7 +164,7 @@ fn held(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
         all_of_it(t, "held", done);
     }
     s.check_whole(t, "after the release")?;
-    s.check_on_disk(t, "held", 0, SECOND + LEN)?;
+    s.check_on_disk(t, "held", 0, SECOND + t.world.unit())?;
     Ok(s)
 }
 
@@ -173,7 +173,7 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     let rule = Rule::named(FAILS);
     let mut s = prepared(t, "fails")?;
     let another = OpenFile::open(t.world, s.path(), false)?;
-    let of = expect(&mut s, offsets);
+    let of = expect(t, &mut s, offsets);
     rule.switch_on(t)?;
     let come = Flight::submit(t, &s, &of)?.until_left(0);
     let fired = rule.fired(t)?;
@@ -181,7 +181,7 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     t.check(fired == 1, || "fails: no write could fail".into());
     for (index, done) in &come? {
         if *index == 1 {
-            let short = (0..LEN as i64).contains(&done.result);
+            let short = (0..t.world.unit() as i64).contains(&done.result);
             t.check(done.result == -i64::from(libc::EIO) || short, || {
                 let result = result_text(done.result);
                 format!(
@@ -191,7 +191,7 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
             });
         } else {
             all_of_it(t, "fails", done);
-            s.check_on_disk(t, "fails", offsets[*index], LEN)?;
+            s.check_on_disk(t, "fails", offsets[*index], t.world.unit())?;
         }
     }
     let synced = s.open().fsync(t.world)?;
@@ -201,7 +201,7 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
     others_told(t, "fails", &s, &another, synced)?;
     drop(another);
     // So that it is known what is there.
-    s.writethrough(t, SECOND, LEN)?;
+    s.writethrough(t, SECOND, t.world.unit())?;
     s.check_whole(t, "after the rewrite")?;
     Ok(s)
 }
@@ -209,12 +209,12 @@ fn fails(t: &Test, offsets: &[u64]) -> Result<Subject, Fail> {
 /// Two of the same block: the second one's submission waits for the first one's write.
 fn same(t: &Test) -> Result<Subject, Fail> {
     let mut s = prepared(t, "same")?;
-    let of = expect(&mut s, &[0, 0]);
+    let of = expect(t, &mut s, &[0, 0]);
     let come = Flight::submit(t, &s, &of)?.until_left(0)?;
     for (_, done) in &come {
         all_of_it(t, "same", done);
     }
     s.check_whole(t, "after two calls of one block")?;
-    s.check_on_disk(t, "same", 0, LEN)?;
+    s.check_on_disk(t, "same", 0, t.world.unit())?;
     Ok(s)
 }

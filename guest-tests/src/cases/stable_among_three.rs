@@ -5,30 +5,25 @@
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use wtblk_shared::mark::{Control, Mark};
-
-use super::returns_after_io::until_so_many_held;
 use crate::beside::Beside;
 use crate::call::Done;
-use crate::flying::{Caller, Engine};
+use crate::flying::{Caller, uring_or_aio};
 use crate::pages;
+use crate::rules::Rule;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::result_text;
 use crate::test::{Fail, Test};
 
-/// The rules of `guest-tests/scenarios/stable-among-three.toml`, by place in the file.
+/// The rules of `guest-tests/scenarios/stable-among-three.toml`: each takes the first write after it was switched on.
 const WELL: &str = "three-ends-well";
 const FAILS: &str = "three-fails";
 const STAYS: &str = "three-stays";
-/// Length of each call. Its folios are of this size, as the file was evicted.
-const LEN: u64 = 4096;
-const AT_WELL: u64 = 0;
-const AT_FAILS: u64 = 4 * LEN;
-const AT_STAYS: u64 = 8 * LEN;
+/// Where the call is that stays in flight.
+const AT_STAYS: u64 = 0;
 /// Where the byte goes.
 const RACING: u64 = AT_STAYS + 300;
-/// Length of the file.
-const FILE: u64 = 16 * LEN;
+/// Length of the file, in units: the length of each call, whose folio is of that size, as the file was evicted.
+const FILE: u64 = 10;
 
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
@@ -40,33 +35,20 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
     check_after_remount(t, &mut files)
 }
 
-fn release(t: &Test, rule: &str) -> Result<(), Fail> {
-    t.world
-        .post(&Mark::Control(Control::Release(Some(rule.into()))))
-}
-
 fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
-    let engine = match t.world.fact("io_uring") {
-        "yes" => Engine::Uring,
-        is => {
-            t.note_once(format!("by AIO alone: io_uring is {is}"));
-            Engine::Aio
-        }
-    };
-    let mut s = Subject::written(t, name, FILE)?;
+    let (engine, len) = (uring_or_aio(t), t.world.unit());
+    let mut s = Subject::written(t, name, FILE * len)?;
     s.evict(t)?;
-    t.world.post(&Mark::Control(Control::Arm(None)))?;
+    let at_fails = 4 * len;
     let mut callers = Vec::new();
-    for (n, (rule, off)) in [(WELL, AT_WELL), (FAILS, AT_FAILS), (STAYS, AT_STAYS)]
-        .into_iter()
-        .enumerate()
-    {
+    for (rule, off) in [(WELL, 8 * len), (FAILS, at_fails), (STAYS, AT_STAYS)] {
         // What fails may be there or not: it is written again in the end.
-        s.put(off, LEN);
-        let caller = Caller::start(t, &s, engine, off, LEN, 0);
-        if let Err(e) = until_so_many_held(t, n as u64 + 1) {
+        s.put(off, len);
+        Rule::named(rule).switch_on(t)?;
+        let caller = Caller::start(t, &s, engine, off, len, 0);
+        if let Err(e) = Rule::named(rule).until_held(t) {
             for rule in [WELL, FAILS, STAYS] {
-                release(t, rule)?;
+                Rule::named(rule).release(t)?;
             }
             return Err(e);
         }
@@ -77,7 +59,7 @@ fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
         .into_iter()
         .map(|n| {
             let (rule, caller) = &callers[n];
-            release(t, rule)?;
+            Rule::named(*rule).release(t)?;
             ended(t, rule, &caller.thread.finish()?);
             Ok(())
         })
@@ -88,10 +70,13 @@ fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
             Ok((writer, waited))
         });
     // Whatever was seen: neither must wait for ever.
-    release(t, STAYS)?;
+    Rule::named(STAYS).release(t)?;
     let (writer, waited) = seen?;
     let done = callers[2].1.thread.finish()?;
     ended(t, STAYS, &done);
+    for rule in [WELL, FAILS, STAYS] {
+        Rule::named(rule).switch_off(t)?;
+    }
     let result = writer.finish()?;
     t.check(result == 0, || {
         format!("the write of a byte returned {}", result_text(result))
@@ -109,7 +94,7 @@ fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
         "after-call",
         &s.open().file,
         AT_STAYS,
-        LEN,
+        len,
     )?;
     s.expect[RACING as usize] = !s.expect[RACING as usize];
     // EIO is told once, of the call that failed.
@@ -118,7 +103,7 @@ fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
     t.check(synced == 0 || synced == eio, || {
         format!("fsync returned {}", result_text(synced))
     });
-    s.writethrough(t, AT_FAILS, LEN)?;
+    s.writethrough(t, at_fails, len)?;
     s.check_whole(t, name)?;
     Ok(s)
 }
@@ -127,7 +112,7 @@ fn one(t: &Test, name: &str, last_fails: bool) -> Result<Subject, Fail> {
 fn ended(t: &Test, rule: &str, done: &Done) {
     let want = match rule {
         FAILS => -i64::from(libc::EIO),
-        _ => LEN as i64,
+        _ => t.world.unit() as i64,
     };
     t.check(done.result == want, || {
         format!(

@@ -12,7 +12,7 @@ use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
 use crate::call::OpenFile;
 use crate::fate::{self, Fate};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::pages;
 use crate::rules::Rule;
 use crate::scene::Stage;
@@ -24,15 +24,12 @@ use crate::test::{Fail, OrFail, Test};
 /// The rule of `guest-tests/scenarios/stable-in-flight.toml` for the call that ends first. The others
 /// are of the place of the one that stays.
 const ENDS: &str = "stable-ends-first";
-/// Length of each call. Its folios are of this size, as the file was evicted.
-const LEN: u64 = 4096;
-/// Where the call is that ends first, and the one that stays in flight.
-const AT_ENDS: u64 = 0;
-const AT_STAYS: u64 = 8 * LEN;
+/// Where the call is that stays in flight.
+const AT_STAYS: u64 = 0;
 /// Where the byte goes.
 const RACING: u64 = AT_STAYS + 100;
-/// Length of the file.
-const FILE: u64 = 16 * LEN;
+/// Length of the file, in units: the length of each call, whose folio is of that size, as the file was evicted.
+const FILE: u64 = 10;
 
 /// Who changes the folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,28 +52,30 @@ pub fn run(t: &mut Test) -> Result<(), Fail> {
 }
 
 fn race(t: &Test, fate: Fate, racer: Racer, two: bool) -> Result<Vec<Subject>, Fail> {
+    let len = t.world.unit();
+    let (size, at_ends, engine) = (FILE * len, 8 * len, fate.engine(t));
     let beside = if two { "another has ended" } else { "alone" };
     let what = format!("{racer:?}, {beside}");
     let name = fate.name(&format!("{racer:?}-{two}").to_lowercase());
     let (stays_rule, ends_rule) = (fate.rule(t), Rule::named(ENDS));
-    let mut s = Subject::written(t, &name, FILE)?;
+    let mut s = Subject::written(t, &name, size)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
-    let map = Arc::new(Mapping::new(&s.open().file, FILE as usize).or_fail(|| "mmap".into())?);
+    let map = Arc::new(Mapping::new(&s.open().file, size as usize).or_fail(|| "mmap".into())?);
     s.evict(t)?;
     let older = s.expect.clone();
     stays_rule.switch_on(t)?;
-    s.put(AT_STAYS, LEN);
-    let stays = Caller::start(t, &s, Engine::Aio, AT_STAYS, LEN, 0);
+    s.put(AT_STAYS, len);
+    let stays = Caller::start(t, &s, engine, AT_STAYS, len, 0);
     let mut flying = stays_rule.until_held(t);
     if two {
         ends_rule.switch_on(t)?;
-        s.put(AT_ENDS, LEN);
-        let ends = Caller::start(t, &s, Engine::Aio, AT_ENDS, LEN, 0);
+        s.put(at_ends, len);
+        let ends = Caller::start(t, &s, engine, at_ends, len, 0);
         flying = flying.and_then(|()| ends_rule.until_held(t));
         ends_rule.release(t)?;
         flying = flying
             .and_then(|()| ends.thread.finish())
-            .and_then(|done| s.check_call(t, &done, AT_ENDS, LEN));
+            .and_then(|done| s.check_call(t, &done, at_ends, len));
         ends_rule.switch_off(t)?;
     }
     let byte = !s.expect[RACING as usize];
@@ -98,17 +97,17 @@ fn race(t: &Test, fate: Fate, racer: Racer, two: bool) -> Result<Vec<Subject>, F
         )),
     }
     stays_rule.switch_off(t)?;
-    fate.check_call(t, &what, &done, LEN);
+    fate.check_call(t, &what, &done, len);
     s.expect[RACING as usize] = byte;
     drop(changer);
     if fate.fails() {
         let after = s.expect.clone();
         // What the racer made dirty was so when the call's bytes were in it: they come to the disk.
         let unit = match racer {
-            Racer::Write => t.world.bsize.min(LEN),
-            Racer::Store => LEN,
+            Racer::Write => t.world.bsize.min(len),
+            Racer::Store => len,
         };
-        let page = AT_STAYS as usize..(AT_STAYS + LEN) as usize;
+        let page = AT_STAYS as usize..(AT_STAYS + len) as usize;
         s.expect[page.clone()].copy_from_slice(&older[page]);
         let dirty = (RACING / unit * unit) as usize..((RACING / unit + 1) * unit) as usize;
         s.expect[dirty.clone()].copy_from_slice(&after[dirty]);
@@ -119,14 +118,14 @@ fn race(t: &Test, fate: Fate, racer: Racer, two: bool) -> Result<Vec<Subject>, F
             told: false,
             after,
         };
-        let mut stage = Stage::new(s, AT_STAYS, LEN);
+        let mut stage = Stage::new(s, AT_STAYS, len);
         stage.keep.push(map);
         return aftermath::look(t, stage, failed);
     }
     drop(another);
     // The change has made the page dirty again; in writeback it is no more.
     let file = Arc::clone(s.open());
-    let state = pages::report_twice(t.world, done.call, "after-call", &file.file, AT_STAYS, LEN)?;
+    let state = pages::report_twice(t.world, done.call, "after-call", &file.file, AT_STAYS, len)?;
     t.check(state.writeback == 0, || {
         format!("{what}: {} pages stay in writeback", state.writeback)
     });

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Two and eight synchronous calls on one file at the same time: apart, side by side, of the same
 //! block. The device holds the write of the first one: all others wait for the inode lock, and
-//! come to their end after it, each with all its bytes; also where the first one fails.
+//! come to their end after it, each with all its bytes; also where the first one fails, or one of those that waited.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -17,9 +17,10 @@ use crate::sys::{self, Pages, result_text};
 use crate::test::{Fail, OrFail, Test};
 
 /// The rules of `guest-tests/scenarios/synchronous-calls.toml`: the first one holds, the second one
-/// lets the write fail when it is released.
+/// lets the write fail when it is released, the third one lets the next write fail.
 const HOLDS: &str = "synchronous-holds";
 const FAILS: &str = "synchronous-fails";
+const LATER: &str = "synchronous-later-fails";
 
 /// Where the calls are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +30,23 @@ enum Place {
     Same,
 }
 
+/// Whose write fails: that of the call that all others wait for, or of whoever comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Which {
+    First,
+    Later,
+}
+
+use Which::{First, Later};
+
 /// Runs the case.
 pub fn run(t: &mut Test) -> Result<(), Fail> {
     let mut files = Vec::new();
     for place in [Place::Apart, Place::Beside, Place::Same] {
-        for (count, rule) in [(2, HOLDS), (2, FAILS), (8, HOLDS), (8, FAILS)] {
-            files.push(together(t, place, count, rule)?);
+        for count in [2, 8] {
+            for fails in [None, Some(First), Some(Later)] {
+                files.push(together(t, place, count, fails)?);
+            }
         }
     }
     check_after_remount(t, &mut files)
@@ -87,11 +99,12 @@ impl Begun {
     }
 }
 
-fn together(t: &Test, place: Place, count: u64, rule: &str) -> Result<Subject, Fail> {
-    let fails = rule == FAILS;
-    let name = format!("{place:?}-{count}-{fails}").to_lowercase();
-    let rule = Rule::named(rule);
-    let len = t.world.bsize.max(4096);
+fn together(t: &Test, place: Place, count: u64, fails: Option<Which>) -> Result<Subject, Fail> {
+    let whose = fails.map_or("none".into(), |which| format!("{which:?}"));
+    let name = format!("{place:?}-{count}-{whose}").to_lowercase();
+    let rule = Rule::named(if fails == Some(First) { FAILS } else { HOLDS });
+    let later = Rule::named(LATER);
+    let len = t.world.unit();
     let off = |i: u64| match place {
         Place::Apart => 2 * i * len,
         Place::Beside => i * len,
@@ -118,31 +131,49 @@ fn together(t: &Test, place: Place, count: u64, rule: &str) -> Result<Subject, F
         let waits = |(call, _): &(Begun, u32)| call.thread.waits(t);
         others.iter().map(waits).collect::<Result<Vec<_>, _>>()
     });
+    if fails == Some(Later) {
+        later.switch_on(t)?;
+    }
     // Whatever was seen: none of them must wait for ever.
     rule.release(t)?;
     let waited = waited?;
     let done = first.0.thread.finish()?;
     rule.switch_off(t)?;
     let all = len as i64;
+    let told =
+        |done: &Done| done.result == -i64::from(libc::EIO) || (0..all).contains(&done.result);
     let right = match fails {
-        true => done.result == -i64::from(libc::EIO) || (0..all).contains(&done.result),
-        false => done.result == all,
+        Some(First) => told(&done),
+        _ => done.result == all,
     };
     t.check(right, || {
         let result = result_text(done.result);
         format!("{name}: the first call, {}, returned {result}", done.call)
     });
-    for ((other, _), waited) in others.iter().zip(&waited) {
+    let mut failed = (fails == Some(First)).then_some(off(0));
+    for (i, ((other, _), waited)) in (1..).zip(others.iter().zip(&waited)) {
         let done = other.thread.finish()?;
-        t.check(done.result == all, || {
-            let result = result_text(done.result);
-            format!("{name}: call {} beside it returned {result}", done.call)
-        });
+        // Who comes next is theirs to settle; one of them it is.
+        if fails == Some(Later) && failed.is_none() && told(&done) {
+            failed = Some(off(i));
+        } else {
+            t.check(done.result == all, || {
+                let result = result_text(done.result);
+                format!("{name}: call {} beside it returned {result}", done.call)
+            });
+        }
         t.check(waited.is_some(), || {
             format!(
                 "{name}: call {} went on while the first one's write was in flight",
                 done.call
             )
+        });
+    }
+    if fails == Some(Later) {
+        let fired = later.fired(t)?;
+        later.switch_off(t)?;
+        t.check(fired == 1 && failed.is_some(), || {
+            format!("{name}: {fired} writes failed, and none of the later calls was told")
         });
     }
     if let Some(Some(at)) = waited.first() {
@@ -151,13 +182,13 @@ fn together(t: &Test, place: Place, count: u64, rule: &str) -> Result<Subject, F
     if place == Place::Same && count > 2 {
         last_of(t, &mut s, len, others)?;
     }
-    if fails {
+    if let Some(off) = failed {
         // Its error is told once more, by fsync, and then all is well again.
         let synced = s.open().fsync(t.world)?;
         t.check(synced == 0 || synced == -i64::from(libc::EIO), || {
             format!("{name}: fsync returned {}", result_text(synced))
         });
-        s.writethrough(t, 0, len)?;
+        s.writethrough(t, off, len)?;
     }
     s.check_whole(t, "after all calls")?;
     s.check_on_disk(t, &name, 0, off(count - 1) + len)?;

@@ -5,7 +5,7 @@
 
 use crate::aftermath;
 use crate::fate::{self, Fate};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
 use crate::sys::{self, odd, result_text};
@@ -28,7 +28,7 @@ fn in_flight(t: &Test, fate: Fate) -> Result<(), Fail> {
     let without = s.expect.clone();
     rule.switch_on(t)?;
     s.put(0, b);
-    let caller = Caller::start(t, &s, Engine::Aio, 0, b, 0);
+    let caller = Caller::start(t, &s, fate.engine(t), 0, b, 0);
     s.close();
     let tried = rule.until_held(t).and_then(|()| {
         let submitted = caller.submitted(t)?;

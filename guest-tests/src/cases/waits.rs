@@ -19,7 +19,7 @@ use crate::aftermath::{self, Failed};
 use crate::beside::Beside;
 use crate::call::{Call, Done, OpenFile};
 use crate::fate::{self, Fate, Holds};
-use crate::flying::{Caller, Engine};
+use crate::flying::Caller;
 use crate::pages;
 use crate::scene::Stage;
 use crate::subject::{Subject, check_after_remount};
@@ -27,13 +27,11 @@ use crate::sys::{self, odd, result_text};
 use crate::test::{Fail, OrFail, Test};
 use crate::world::MOUNT;
 
-/// Length of the call, at the begin of the file. Its folio is of this size: the file was evicted.
-const LEN: u64 = 4096;
-/// Length of each file.
-const FILE: u64 = 16 * LEN;
-/// In the call's page, and in another one.
+/// Length of each file, in units: the length of the call, at its begin, whose folio is of that size, as the file was
+/// evicted.
+const FILE: u64 = 10;
+/// In the call's page.
 const SAME: u64 = 0;
-const ELSEWHERE: u64 = 4 * LEN;
 
 /// The kind of call that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,31 +56,34 @@ const EIO: i64 = -(libc::EIO as i64);
 /// asynchronous one only the page under writeback is left, and the dio count for whoever takes
 /// blocks away.
 #[rustfmt::skip]
-const DEEDS: &[Deed] = &[
-    deed("read-same", What::Look(|f| f.read_exact_at(&mut [0; 16], SAME)), Wait, Open),
-    deed("read-elsewhere", What::Look(|f| f.read_exact_at(&mut [0; 16], ELSEWHERE)), Wait, GoOn),
-    deed("write-same", What::Change("write", SAME + 10, 1, |f| f.write_all_at(&[0x77], SAME + 10)), Wait, Wait),
-    deed("write-elsewhere", What::Change("write", ELSEWHERE, 1, |f| f.write_all_at(&[0x77], ELSEWHERE)), Wait, GoOn),
-    deed("writethrough-same", What::Writethrough(SAME), Wait, Wait),
-    deed("writethrough-elsewhere", What::Writethrough(ELSEWHERE), Wait, GoOn),
-    deed("store-same", What::Store(SAME + 20), Wait, Wait),
-    deed("store-elsewhere", What::Store(ELSEWHERE + 20), GoOn, GoOn),
-    deed("truncate", What::Change("truncate", 8 * LEN, 0, |f| f.set_len(8 * LEN)), Wait, Wait),
-    deed("fallocate", What::Change("extend", FILE, LEN, |f| sys::fallocate(f, 0, FILE, LEN)), Wait, Wait),
-    deed("fsync", What::Ask("fsync", File::sync_all), Wait, Wait),
-    deed("syncfs", What::Ask("syncfs", sys::syncfs), Wait, Wait),
-    deed("sync", What::Look(|_| { sys::sync(); Ok(()) }), Wait, Wait),
-    deed("freeze", What::Freeze, Wait, Wait),
-    deed("direct-read-same", What::DirectRead(SAME), Wait, Wait),
-    deed("direct-read-elsewhere", What::DirectRead(ELSEWHERE), Wait, GoOn),
-    deed("direct-write-same", What::DirectWrite(SAME), Wait, Wait),
-    deed("direct-write-elsewhere", What::DirectWrite(ELSEWHERE), Wait, GoOn),
-    deed("clone-source", What::Clone, Wait, Wait),
-    // Not for a page that cannot be freed: it is left in the page cache.
-    deed("reclaim", What::Look(|_| fs::write("/proc/sys/vm/drop_caches", "1")), GoOn, GoOn),
-    Deed { result: EBUSY, ..deed("remount-read-only", What::Look(|_| odd::remount_read_only(MOUNT)), GoOn, GoOn) },
-    Deed { result: EBUSY, ..deed("umount", What::Look(|_| sys::umount(MOUNT)), GoOn, GoOn) },
-];
+fn deeds(u: u64) -> Vec<Deed> {
+    let elsewhere = 4 * u;
+    vec![
+        deed("read-same", What::Look(|f, _| f.read_exact_at(&mut [0; 16], SAME)), Wait, Open),
+        deed("read-elsewhere", What::Look(|f, u| f.read_exact_at(&mut [0; 16], 4 * u)), Wait, GoOn),
+        deed("write-same", What::Change("write", SAME + 10, 1, |f, _| f.write_all_at(&[0x77], SAME + 10)), Wait, Wait),
+        deed("write-elsewhere", What::Change("write", elsewhere, 1, |f, u| f.write_all_at(&[0x77], 4 * u)), Wait, GoOn),
+        deed("writethrough-same", What::Writethrough(SAME), Wait, Wait),
+        deed("writethrough-elsewhere", What::Writethrough(elsewhere), Wait, GoOn),
+        deed("store-same", What::Store(SAME + 20), Wait, Wait),
+        deed("store-elsewhere", What::Store(elsewhere + 20), GoOn, GoOn),
+        deed("truncate", What::Change("truncate", 8 * u, 0, |f, u| f.set_len(8 * u)), Wait, Wait),
+        deed("fallocate", What::Change("extend", FILE * u, u, |f, u| sys::fallocate(f, 0, FILE * u, u)), Wait, Wait),
+        deed("fsync", What::Ask("fsync", File::sync_all), Wait, Wait),
+        deed("syncfs", What::Ask("syncfs", sys::syncfs), Wait, Wait),
+        deed("sync", What::Look(|_, _| { sys::sync(); Ok(()) }), Wait, Wait),
+        deed("freeze", What::Freeze, Wait, Wait),
+        deed("direct-read-same", What::DirectRead(SAME), Wait, Wait),
+        deed("direct-read-elsewhere", What::DirectRead(elsewhere), Wait, GoOn),
+        deed("direct-write-same", What::DirectWrite(SAME), Wait, Wait),
+        deed("direct-write-elsewhere", What::DirectWrite(elsewhere), Wait, GoOn),
+        deed("clone-source", What::Clone, Wait, Wait),
+        // Not for a page that cannot be freed: it is left in the page cache.
+        deed("reclaim", What::Look(|_, _| fs::write("/proc/sys/vm/drop_caches", "1")), GoOn, GoOn),
+        Deed { result: EBUSY, ..deed("remount-read-only", What::Look(|_, _| odd::remount_read_only(MOUNT)), GoOn, GoOn) },
+        Deed { result: EBUSY, ..deed("umount", What::Look(|_, _| sys::umount(MOUNT)), GoOn, GoOn) },
+    ]
+}
 
 /// Runs the case beside a synchronous call.
 pub fn beside_sync(t: &mut Test) -> Result<(), Fail> {
@@ -101,7 +102,7 @@ fn all(t: &Test, kind: Kind) -> Result<(), Fail> {
         t.note("blocks cannot be shared here: FICLONE was not tried");
     }
     for fate in fate::BOTH {
-        for deed in DEEDS {
+        for deed in &deeds(t.world.unit()) {
             if shares || !matches!(deed.what, What::Clone) {
                 files.extend(one(t, kind, fate, deed)?);
             }
@@ -121,10 +122,11 @@ enum Held {
 
 impl Held {
     /// Starts it, with what the subject expects there now.
-    fn start(t: &Test, s: &Subject, kind: Kind) -> Held {
+    fn start(t: &Test, s: &Subject, kind: Kind, fate: Fate) -> Held {
+        let len = t.world.unit();
         match kind {
             Kind::Sync => Held::Sync(writethrough(t, s, SAME)),
-            Kind::Async => Held::Async(Caller::start(t, s, Engine::Aio, SAME, LEN, 0)),
+            Kind::Async => Held::Async(Caller::start(t, s, fate.engine(t), SAME, len, 0)),
         }
     }
 
@@ -138,16 +140,17 @@ impl Held {
 
 /// A call of a page by a thread of its own.
 fn writethrough(t: &Test, s: &Subject, off: u64) -> Beside<Done> {
+    let len = t.world.unit();
     let (world, test, file) = (t.world, t.name, Arc::clone(s.open()));
     let (pattern, flags) = ((s.number, s.version()), world.params.flag);
-    let bytes = s.expect[off as usize..(off + LEN) as usize].to_vec();
+    let bytes = s.expect[off as usize..(off + len) as usize].to_vec();
     Beside::start(world, format!("a call at {off}"), move |gate| {
         let call = Call {
             world,
             test,
             file: &file,
             off,
-            len: LEN,
+            len,
             flags,
             words: &[],
             pattern,
@@ -166,15 +169,15 @@ fn one(t: &Test, kind: Kind, fate: Fate, deed: &Deed) -> Result<Vec<Subject>, Fa
         Kind::Sync => deed.beside_sync,
         Kind::Async => deed.beside_async,
     };
-    let rule = fate.rule(t);
-    let mut s = Subject::written(t, &fate.name(deed.name), FILE)?;
+    let (rule, len) = (fate.rule(t), t.world.unit());
+    let mut s = Subject::written(t, &fate.name(deed.name), FILE * len)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
     let ready = Ready::new(t, &s, deed.what)?;
     s.evict(t)?;
     rule.switch_on(t)?;
     let without = s.expect.clone();
-    s.put(SAME, LEN);
-    let held = Held::start(t, &s, kind);
+    s.put(SAME, len);
+    let held = Held::start(t, &s, kind, fate);
     let with = s.expect.clone();
     let mut holds = Holds { with, without };
     let seen = rule.until_held(t).and_then(|()| {
@@ -185,7 +188,7 @@ fn one(t: &Test, kind: Kind, fate: Fate, deed: &Deed) -> Result<Vec<Subject>, Fa
             _ => thread.waits(t)?,
         };
         // What was under writeback was not freed, whoever asked.
-        let cached = pages::state(&s.open().file, SAME, LEN)?.cached;
+        let cached = pages::state(&s.open().file, SAME, len)?.cached;
         Ok((thread, waited, cached))
     });
     // Whatever was seen: neither must wait for ever.
@@ -206,7 +209,7 @@ fn one(t: &Test, kind: Kind, fate: Fate, deed: &Deed) -> Result<Vec<Subject>, Fa
         let again = if told { ", after an EIO" } else { "" };
         format!("{what} returned {}{again}", result_text(result))
     });
-    fate.check_call(t, &what, &done, LEN);
+    fate.check_call(t, &what, &done, len);
     t.check(deed.name != "reclaim" || cached > 0, || {
         format!("{what}: the page that was under writeback is not in the page cache any more")
     });
@@ -220,10 +223,10 @@ fn one(t: &Test, kind: Kind, fate: Fate, deed: &Deed) -> Result<Vec<Subject>, Fa
             told: told && deed.what.is_fsync(),
             after: holds.with,
         };
-        return aftermath::look(t, Stage::new(s, SAME, LEN), failed);
+        return aftermath::look(t, Stage::new(s, SAME, len), failed);
     }
     drop(another);
-    pages::report_twice(t.world, done.call, "after-call", &s.open().file, SAME, LEN)?;
+    pages::report_twice(t.world, done.call, "after-call", &s.open().file, SAME, len)?;
     s.expect = holds.with;
     s.synced(t, &what)?;
     s.check_whole(t, &what)?;
@@ -259,13 +262,14 @@ fn judge(
 
 /// A signal for the caller: the call is not interrupted, and returns all that it wrote, or its error.
 fn signal(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
-    let mut s = Subject::written(t, &fate.name("signal"), FILE)?;
+    let len = t.world.unit();
+    let mut s = Subject::written(t, &fate.name("signal"), FILE * len)?;
     let another = OpenFile::open(t.world, s.path(), false)?;
     s.evict(t)?;
     let without = s.expect.clone();
     let rule = fate.rule(t);
     rule.switch_on(t)?;
-    s.put(SAME, LEN);
+    s.put(SAME, len);
     let call = writethrough(t, &s, SAME);
     let waited = rule.until_held(t).and_then(|()| {
         call.waits(t)?;
@@ -283,9 +287,9 @@ fn signal(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
     let (kind, name) = (Kind::Sync, "the-call-with-a-signal");
     let what = format!("call {} with a signal", done.call);
     judge(t, kind, fate, name, Wait, waited.as_deref(), &what);
-    fate.check_call(t, &what, &done, LEN);
+    fate.check_call(t, &what, &done, len);
     if !fate.fails() {
-        s.check_call(t, &done, SAME, LEN)?;
+        s.check_call(t, &done, SAME, len)?;
         return Ok(vec![s]);
     }
     let failed = Failed {
@@ -295,5 +299,5 @@ fn signal(t: &Test, fate: Fate) -> Result<Vec<Subject>, Fail> {
         told: false,
         after: std::mem::replace(&mut s.expect, without),
     };
-    aftermath::look(t, Stage::new(s, SAME, LEN), failed)
+    aftermath::look(t, Stage::new(s, SAME, len), failed)
 }

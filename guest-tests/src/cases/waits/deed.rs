@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use wtblk_shared::mark::{FileMark, Mark};
 
-use super::{FILE, Kind, LEN};
+use super::{FILE, Kind};
 use crate::beside::{Beside, Gate};
 use crate::call::{Call, OpenFile};
 use crate::fate::Holds;
@@ -27,13 +27,13 @@ pub enum Must {
     Open,
 }
 
-/// What is done; each is given what it needs.
+/// What is done; each is given what it needs, the last of a function's words is the unit in bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum What {
     /// Something to the file, told as a change of this kind, range and length.
-    Change(&'static str, u64, u64, fn(&File) -> io::Result<()>),
+    Change(&'static str, u64, u64, fn(&File, u64) -> io::Result<()>),
     /// Something that changes nothing.
-    Look(fn(&File) -> io::Result<()>),
+    Look(fn(&File, u64) -> io::Result<()>),
     /// Asks for errors, told as this kind.
     Ask(&'static str, fn(&File) -> io::Result<()>),
     /// A write of a page by a call with the flag.
@@ -104,7 +104,8 @@ impl Ready {
         };
         match what {
             What::Store(_) => {
-                let map = Mapping::new(&s.open().file, FILE as usize).or_fail(|| "mmap".into())?;
+                let map = Mapping::new(&s.open().file, (FILE * t.world.unit()) as usize)
+                    .or_fail(|| "mmap".into())?;
                 ready.map = Some(Arc::new(map));
             }
             What::DirectRead(_) | What::DirectWrite(_) => {
@@ -130,21 +131,22 @@ impl Ready {
         holds: &mut Holds,
     ) -> Result<Beside<i64>, Fail> {
         let (world, test, file) = (t.world, t.name, Arc::clone(s.open()));
+        let unit = world.unit();
         Ok(match deed.what {
             What::Change(what, off, len, work) => {
                 holds.change(|bytes| after(deed.name, off, len, bytes));
                 beside(world, deed.name, file, move |gate, file| {
-                    file.change_told(world, what, off, len, |f| gate.inside(|| work(f)))
+                    file.change_told(world, what, off, len, |f| gate.inside(|| work(f, unit)))
                 })
             }
             What::Look(work) => beside(world, deed.name, file, move |gate, file| {
-                Ok(sys::result_of(gate.inside(|| work(&file.file))))
+                Ok(sys::result_of(gate.inside(|| work(&file.file, unit))))
             }),
             What::Ask(kind, work) => beside(world, deed.name, file, move |gate, file| {
                 file.ask(world, kind, |f| gate.inside(|| work(f)))
             }),
             What::Writethrough(off) => {
-                let write = PageWrite::new(s, kind, off, world.params.flag, holds)?;
+                let write = PageWrite::new(s, kind, (off, unit), world.params.flag, holds)?;
                 beside(world, deed.name, file, move |gate, file| {
                     write.run(world, test, gate, file)
                 })
@@ -163,14 +165,14 @@ impl Ready {
             What::DirectRead(off) => {
                 let direct = self.direct.clone().expect("a file");
                 beside(world, deed.name, direct, move |gate, file| {
-                    let mut pages = Pages::new(LEN as usize).or_fail(|| "buffer".into())?;
+                    let mut pages = Pages::new(unit as usize).or_fail(|| "buffer".into())?;
                     let read = || file.file.read_exact_at(pages.bytes_mut(), off);
                     Ok(sys::result_of(gate.inside(read)))
                 })
             }
             What::DirectWrite(off) => {
                 let direct = self.direct.clone().expect("a file");
-                let write = PageWrite::new(s, kind, off, 0, holds)?;
+                let write = PageWrite::new(s, kind, (off, unit), 0, holds)?;
                 beside(world, deed.name, direct, move |gate, file| {
                     write.run(world, test, gate, file)
                 })
@@ -190,8 +192,8 @@ impl Ready {
                 let other = self.other.clone().expect("a file");
                 beside(world, deed.name, file, move |gate, file| {
                     // The source's blocks are shared from then on: that is a change of it, too.
-                    file.change_told(world, "reflink", 0, FILE, |from| {
-                        gate.inside(|| sys::clone_range(&other.file, from, 0, FILE, 0))
+                    file.change_told(world, "reflink", 0, FILE * unit, |from| {
+                        gate.inside(|| sys::clone_range(&other.file, from, 0, FILE * unit, 0))
                     })
                 })
             }
@@ -236,13 +238,13 @@ impl PageWrite {
     fn new(
         s: &mut Subject,
         kind: Kind,
-        off: u64,
+        (off, len): (u64, u64),
         flags: u32,
         holds: &mut Holds,
     ) -> Result<PageWrite, Fail> {
-        let range = off as usize..(off + LEN) as usize;
-        s.put(off, LEN);
-        let mut pages = Pages::new(LEN as usize).or_fail(|| "buffer".into())?;
+        let range = off as usize..(off + len) as usize;
+        s.put(off, len);
+        let mut pages = Pages::new(len as usize).or_fail(|| "buffer".into())?;
         pages.bytes_mut().copy_from_slice(&s.expect[range.clone()]);
         holds.change(|bytes| bytes[range.clone()].copy_from_slice(pages.bytes()));
         Ok(PageWrite {
@@ -262,6 +264,7 @@ impl PageWrite {
         gate: &Gate,
         file: &OpenFile,
     ) -> Result<i64, Fail> {
+        let len = self.pages.bytes().len() as u64;
         let write = |f: &File| {
             let bytes = self.pages.bytes();
             gate.inside(|| sys::pwritev2(f, &[bytes], self.off, self.flags))
@@ -269,14 +272,14 @@ impl PageWrite {
         let written = match self.kind {
             // The begin mark of a call tells extents, and to ask for these takes the inode lock:
             // it would wait before the write has begun.
-            Kind::Sync => file.change(world, "write", self.off, LEN, write)?,
+            Kind::Sync => file.change(world, "write", self.off, len, write)?,
             Kind::Async => {
                 let call = Call {
                     world,
                     test,
                     file,
                     off: self.off,
-                    len: LEN,
+                    len,
                     flags: self.flags,
                     words: &[],
                     pattern: self.pattern,
@@ -284,6 +287,6 @@ impl PageWrite {
                 call.marked(|_| write(&file.file))?.result
             }
         };
-        Ok(if written == LEN as i64 { 0 } else { written })
+        Ok(if written == len as i64 { 0 } else { written })
     }
 }
