@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Damage for the selftest to what a probe tells: see `spoil`.
 
-#![expect(clippy::ptr_arg, reason = "one type for all rows of the table")]
-
 use std::collections::HashMap;
 
 use wtblk_shared::mark::{Mark, ProbeBegin, ProbeState};
