@@ -265,10 +265,20 @@ fn killed_in_mid_run(word: &str) -> (Option<i32>, String) {
     until("no orphan is left", Duration::from_secs(10), || {
         processes_with(dir.path()).is_empty()
     });
-    assert!(
-        dir.path().join("results.json").exists(),
-        "what ended before must be kept"
-    );
+    let results = std::fs::read(dir.path().join("results.json"));
+    let results = results.expect("what ended before must be kept");
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap();
+    // What was due stands there, with the reason, and is told.
+    let due: Vec<_> = (results["tests"].as_array().unwrap().iter())
+        .filter(|test| !test["not_run"].is_null())
+        .collect();
+    assert_eq!(due.len(), 1, "{results}");
+    assert_eq!(due[0]["name"], "error-mid-call");
+    assert_eq!(due[0]["subtests"][0]["verdict"], "not-checked");
+    let why = due[0]["not_run"].as_str().unwrap();
+    assert!(why.contains("ended"), "{why}");
+    let ran = results["tests"].as_array().unwrap().len() as u64 - 1;
+    assert_eq!(results["not_run"], 1000 - ran);
     let said = [output.stdout, output.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
     (output.status.code(), said.concat())
 }
@@ -351,6 +361,56 @@ fn an_interrupt_before_the_boot_has_the_same_status() {
     std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
     let run = run(&["--qemu", fake.to_str().unwrap()]);
     assert_eq!(run.status, 130, "{}", run.said());
+}
+
+/// A matrix takes hours: who interrupts it gets the command that goes on, with all that he typed.
+#[test]
+fn an_interrupted_matrix_says_how_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("qemu");
+    std::fs::write(&fake, "#!/bin/sh\nkill -TERM $PPID\nexit 1\n").unwrap();
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let fake = fake.to_str().unwrap();
+    let run = run(&["--matrix", "--defect", "partial-dirty", "--qemu", fake]);
+    assert_eq!(run.status, 130, "{}", run.said());
+    let line = (run.stdout.lines()).find_map(|line| line.strip_prefix("# go on with: "));
+    let line = line.unwrap_or_else(|| panic!("{}", run.said()));
+    let out = run.dir.path().canonicalize().unwrap();
+    for word in ["--defect partial-dirty", "--matrix", "--seed ", fake] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    assert!(
+        line.ends_with(&format!(" --out {}", out.display())),
+        "{line}"
+    );
+}
+
+/// Each is told before anything is booted.
+#[test]
+fn a_kernel_that_is_none_and_words_of_the_harness_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    let cases: [(&[&str], &str); 6] = [
+        (&["--kernel", folder], "that is a folder"),
+        (
+            &["--kernel", "/bin/true", "--machine", "microvm"],
+            "no kernel image",
+        ),
+        (&["--append", "quiet wtblk_tests=dsync"], "--test NAME"),
+        (&["--append", "wtblk_list"], "wtblk_list"),
+        (&["--append", "wtblk_sweep=dsync"], "`wtblk sweep`"),
+        (
+            &["--test", "dsync,hole"],
+            "repeated: --test dsync --test hole",
+        ),
+    ];
+    for (args, why) in cases {
+        let run = run(args);
+        assert_eq!(run.status, 2, "{}", run.said());
+        assert!(run.stderr.contains(why), "{why}: {}", run.said());
+        assert!(!run.dir.path().join("boot-1").exists(), "{}", run.said());
+    }
 }
 
 /// A fault that never came looks like a pass: the run says so.

@@ -303,6 +303,12 @@ fn a_sweep_goes_on_after_a_kill() {
     let boots = results["grid"].as_array().unwrap().iter();
     let second = boots.filter(|p| p["boot"] == "boot-2").count();
     assert_eq!(second, all - before, "{}", said(&output));
+    // The boot that died stands among the others.
+    let boots: Vec<_> = (results["boots"].as_array().unwrap().iter())
+        .map(|b| (b["dir"].as_str().unwrap(), b["points"].as_u64().unwrap()))
+        .collect();
+    let (before, rest) = (before as u64, (all - before) as u64);
+    assert_eq!(boots, [("boot-1", before), ("boot-2", rest)]);
     // Nothing is left: it only tells.
     let again = sweep(&["--resume", dir.path().to_str().unwrap()]);
     assert_eq!(again.status.code(), Some(0), "{}", said(&again));
@@ -330,6 +336,11 @@ fn what_cannot_be_swept_is_refused_with_the_reason() {
         (&["--test", "dsync", "--fault", "ioerr,ioerr"], "twice"),
         (&["--test", "dsync", "--shard", "3/2"], "K/N"),
         (&["--test", "dsync", "--defect", "none-such"], "none-such"),
+        (&["--test", "dsync,hole"], "--test dsync --test hole"),
+        (
+            &["--test", "dsync", "--append", "wtblk_sweep_from=9"],
+            "own word",
+        ),
     ] {
         let output = begin(&dir.path().join("out"), args);
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));

@@ -59,6 +59,12 @@ fn the_matrix_says_who_finds_a_defect_and_goes_on_where_it_was() {
         told.contains("2 tests, 2 runs, 0 skipped, 0 with a finding"),
         "{told}"
     );
+    let again = (first.stdout.lines()).find_map(|line| line.strip_prefix("# repeat with: "));
+    let again = again.unwrap_or_else(|| panic!("{}", first.said()));
+    for word in ["--defect partial-dirty", "--test dirty-by-mapping"] {
+        assert!(again.contains(word), "{word}: {again}");
+    }
+    assert!(again.ends_with(" --matrix --seed 5"), "{again}");
     // The rows are there: nothing is booted, and the same is said.
     let boot = first.dir.path().join("clean/boot-1/trace.wtblk");
     let made = |path| {

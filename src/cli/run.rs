@@ -14,6 +14,7 @@ use crate::harness::accel::Choice;
 use crate::harness::matrix;
 use crate::harness::qemu::{GUEST_MEMORY, Machine};
 use crate::harness::run::{self, Options};
+use crate::plain;
 
 /// Boots a kernel, runs guest tests against the device, prints the verdict as KTAP.
 #[derive(Args, Debug)]
@@ -36,7 +37,9 @@ pub struct RunArgs {
     #[arg(long)]
     expect: bool,
     /// Every defect (or the one of --defect) with every test, the sound kernel first: who finds
-    /// what. The whole matrix on our own kernel is written to docs/defects.md.
+    /// what. Written to defects.md of the run's folder; the whole matrix on our own kernel and
+    /// ground, with nothing but --seed, --out, --accel, --limit, --repeat and --qemu given, to
+    /// docs/defects.md, too.
     #[arg(long, conflicts_with = "expect")]
     matrix: bool,
     /// KVM or emulation; auto proves KVM by a boot and remembers.
@@ -109,6 +112,7 @@ impl RunArgs {
     pub fn run(self) -> Result<u8> {
         // A row of the matrix is repeated by a run with its defect.
         let rows: &[&str] = if self.matrix { &["--defect"] } else { &[] };
+        let matrix = format!("{} --matrix", command_line(&["--seed", "--out"]));
         let command = command_line(&[&["--seed", "--out"], rows].concat());
         let one_test = command_line(&[&["--seed", "--out", "--test", "--repeat"], rows].concat());
         let (kernel, flag) = self.source.read()?;
@@ -139,7 +143,7 @@ impl RunArgs {
         };
         let mut print = Patient(std::io::stdout().lock());
         if self.matrix {
-            matrix::run(options, &mut print)
+            matrix::run(options, &matrix, &mut print)
         } else {
             run::run(options, &mut print)
         }
@@ -155,7 +159,7 @@ pub(super) fn command_line(without: &[&str]) -> String {
     let words: Vec<String> = [program].into_iter().chain(words).collect();
     words
         .iter()
-        .map(|w| quoted(w))
+        .map(|w| plain::shell_word(w))
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -178,27 +182,9 @@ fn left_of(typed: impl Iterator<Item = String>, without: &[&str]) -> Vec<String>
     words
 }
 
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn words_are_quoted_for_a_shell() {
-        assert_eq!(quoted("a-b/c"), "a-b/c");
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
-    }
 
     #[test]
     fn options_are_left_out_with_their_values() {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use wtblk_shared::disk::DATA_SERIAL;
 
+use super::append;
 use super::catalog::{self, Defect};
 use super::console::ConsoleTest;
 use super::guest;
@@ -52,6 +53,8 @@ pub(super) struct Asked {
 pub(super) struct Told<'a> {
     /// The tests, in their order.
     pub(super) results: &'a [TestResult],
+    /// How many did not come to their end.
+    pub(super) not_run: u64,
     /// The command's exit status.
     pub(super) status: u8,
     /// Why it could not go on.
@@ -65,6 +68,7 @@ pub(super) struct Told<'a> {
 impl Asked {
     /// Reads the scenarios and refuses what does not go together.
     pub(super) fn of(mut options: Options) -> Result<Asked> {
+        append::check(options.append.as_deref())?;
         let scenario = checked_scenarios(&options.scenarios)?;
         let mut shape = scenario.device.shape();
         shape.queues = options.queues.or(shape.queues);
@@ -121,6 +125,7 @@ impl Asked {
                 );
             }
             if !names.contains(name) {
+                refuse_list(name)?;
                 bail!(
                     "there is no test '{name}'; the tests are: {}",
                     names.join(", ")
@@ -166,6 +171,7 @@ impl Asked {
         let status = status_of(&results);
         let told = Told {
             results: &results,
+            not_run: 0,
             status,
             trouble: None,
             environment: self.options.kernel.environment(),
@@ -257,6 +263,7 @@ impl Asked {
                 .map(|(name, _)| name.clone())
                 .collect(),
             boots: told.boots.to_vec(),
+            not_run: told.not_run,
             tests: told.results.to_vec(),
         };
         let json = serde_json::to_vec_pretty(&document)?;
@@ -284,6 +291,19 @@ impl Asked {
         }
         Ok(kept)
     }
+}
+
+/// Names with commas between them are no name: each has a `--test` of its own.
+pub(super) fn refuse_list(name: &str) -> Result<()> {
+    if name.contains(',') {
+        let each: Vec<&str> = name.split(',').map(str::trim).collect();
+        let each: Vec<&str> = each.into_iter().filter(|n| !n.is_empty()).collect();
+        bail!(
+            "there is no test '{name}'; --test takes one name and can be repeated: --test {}",
+            each.join(" --test ")
+        );
+    }
+    Ok(())
 }
 
 /// Reads the user's scenarios once here, so that a typo is told before a boot and

@@ -51,13 +51,12 @@ impl Ground {
     pub fn prepare(qemu: Qemu, wanted: Wanted<'_>) -> Result<Ground> {
         let source = wanted.kernel.built(wanted.interrupted)?;
         let kernel = match &source {
-            Source::Image(kernel) if !kernel.is_file() => {
-                bail!("--kernel {}: no such file", kernel.display())
-            }
             Source::Image(kernel) => kernel.clone(),
             Source::Built(built) => built.image.clone(),
             Source::Ours | Source::Tree(..) => kernel::build()?.vmlinux(),
         };
+        // Also where the board is given: what is no kernel must not be booted.
+        let suits = machine_for(&kernel)?;
         let initramfs = match wanted.initramfs {
             Some(file) if !file.is_file() => {
                 bail!("--initramfs {}: there is no such file", file.display())
@@ -65,7 +64,7 @@ impl Ground {
             Some(file) => file.to_path_buf(),
             None => guest::initramfs()?,
         };
-        let machine = wanted.machine.map_or_else(|| machine_for(&kernel), Ok)?;
+        let machine = wanted.machine.unwrap_or(suits);
         let accel = accel::resolve(wanted.accel, &qemu, machine, &kernel, &initramfs)?;
         Ok(Ground {
             qemu,

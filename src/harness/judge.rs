@@ -27,6 +27,7 @@ pub fn test(test: &ConsoleTest, verdicts: &Verdicts) -> TestResult {
         seconds: (test.time.as_secs_f64() * 1000.0).round() / 1000.0,
         boot: String::new(),
         skipped,
+        not_run: None,
         unfinished: None,
         subtests,
         unexpected: None,
@@ -43,6 +44,7 @@ pub fn skipped(name: &str, why: &str) -> TestResult {
         seconds: 0.0,
         boot: String::new(),
         skipped: Some(why.to_owned()),
+        not_run: None,
         unfinished: None,
         subtests: vec![Subtest {
             name: "guest".into(),
@@ -54,6 +56,16 @@ pub fn skipped(name: &str, why: &str) -> TestResult {
         }],
         unexpected: None,
         waits: Vec::new(),
+    }
+}
+
+/// A test that was due when the run ended early.
+pub fn not_run(name: &str, why: &str) -> TestResult {
+    let why = format!("not run to its end: {why}");
+    TestResult {
+        skipped: None,
+        not_run: Some(why.clone()),
+        ..skipped(name, &why)
     }
 }
 
@@ -172,6 +184,16 @@ fn promise(promise: &PromiseVerdict, groups: &[Group]) -> Subtest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_that_was_due_is_neither_held_nor_skipped() {
+        let due = not_run("dsync", "QEMU ended: killed");
+        assert_eq!(due.verdict(), Verdict::NotChecked);
+        assert_eq!((due.skipped, due.name.as_str()), (None, "dsync"));
+        let why = "not run to its end: QEMU ended: killed";
+        assert_eq!(due.not_run.as_deref(), Some(why));
+        assert_eq!(due.subtests[0].reasons, [why]);
+    }
 
     #[test]
     fn a_damaged_image_is_a_finding_and_an_open_log_is_none() {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -14,7 +14,9 @@ use serde::Deserialize;
 use super::catalog::{self, Defect};
 use super::own::Source;
 use super::paths;
+use super::qemu::GUEST_MEMORY;
 use super::run::{self, Options};
+use crate::plain;
 use crate::report::model::status;
 
 /// Tests that have to find each defect.
@@ -70,6 +72,9 @@ type Noise = BTreeSet<(String, String)>;
 /// The part of `results.json` that a row needs.
 #[derive(Deserialize)]
 struct Document {
+    /// The exit status of the row's run.
+    #[serde(default)]
+    status: u8,
     /// The command that repeats it.
     #[serde(default)]
     repeat_with: String,
@@ -164,9 +169,10 @@ impl Row {
 }
 
 /// Runs all rows and prints them; the exit status. Rows that lie in the folder from an
-/// interrupted run with the same command and seed are taken as they are. With every defect and every test
-/// on our own kernel, `docs/defects.md` is written.
-pub fn run(mut options: Options, print: &mut impl Write) -> Result<u8> {
+/// interrupted run with the same command and seed are taken as they are. `command` is what was
+/// typed, without seed and folder: printed with both where the matrix does not come to its end.
+/// The page goes to the folder; see [`is_whole`] for when it goes to the docs, too.
+pub fn run(mut options: Options, command: &str, print: &mut impl Write) -> Result<u8> {
     let defects: Vec<Defect> = catalog::defects()?
         .into_iter()
         .filter(|d| options.defect.as_ref().is_none_or(|name| *name == d.name))
@@ -177,38 +183,25 @@ pub fn run(mut options: Options, print: &mut impl Write) -> Result<u8> {
     }
     let out = run::out_dir(options.out.as_deref())?;
     let seed = options.seed.unwrap_or_else(run::draw_seed);
-    let ours = matches!(options.kernel, Source::Ours);
-    let whole = options.defect.is_none() && options.tests.is_empty() && ours;
-    // Once for all rows; where the tree lacks the flag nothing is to be built.
-    if options.kernel.without_flag().is_none() {
-        options.kernel = options.kernel.built(&AtomicBool::new(false))?;
-    }
-    writeln!(print, "KTAP version 1\n1..{}", defects.len() + 1)?;
-    let mut rows: Vec<Row> = Vec::new();
-    let mut bad = false;
-    let all = std::iter::once(None).chain(defects.into_iter().map(Some));
-    for (n, defect) in all.enumerate() {
-        let name = defect
-            .as_ref()
-            .map_or(SOUND, |d| d.name.as_str())
-            .to_owned();
-        let dir = out.join(&name);
-        let noise = rows.first().map(Row::noise).unwrap_or_default();
-        let Some(row) = row(&options, seed, &name, defect, &dir, &noise)? else {
-            writeln!(print, "Bail out! interrupted")?;
-            return Ok(status::INTERRUPTED);
-        };
-        // A row of an earlier run may be of another kernel.
-        if let Some(first) = rows.first().filter(|r| r.environment != row.environment) {
-            bail!(
-                "{}: the row '{name}' ran on something else than '{}': name a new folder",
-                out.display(),
-                first.name
-            );
+    let whole = is_whole(&options);
+    let stop = run::interruption()?;
+    let stopped = || stop.load(Ordering::Relaxed);
+    let again = format!("{command} --seed {seed}");
+    let ended = whole_matrix(&mut options, defects, seed, &out, &stop, print);
+    let rows = match ended {
+        Ok(Some(rows)) => rows,
+        other => {
+            // What failed because of the signal is not what is to be told.
+            let why = other.err().filter(|_| !stopped());
+            let first = why.as_ref().map_or("interrupted".to_owned(), |e| {
+                e.to_string().lines().next().unwrap_or_default().to_owned()
+            });
+            writeln!(print, "Bail out! {}", plain::line(&first))?;
+            let dir = plain::shell_word(&out.display().to_string());
+            writeln!(print, "# go on with: {again} --out {dir}")?;
+            return why.map_or(Ok(status::INTERRUPTED), Err);
         }
-        bad |= tell(print, n + 1, &row)?;
-        rows.push(row);
-    }
+    };
     let text = page(&rows);
     let mut places = vec![out.join("defects.md")];
     if whole {
@@ -218,12 +211,63 @@ pub fn run(mut options: Options, print: &mut impl Write) -> Result<u8> {
         paths::write_whole(place, text.as_bytes())?;
         writeln!(print, "# the matrix: {}", place.display())?;
     }
-    writeln!(
-        print,
-        "# repeat with: {} --matrix --seed {seed}",
-        options.command
-    )?;
+    writeln!(print, "# repeat with: {again}")?;
+    let bad = rows.iter().any(|row| !row.faults().is_empty());
     Ok(if bad { status::FINDING } else { status::HELD })
+}
+
+/// Whether it is the matrix of the docs: every defect and every test, on our own kernel, our own
+/// guest program and a ground that nobody changed.
+fn is_whole(options: &Options) -> bool {
+    let all = options.defect.is_none() && options.tests.is_empty();
+    let ours = matches!(options.kernel, Source::Ours) && options.initramfs.is_none();
+    let ground = options.fs.is_none() && options.queues.is_none() && options.machine.is_none();
+    let plain = options.scenarios.is_empty() && options.append.is_none() && options.tags.is_none();
+    let guest = options.memory == GUEST_MEMORY && options.ops.is_none();
+    all && ours && ground && plain && guest
+}
+
+/// All rows; `None` where it was interrupted.
+fn whole_matrix(
+    options: &mut Options,
+    defects: Vec<Defect>,
+    seed: u64,
+    out: &Path,
+    stop: &AtomicBool,
+    print: &mut impl Write,
+) -> Result<Option<Vec<Row>>> {
+    // Once for all rows; where the tree lacks the flag nothing is to be built.
+    if options.kernel.without_flag().is_none() {
+        options.kernel = options.kernel.clone().built(stop)?;
+    }
+    writeln!(print, "KTAP version 1\n1..{}", defects.len() + 1)?;
+    let mut rows: Vec<Row> = Vec::new();
+    let all = std::iter::once(None).chain(defects.into_iter().map(Some));
+    for (n, defect) in all.enumerate() {
+        let name = defect
+            .as_ref()
+            .map_or(SOUND, |d| d.name.as_str())
+            .to_owned();
+        let dir = out.join(&name);
+        let noise = rows.first().map(Row::noise).unwrap_or_default();
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let Some(row) = row(options, seed, &name, defect, &dir, &noise)? else {
+            return Ok(None);
+        };
+        // A row of an earlier run may be of another kernel.
+        if let Some(first) = rows.first().filter(|r| r.environment != row.environment) {
+            bail!(
+                "{}: the row '{name}' ran on something else than '{}': name a new folder",
+                out.display(),
+                first.name
+            );
+        }
+        tell(print, n + 1, &row)?;
+        rows.push(row);
+    }
+    Ok(Some(rows))
 }
 
 /// One row; `None` where it was interrupted.
@@ -246,9 +290,10 @@ fn row(
         ..options.clone()
     };
     let path = dir.join("results.json");
-    if path.is_file() {
-        return kept(&path, &one, seed)
-            .map(|document| Some(Row::new(name, defect, &document, noise)));
+    if path.is_file()
+        && let Some(document) = kept(&path, &one, seed)?
+    {
+        return Ok(Some(Row::new(name, defect, &document, noise)));
     }
     // What an interrupted run has left of it.
     if dir.is_dir() {
@@ -274,8 +319,9 @@ fn read(path: &Path) -> Result<Document> {
     serde_json::from_slice(&json).with_context(|| path.display().to_string())
 }
 
-/// The row as an earlier run with the same command and seed left it.
-fn kept(path: &Path, one: &Options, seed: u64) -> Result<Document> {
+/// The row as an earlier run with the same command and seed left it; `None` where that did not
+/// come to its end: not all tests ran.
+fn kept(path: &Path, one: &Options, seed: u64) -> Result<Option<Document>> {
     let document = read(path)?;
     let same = format!("{} --seed {seed}", one.command);
     if document.repeat_with != same {
@@ -285,11 +331,12 @@ fn kept(path: &Path, one: &Options, seed: u64) -> Result<Document> {
             document.repeat_with
         );
     }
-    Ok(document)
+    let ended = ![status::CANNOT, status::INTERRUPTED].contains(&document.status);
+    Ok(ended.then_some(document))
 }
 
-/// Prints the row; whether it is not as it should be.
-fn tell(print: &mut impl Write, number: usize, row: &Row) -> Result<bool> {
+/// Prints the row.
+fn tell(print: &mut impl Write, number: usize, row: &Row) -> Result<()> {
     for (test, cell) in row.tests.iter().filter(|(_, c)| c.found > 0) {
         writeln!(
             print,
@@ -307,7 +354,7 @@ fn tell(print: &mut impl Write, number: usize, row: &Row) -> Result<bool> {
     let word = if faults.is_empty() { "ok" } else { "not ok" };
     writeln!(print, "{word} {number} {}", row.name)?;
     print.flush()?;
-    Ok(!faults.is_empty())
+    Ok(())
 }
 
 /// The page.
@@ -400,6 +447,7 @@ mod tests {
                 .collect(),
         });
         Document {
+            status: 0,
             repeat_with: String::new(),
             environment: BTreeMap::new(),
             tests: tests.collect(),
@@ -466,6 +514,76 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    fn options() -> Options {
+        Options {
+            scenarios: Vec::new(),
+            tests: Vec::new(),
+            kernel: Source::Ours,
+            initramfs: None,
+            defect: None,
+            expect: false,
+            accel: crate::harness::accel::Choice::Tcg,
+            machine: None,
+            qemu: None,
+            repeat: 1,
+            ops: None,
+            seed: None,
+            out: None,
+            flag: 0x200,
+            tags: None,
+            queues: None,
+            fs: None,
+            recording: crate::device::Recording::default(),
+            append: None,
+            memory: GUEST_MEMORY,
+            limit: None,
+            command: "wtblk run".to_owned(),
+            one_test: "wtblk run".to_owned(),
+        }
+    }
+
+    /// What is of one defect, or of another ground, must not take the place of the page of the docs.
+    #[test]
+    fn the_page_of_the_docs_is_that_of_the_whole_matrix_alone() {
+        let mut plain = options();
+        (plain.seed, plain.out, plain.repeat) = (Some(7), Some("/x".into()), 20);
+        assert!(is_whole(&plain));
+        let word = || Some("x".to_owned());
+        let changes: [fn(&mut Options, Option<String>); 9] = [
+            |o, word| o.defect = word,
+            |o, word| o.tests.extend(word),
+            |o, _| o.kernel = Source::Image("/k".into()),
+            |o, word| o.fs = word,
+            |o, word| o.append = word,
+            |o, _| o.queues = Some(4),
+            |o, _| o.tags = Some(false),
+            |o, _| o.scenarios.push("/s".into()),
+            |o, _| o.memory = 256,
+        ];
+        for (n, change) in changes.iter().enumerate() {
+            let mut options = options();
+            change(&mut options, word());
+            assert!(!is_whole(&options), "change {n}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_did_not_come_to_its_end_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("results.json");
+        let kept_with = |status: u8, seed: u64| {
+            let json = format!(
+                "{{\"status\": {status}, \"repeat_with\": \"wtblk run --seed 7\", \"tests\": []}}"
+            );
+            fs::write(&path, json).unwrap();
+            kept(&path, &options(), seed).map(|document| document.is_some())
+        };
+        for (status, is_kept) in [(0, true), (1, true), (3, true), (2, false), (130, false)] {
+            assert_eq!(kept_with(status, 7).unwrap(), is_kept, "status {status}");
+        }
+        assert!(kept_with(0, 8).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! The outside world: kernel, initramfs, image, QEMU and the guest's run.
 
 pub mod accel;
+mod append;
 mod asked;
 pub mod boot;
 pub mod catalog;

@@ -69,15 +69,41 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// The board that suits a kernel image. An ELF file is taken for a PVH kernel;
-/// a bzImage on microvm restarts in a loop instead of ending.
+/// The board that suits a kernel image; refused is what is none. A vmlinux is taken for a PVH
+/// kernel; a bzImage on microvm restarts in a loop instead of ending.
 pub fn machine_for(kernel: &Path) -> Result<Machine> {
-    let mut magic = [0; 4];
-    let mut file = File::open(kernel)
-        .with_context(|| format!("cannot open the kernel {}", kernel.display()))?;
-    let elf = file.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
-    Ok(if elf { Machine::Microvm } else { Machine::Pc })
+    let whose = || format!("--kernel {}", kernel.display());
+    let meta = std::fs::metadata(kernel).with_context(whose)?;
+    if meta.is_dir() {
+        bail!(
+            "--kernel {}: that is a folder; name the image in it (vmlinux, or arch/x86/boot/bzImage), \
+             or the tree by --kdir",
+            kernel.display()
+        );
+    }
+    if !meta.is_file() {
+        bail!("--kernel {}: no regular file", kernel.display());
+    }
+    let mut head = Vec::new();
+    let file = File::open(kernel).with_context(whose)?;
+    file.take(HEAD).read_to_end(&mut head).with_context(whose)?;
+    let at = |from: usize, what: &[u8]| head.get(from..from + what.len()) == Some(what);
+    // The setup header of Documentation/arch/x86/boot.rst.
+    if at(0x202, b"HdrS") {
+        return Ok(Machine::Pc);
+    }
+    // 64 bits, the lower byte first; an executable (a program of today is a shared object) for x86-64.
+    if at(0, b"\x7fELF\x02\x01") && at(16, &[2, 0, 62, 0]) {
+        return Ok(Machine::Microvm);
+    }
+    bail!(
+        "--kernel {}: no kernel image: neither a vmlinux (ELF, x86-64) nor a bzImage",
+        kernel.display()
+    )
 }
+
+/// So much of a kernel image tells what it is.
+const HEAD: u64 = 0x206;
 
 /// The board.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -249,6 +275,36 @@ mod tests {
             why.contains("1888 bytes") && why.contains("--append"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused_and_an_image_gets_its_board() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        let board = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            machine_for(&path).map_err(|e| format!("{e:#}"))
+        };
+        let mut elf = vec![0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[16..20].copy_from_slice(&[2, 0, 62, 0]);
+        assert_eq!(board(&elf), Ok(Machine::Microvm));
+        let mut compressed = vec![0; 0x400];
+        compressed[0x202..0x206].copy_from_slice(b"HdrS");
+        assert_eq!(board(&compressed), Ok(Machine::Pc));
+        // A program, a text, a part of an image, nothing.
+        elf[16] = 3;
+        for none in [&elf[..], b"#!/bin/sh\n", &compressed[..0x205], b""] {
+            let said = board(none).unwrap_err();
+            assert!(said.contains("no kernel image"), "{said}");
+        }
+        let said = format!("{:#}", machine_for(dir.path()).unwrap_err());
+        assert!(
+            said.contains("a folder") && said.contains("--kdir"),
+            "{said}"
+        );
+        let said = format!("{:#}", machine_for(&dir.path().join("none")).unwrap_err());
+        assert!(said.contains("No such file"), "{said}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::own::Source;
 use super::paths;
 use super::qemu::{Machine, Qemu};
 use crate::device::Recording;
+use crate::plain;
 use crate::report::ktap;
 use crate::report::model::{TestResult, status, status_of};
 use crate::report::results::BootSummary;
@@ -93,14 +94,30 @@ struct Run {
     out: PathBuf,
     interrupted: Arc<AtomicBool>,
     boots: Vec<BootSummary>,
+    /// Where the run ended early.
+    due: Option<Due>,
 }
 
-/// Runs the tests, prints KTAP to `print`, writes the results; the exit status.
-pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
+/// What a run that ended early did not come to: of the repetition that was under way.
+struct Due {
+    round: u32,
+    tests: VecDeque<String>,
+    /// The boot that was to run them; empty where there was none yet.
+    boot: String,
+}
+
+/// A flag that the signals of an interruption set.
+pub(super) fn interruption() -> Result<Arc<AtomicBool>> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
+    Ok(interrupted)
+}
+
+/// Runs the tests, prints KTAP to `print`, writes the results; the exit status.
+pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
+    let interrupted = interruption()?;
     // A signal reaches every process of the terminal: what failed because of it
     // (mkfs, say) is not what is to be told.
     let is_stopped = || interrupted.load(Ordering::Relaxed);
@@ -129,18 +146,28 @@ pub fn run(options: Options, print: &mut impl Write) -> Result<u8> {
         None if run.interrupted.load(Ordering::Relaxed) => status::INTERRUPTED,
         None => status_of(&results),
     };
-    if let Some(error) = &trouble {
-        let text = error.to_string();
-        writeln!(
-            print,
-            "Bail out! {}",
-            text.lines().next().unwrap_or_default()
-        )?;
-    } else if status == status::INTERRUPTED {
-        writeln!(print, "Bail out! interrupted")?;
+    let why = match &trouble {
+        Some(error) => Some(error.to_string().lines().next().unwrap_or_default().into()),
+        None if status == status::INTERRUPTED => Some("interrupted".to_owned()),
+        None => None,
+    };
+    let mut not_run = 0;
+    if let Some(why) = &why {
+        writeln!(print, "Bail out! {}", plain::line(why))?;
+        not_run = tests.len() as u64 * u64::from(repeat) - results.len() as u64;
+        if let Some(due) = run.due.take() {
+            results.extend(due.tests.iter().map(|name| TestResult {
+                repeat: due.round,
+                boot: due.boot.clone(),
+                ..judge::not_run(name, why)
+            }));
+        }
+        let all = tests.len() * repeat as usize;
+        writeln!(print, "# not run to their end: {not_run} of {all} tests")?;
     }
     let told = Told {
         results: &results,
+        not_run,
         status,
         trouble: trouble.as_ref(),
         environment: run.ground.environment(),
@@ -171,6 +198,7 @@ impl Run {
             out,
             interrupted,
             boots: Vec::new(),
+            due: None,
         })
     }
 
@@ -184,14 +212,33 @@ impl Run {
         let repeat = self.asked.options.repeat;
         for round in 1..=repeat {
             let mut left: VecDeque<String> = tests.iter().cloned().collect();
-            while !left.is_empty() && !self.interrupted.load(Ordering::Relaxed) {
+            let mut due = Due {
+                round,
+                tests: left.clone(),
+                boot: String::new(),
+            };
+            while !left.is_empty() {
+                if self.interrupted.load(Ordering::Relaxed) {
+                    self.due = Some(due);
+                    return Ok(());
+                }
                 let scenarios = self.asked.scenarios_for(left.make_contiguous())?;
-                let (ended, trouble) = self.one_boot(round, &mut left, &scenarios)?;
+                let booted = self.one_boot(round, &mut left, &scenarios);
+                due.boot = self.boots.last().map_or(String::new(), |b| b.dir.clone());
+                let (ended, trouble) = match booted {
+                    Ok(came) => came,
+                    Err(error) => {
+                        self.due = Some(due);
+                        return Err(error);
+                    }
+                };
+                due.tests.clone_from(&left);
                 for result in ended {
                     ktap::test(print, results.len() + 1, &result, repeat)?;
                     results.push(result);
                 }
                 if let Some(trouble) = trouble {
+                    self.due = Some(due);
                     return Err(trouble);
                 }
             }
@@ -259,7 +306,9 @@ impl Run {
         };
         let mut console = outcome.console;
         if console.plan.is_none() || console.bail_out.is_some() {
-            let why = console.bail_out.unwrap_or_else(|| in_words(&outcome.ended));
+            let why = console
+                .bail_out
+                .unwrap_or_else(|| without_tests(&outcome.ended));
             bail!(
                 "the guest did not come up: {why}\nthe last lines of its console ({}):\n{}",
                 dir.join("console.log").display(),
@@ -335,6 +384,18 @@ pub(super) fn in_words(ended: &Ended) -> String {
     }
 }
 
+/// The same of a guest that ran no test of ours: that none failed says nothing.
+pub(super) fn without_tests(ended: &Ended) -> String {
+    match ended {
+        Ended::Guest(exit::OK | exit::NOT_OK) => {
+            "the guest ended by itself without running a test; is the initramfs that of \
+             `wtblk kernel guest`, and does --append ask for something else?"
+                .to_owned()
+        }
+        other => in_words(other),
+    }
+}
+
 pub(super) fn draw_seed() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -384,4 +445,19 @@ pub(super) fn out_dir(given: Option<&Path>) -> Result<PathBuf> {
     let dir = runs.join(format!("{}-{}", now.as_millis(), std::process::id()));
     fs::create_dir_all(&dir)?;
     Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_ran_nothing_is_not_said_to_have_passed() {
+        for ended in [Ended::Guest(exit::OK), Ended::Guest(exit::NOT_OK)] {
+            let said = without_tests(&ended);
+            assert!(said.contains("without running a test"), "{said}");
+            assert!(!said.contains("passed"), "{said}");
+        }
+        assert!(without_tests(&Ended::Limit).contains("time limit"));
+    }
 }

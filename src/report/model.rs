@@ -88,6 +88,8 @@ pub struct TestResult {
     pub boot: String,
     /// Set where the guest skipped it: the reason.
     pub skipped: Option<String>,
+    /// Set where it was due when the run ended early: why that was.
+    pub not_run: Option<String>,
     /// Set where it did not come to its end: how the guest ended.
     pub unfinished: Option<String>,
     /// Its checks.
@@ -183,6 +185,7 @@ pub(crate) mod tests {
             seconds: 0.0,
             boot: "boot-1".into(),
             skipped: None,
+            not_run: None,
             unfinished: None,
             subtests,
             unexpected: None,

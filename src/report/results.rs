@@ -36,7 +36,9 @@ pub struct Results {
     pub idle_rules: Vec<String>,
     /// Each boot: folder, how it ended, seconds.
     pub boots: Vec<BootSummary>,
-    /// Each test of each repetition.
+    /// How many tests of all repetitions did not come to their end since the run ended early.
+    pub not_run: u64,
+    /// Each test of each repetition that was begun.
     pub tests: Vec<TestResult>,
 }
 

@@ -49,6 +49,7 @@ pub mod size;
 mod slots;
 mod spoil;
 mod spoil_errors;
+mod spoil_probes;
 pub mod stable;
 pub mod stop_after_error;
 pub mod story;

@@ -8,13 +8,12 @@
 use std::collections::HashSet;
 
 use wtblk_shared::disk::SECTOR;
-use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark, ProbeBegin, ProbeState};
+use wtblk_shared::mark::{CallBegin, CallEnd, FileMark, Mark};
 
 use super::call::{Call, Class};
 use super::selftest::FAILED;
-use super::spoil_errors::{
-    goes_on, of_test, other_bytes, passed_by, told_from_nowhere, told_twice,
-};
+use super::spoil_errors::{goes_on, other_bytes, passed_by, told_from_nowhere, told_twice};
+use super::spoil_probes::hangs;
 use super::verdict::{Verdict, Verdicts};
 use crate::trace::event::{Body, DATA_DISK, DeviceEvent, DeviceKind, Event, Op, Submit};
 
@@ -582,54 +581,6 @@ fn left_in_writeback(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool
         }
     }
     n >= 2 && site.sure("writeback-cleared")
-}
-
-fn hangs(events: &mut Vec<Event>, site: &Site, _: &mut Dice) -> bool {
-    let probe = |e: &Event| match mark(e) {
-        Some(Mark::ProbeBegin(p)) => Some(p),
-        _ => None,
-    };
-    // Also of the test's failed call, which is no site.
-    let test = of_test(events, site);
-    let rest = events.iter().enumerate().take(test.end).skip(test.start);
-    let probes: Vec<_> = rest.filter_map(|(i, e)| Some((i, probe(e)?))).collect();
-    // One that ends while the device has nothing: beside a held request, or one of nobody's that failed, the
-    // kernel is not to blame.
-    let end_of = |(begin, probe): &(usize, ProbeBegin)| {
-        let ends = |e: &Event| matches!(mark(e), Some(Mark::ProbeEnd { probe: p, .. }) if p == probe.probe);
-        let behind = events.get(*begin..)?;
-        let end = begin + behind.iter().position(ends)?;
-        (!super::spoil_errors::may_wait(events.get(..end)?)).then_some(end)
-    };
-    let found = probes.iter().find_map(|p| Some((&p.1, end_of(p)?)));
-    let Some((probe, end)) = found else {
-        return false;
-    };
-    let probe = probe.clone();
-    // All that the probe sent is done: it waits for something else.
-    let waited = probe.limit_ms + 100;
-    let at_ns = events.get(end).map_or(0, |e| e.time_ns) + 2 * waited * 1_000_000;
-    for (n, ms) in [(0, waited), (1, waited + 5)] {
-        let state = Mark::ProbeState(ProbeState {
-            probe: probe.probe,
-            waited_ms: ms,
-            state: 'D',
-            switches: 7,
-            wchan: "folio_wait_bit_common".into(),
-        });
-        let body = Body::Mark(crate::trace::event::MarkEvent {
-            line: state.to_line(),
-            ordered: true,
-        });
-        let mut event = new_event(events, end, body);
-        event.seq += n;
-        event.time_ns = at_ns + n * 5_000_000;
-        events.insert(end + n as usize, event);
-    }
-    for event in events.iter_mut().skip(end + 2) {
-        event.time_ns += 2 * waited * 1_000_000 + 10_000_000;
-    }
-    site.sure("progress")
 }
 
 /// Changes one fact of an event.

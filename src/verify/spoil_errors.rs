@@ -197,24 +197,3 @@ pub(super) fn passed_by(events: &mut Vec<Event>, site: &Site, dice: &mut Dice) -
     // What else is not decided where the guest does not tell who changes its files.
     site.sure("size")
 }
-
-/// Whether a request was taken and not given back, or one without a call's tag has failed.
-pub(super) fn may_wait(events: &[Event]) -> bool {
-    let mut open = std::collections::HashMap::new();
-    let mut failed = false;
-    for event in events {
-        match &event.body {
-            Body::Submit(s) => {
-                let tag = wtblk_shared::tag::Tag::from_ioprio(s.ioprio);
-                open.insert(event.seq, tag.is_none());
-            }
-            Body::Complete(c) => {
-                failed |= open.remove(&c.request) == Some(true) && !c.status.is_ok();
-            }
-            // What a device that was killed still had.
-            Body::Device(d) if d.kind == crate::trace::event::DeviceKind::Reset => open.clear(),
-            _ => {}
-        }
-    }
-    failed || !open.is_empty()
-}

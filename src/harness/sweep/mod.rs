@@ -25,6 +25,8 @@ use self::judge::{Given, Judge};
 use self::record::{Booted, Header, Line, Record, SCHEMA, Stamp, Swept};
 use self::report::Whole;
 use super::accel::Choice;
+use super::append;
+use super::asked::refuse_list;
 use super::boot::{self, Ended, Plan, Ran, TRACE};
 use super::catalog;
 use super::ground::{Ground, Wanted};
@@ -33,9 +35,10 @@ use super::own::Source;
 use super::paths;
 use super::progress::Progress;
 use super::qemu::{GUEST_MEMORY, Machine, Qemu};
-use super::run::{draw_seed, in_words, known_defect, out_dir};
+use super::run::{draw_seed, in_words, interruption, known_defect, out_dir, without_tests};
 use crate::device::Recording;
 use crate::fault::Shape;
+use crate::plain;
 use crate::report::model::status;
 
 /// Which requests of a point fail.
@@ -108,8 +111,11 @@ pub fn begin(options: Options, compare: u32, print: &mut impl Write) -> Result<u
 /// Goes on with the sweep in this folder.
 pub fn resume(dir: &Path, compare: u32, print: &mut impl Write) -> Result<u8> {
     let interrupted = interruption()?;
-    let record = Record::resume(dir)?;
+    let mut record = Record::resume(dir)?;
+    record.note_lost_boots()?;
     let header = &record.header;
+    append::check(header.append.as_deref())
+        .with_context(|| format!("{}, line 1", dir.join(record::FILE).display()))?;
     header.kernel.check()?;
     header.initramfs.check()?;
     let ground = Ground::prepare(
@@ -165,15 +171,8 @@ pub fn merge(dirs: &[PathBuf], out: Option<&Path>, print: &mut impl Write) -> Re
     Ok(status)
 }
 
-fn interruption() -> Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    Ok(interrupted)
-}
-
 fn prepare(options: Options, interrupted: &AtomicBool) -> Result<(Record, Ground)> {
+    append::check(options.append.as_deref())?;
     let qemu = Qemu::find(options.qemu.as_deref())?;
     let faults: Result<Vec<&Fault>> = options.faults.iter().map(|f| faults::find(f)).collect();
     let faults = faults?;
@@ -204,6 +203,7 @@ fn prepare(options: Options, interrupted: &AtomicBool) -> Result<(Record, Ground
         let before = shapes.len();
         shapes.extend(of_test.cloned());
         if shapes.len() == before {
+            refuse_list(test)?;
             let mut known: Vec<&str> = all.iter().map(|(test, _)| test.as_str()).collect();
             known.dedup();
             bail!(
@@ -304,7 +304,7 @@ impl Sweep {
         writeln!(print, "# results: {}", results.display())?;
         if status == status::INTERRUPTED || status == status::CANNOT {
             let program = record.header.command.split(' ').next().unwrap_or("wtblk");
-            let dir = record.dir.display();
+            let dir = plain::shell_word(&record.dir.display().to_string());
             writeln!(print, "# go on with: {program} sweep --resume {dir}")?;
         }
         let seed = record.header.swept.seed;
@@ -343,7 +343,7 @@ impl Sweep {
             if before == (self.record.cleans.len(), self.record.points.len()) && !more_rules {
                 bail!(
                     "the guest did no point: {}\nthe last lines of its console:\n{}",
-                    in_words(&ran.ended),
+                    without_tests(&ran.ended),
                     ran.last_lines.join("\n")
                 );
             }
@@ -435,6 +435,23 @@ impl Sweep {
         };
         let swept = judge.finish(died.as_deref())?;
         let seconds = begun.elapsed().as_secs_f64();
+        // Before anything is refused: what went wrong in it is told of a boot that is known.
+        if keep {
+            let (damage, not_repaired) = match &ran.repair {
+                Repair::Clean => (Vec::new(), None),
+                Repair::Damaged(lines) => (lines.clone(), None),
+                Repair::NotChecked(why) => (Vec::new(), Some(why.clone())),
+            };
+            self.record.add(Line::Boot(Booted {
+                dir: name.clone(),
+                ended: in_words(&ran.ended),
+                seconds: rounded(seconds),
+                points: swept.points,
+                sweeping: rounded(swept.seconds),
+                damage,
+                not_repaired,
+            }))?;
+        }
         if let Some(why) = &ran.store_error {
             bail!(
                 "the device could not store what the guest wrote ({why}): this boot proves nothing"
@@ -450,26 +467,11 @@ impl Sweep {
             bail!("the guest cannot be swept: {skipped}");
         }
         if keep {
-            let (damage, not_repaired) = match &ran.repair {
-                Repair::Clean => (Vec::new(), None),
-                Repair::Damaged(lines) => (lines.clone(), None),
-                Repair::NotChecked(why) => (Vec::new(), Some(why.clone())),
-            };
-            let whole = damage.is_empty();
-            self.record.add(Line::Boot(Booted {
-                dir: name.clone(),
-                ended: in_words(&ran.ended),
-                seconds: rounded(seconds),
-                points: swept.points,
-                sweeping: rounded(swept.seconds),
-                damage,
-                not_repaired,
-            }))?;
             // Nobody will look at the trace of a boot in which everything held; it is large.
             let of_boot = self.record.points.values().filter(|p| p.boot == name);
             if of_boot.clone().all(|p| p.findings.is_empty())
                 && matches!(ran.ended, Ended::Guest(_))
-                && whole
+                && !matches!(&ran.repair, Repair::Damaged(_))
             {
                 let contents = dir.join(format!("{TRACE}.data"));
                 let _ = std::fs::remove_file(dir.join(TRACE)).and(std::fs::remove_file(contents));

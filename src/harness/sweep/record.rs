@@ -2,7 +2,7 @@
 //! What a sweep has found so far: a file of lines that only grows, so that a kill
 //! at any moment costs the point at hand and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,10 @@ use std::time::UNIX_EPOCH;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wtblk_shared::sweep::Shard;
+use wtblk_shared::sweep::{Shard, points, points_of};
 
 use super::Requests;
+use super::faults::room;
 use crate::harness::accel::Choice;
 use crate::harness::qemu::Machine;
 
@@ -21,6 +22,8 @@ use crate::harness::qemu::Machine;
 pub const FILE: &str = "points.jsonl";
 /// Name and version of its lines.
 pub const SCHEMA: &str = "wtblk-sweep/1";
+/// How a boot ended of whose end nothing is written.
+const LOST: &str = "wtblk ended before the boot did";
 /// A sweep's file that is larger is none of ours.
 const MAX_FILE: u64 = 4 << 30;
 
@@ -304,6 +307,13 @@ impl Record {
             }
             _ => bail!("{}: the first line of {FILE} is no header", dir.display()),
         };
+        let (part, of) = header.shard;
+        if part < 1 || part > of {
+            bail!(
+                "{}, line 1: `shard` is {part}/{of}, expected K/N with 1 <= K <= N",
+                dir.join(FILE).display()
+            );
+        }
         let mut record = Record {
             file,
             dir: dir.to_path_buf(),
@@ -312,10 +322,98 @@ impl Record {
             points: BTreeMap::new(),
             boots: Vec::new(),
         };
-        for line in lines {
-            record.take(line?);
+        let mut places = HashMap::new();
+        for (line, number) in lines.zip(2_usize..) {
+            let line = line?;
+            let wrong = match &line {
+                Line::Clean(clean) => record.wrong_clean(clean),
+                Line::Point(done) => {
+                    places.entry(done.index).or_insert(number);
+                    None
+                }
+                Line::Header(_) => Some("a second header".to_owned()),
+                Line::Boot(_) => None,
+            };
+            if let Some(wrong) = wrong {
+                bail!("{}, line {number}: {wrong}", dir.join(FILE).display());
+            }
+            record.take(line);
+        }
+        if let Some((index, wrong)) = record.wrong_point() {
+            let number = places.get(&index).copied().unwrap_or_default();
+            bail!("{}, line {number}: {wrong}", dir.join(FILE).display());
         }
         Ok(record)
+    }
+
+    /// What of a clean pass cannot be.
+    fn wrong_clean(&self, clean: &Clean) -> Option<String> {
+        let shapes = self.header.swept.shapes.len();
+        if clean.shape >= shapes {
+            return Some(format!(
+                "`shape` is {}, the sweep has {shapes}, counted from 0",
+                clean.shape
+            ));
+        }
+        let most = room(1) as usize;
+        if clean.counted.len() > most {
+            let n = clean.counted.len();
+            return Some(format!("`counted` has {n} requests, at most {most} can be"));
+        }
+        None
+    }
+
+    /// The first point that the sweep does not have, or has otherwise, and what is wrong with it.
+    /// Where not all clean passes are there it is not known which points there are.
+    fn wrong_point(&self) -> Option<(u64, String)> {
+        let counts = self.counts()?;
+        let swept = &self.header.swept;
+        let of_each: u64 = counts.iter().map(|n| points_of(*n, swept.pairs)).sum();
+        let all = of_each * swept.faults.len() as u64;
+        if let Some((index, _)) = self.points.last_key_value().filter(|(i, _)| **i >= all) {
+            let wrong = format!("`index` is {index}, the sweep has {all} points, counted from 0");
+            return Some((*index, wrong));
+        }
+        let mut due = points(&counts, swept.faults.len(), swept.pairs);
+        for done in self.points.values() {
+            let point = due.find(|p| p.index == done.index)?;
+            let (test, shape) = swept.shapes.get(point.shape)?;
+            let fault = swept.faults.get(point.fault)?;
+            let requests: Vec<u32> = point.requests().collect();
+            if (&done.test, &done.shape, &done.fault, &done.requests)
+                != (test, shape, fault, &requests)
+            {
+                let wrong = format!(
+                    "`test`, `shape`, `fault`, `requests` are {}/{} {} {:?}; point {} is {test}/{shape} {fault} {requests:?}",
+                    done.test, done.shape, done.fault, done.requests, done.index
+                );
+                return Some((done.index, wrong));
+            }
+        }
+        None
+    }
+
+    /// Writes down the boots that have begun and of whose end nothing is written: wtblk was killed
+    /// in them. For who goes on: they are over.
+    pub fn note_lost_boots(&mut self) -> Result<()> {
+        let known = |name: &String| self.boots.iter().any(|boot| boot.dir == *name);
+        let begun = (1_u64..)
+            .map(|n| format!("boot-{n}"))
+            .take_while(|name| self.dir.join(name).exists());
+        let lost: Vec<String> = begun.filter(|name| !known(name)).collect();
+        for dir in lost {
+            let points = self.points.values().filter(|p| p.boot == dir).count() as u64;
+            self.add(Line::Boot(Booted {
+                dir,
+                ended: LOST.to_owned(),
+                seconds: 0.0,
+                points,
+                sweeping: 0.0,
+                damage: Vec::new(),
+                not_repaired: Some(LOST.to_owned()),
+            }))?;
+        }
+        Ok(())
     }
 
     /// Writes a line down, in one piece.
@@ -465,7 +563,7 @@ pub(super) mod tests {
     fn a_sweep_goes_on_wherever_it_was_cut() {
         let dir = tempfile::tempdir().unwrap();
         let mut record = Record::create(dir.path(), header()).unwrap();
-        record.add(Line::Clean(clean(0, 2))).unwrap();
+        record.add(Line::Clean(clean(0, 10))).unwrap();
         assert_eq!(record.counts(), None);
         record.add(Line::Clean(clean(1, 1))).unwrap();
         for index in 0..3 {
@@ -507,6 +605,74 @@ pub(super) mod tests {
         let line = serde_json::to_string(&Line::Header(Box::new(other))).unwrap();
         assert!(said(&format!("{line}\n")).contains("wtblk-sweep/0"));
         assert!(Record::read(Path::new("/nonexistent")).is_err());
+    }
+
+    #[test]
+    fn what_the_sweep_cannot_have_is_refused_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |header: Header, lines: &[Line]| {
+            let header = Line::Header(Box::new(header));
+            let all = std::iter::once(&header).chain(lines);
+            let all: Vec<String> = all.map(|l| serde_json::to_string(l).unwrap()).collect();
+            std::fs::write(dir.path().join(FILE), all.join("\n") + "\n").unwrap();
+            match Record::read(dir.path()) {
+                Ok(_) => String::new(),
+                Err(e) => format!("{e:#}"),
+            }
+        };
+        let point = |done: Done| Line::Point(Box::new(done));
+        let cleans = || vec![Line::Clean(clean(0, 2)), Line::Clean(clean(1, 1))];
+        let with = |last: Line| [cleans(), vec![point(done(0, Outcome::Held)), last]].concat();
+        assert_eq!(said(header(), &with(point(done(1, Outcome::Held)))), "");
+        let text = said(header(), &with(point(done(3, Outcome::Held))));
+        assert!(
+            text.contains("points.jsonl, line 5: `index` is 3, the sweep has 3 points"),
+            "{text}"
+        );
+        let text = said(header(), &with(point(done(1_000_000, Outcome::Held))));
+        assert!(text.contains("line 5: `index`"), "{text}");
+        // A point that is there, and is another one.
+        let mut other = done(1, Outcome::Held);
+        other.requests = vec![1];
+        let text = said(header(), &with(point(other)));
+        assert!(
+            text.contains("line 5: `test`, `shape`") && text.contains("t/a ioerr [2]"),
+            "{text}"
+        );
+        let text = said(header(), &with(Line::Clean(clean(2, 1))));
+        assert!(text.contains("line 5: `shape` is 2"), "{text}");
+        let text = said(header(), &with(Line::Clean(clean(1, 5000))));
+        assert!(text.contains("line 5: `counted` has 5000"), "{text}");
+        let mut nobody = header();
+        nobody.shard = (0, 1);
+        let text = said(nobody, &[]);
+        assert!(text.contains("line 1: `shard` is 0/1"), "{text}");
+        assert!(
+            said(header(), &with(Line::Header(Box::new(header())))).contains("a second header")
+        );
+    }
+
+    #[test]
+    fn a_boot_that_a_kill_has_ended_stands_among_the_boots() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record::create(dir.path(), header()).unwrap();
+        for name in ["boot-1", "boot-2"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        record.add(Line::Clean(clean(0, 2))).unwrap();
+        record.add(Line::Clean(clean(1, 1))).unwrap();
+        record
+            .add(Line::Point(Box::new(done(0, Outcome::Held))))
+            .unwrap();
+        record.note_lost_boots().unwrap();
+        // And it stays so: once each, in the file, too.
+        record.note_lost_boots().unwrap();
+        let read = Record::read(dir.path()).unwrap();
+        for boots in [&record.boots, &read.boots] {
+            let told: Vec<(&str, u64)> = boots.iter().map(|b| (b.dir.as_str(), b.points)).collect();
+            assert_eq!(told, [("boot-1", 1), ("boot-2", 0)]);
+            assert!(boots.iter().all(|b| b.not_repaired.is_some()));
+        }
     }
 
     #[test]

@@ -92,6 +92,19 @@ impl<'a> Whole<'a> {
         of_each * swept.faults.len() as u64
     }
 
+    /// Why there is no point at all, where all is counted and there is none.
+    fn no_points(&self) -> Option<String> {
+        let counts = self.counts.as_ref().filter(|_| self.points() == 0)?;
+        let counted: Vec<String> = (counts.iter().enumerate())
+            .map(|(shape, n)| format!("{} {n}", self.shape_name(shape)))
+            .collect();
+        let needs = match self.header.swept.pairs {
+            true => "--pairs needs a call with two requests at least",
+            false => "no call makes a request of those that would fail",
+        };
+        Some(format!("{needs}; counted were: {}", counted.join(", ")))
+    }
+
     /// The status of a sweep that came to its end.
     pub fn status(&self) -> u8 {
         let broken_clean = self.cleans().any(|found| !found.is_empty());
@@ -225,6 +238,9 @@ impl<'a> Whole<'a> {
                 sums.join(", ")
             }
         )?;
+        if let Some(why) = self.no_points() {
+            writeln!(out, "# no points: {why}")?;
+        }
         let rates = self.rates();
         writeln!(
             out,
@@ -271,7 +287,9 @@ impl<'a> Whole<'a> {
     /// How fast it went.
     pub fn rates(&self) -> Rates {
         let boots = || self.boots();
-        let points: u64 = boots().map(|b| b.points).sum();
+        // How long a boot took that a kill has ended is not known: none of its points count here.
+        let timed = boots().filter(|b| b.seconds > 0.0);
+        let points: u64 = timed.map(|b| b.points).sum();
         let per = |seconds: f64| {
             if seconds > 0.0 {
                 points as f64 / seconds
@@ -476,6 +494,34 @@ mod tests {
         let said = text(&records);
         assert!(said.contains("repair after boot-2"), "{said}");
         assert!(said.contains("\n  bad magic\n"), "{said}");
+    }
+
+    #[test]
+    fn a_sweep_without_points_says_why() {
+        for (pairs, count, why) in [
+            (
+                true,
+                1,
+                "--pairs needs a call with two requests at least; counted were: t/a 1, t/b 1",
+            ),
+            (
+                false,
+                0,
+                "no call makes a request of those that would fail; counted were: t/a 0, t/b 0",
+            ),
+            (false, 1, ""),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut head = header();
+            head.swept.pairs = pairs;
+            let mut r = Record::create(dir.path(), head).unwrap();
+            for shape in 0..2 {
+                r.add(Line::Clean(clean(shape, count))).unwrap();
+            }
+            let said = text(&[r]);
+            assert_eq!(said.contains("# no points: "), !why.is_empty(), "{said}");
+            assert!(said.contains(why), "{said}");
+        }
     }
 
     #[test]
