@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use wtblk_shared::mark::{CallBegin, CallEnd, Mark};
+use wtblk_shared::mark::{CallBegin, CallEnd, Extent, Mark};
 use wtblk_shared::tag::Tag;
 use wtblk_shared::{RWF_DSYNC, RWF_NOWAIT, pattern};
 
@@ -54,6 +54,8 @@ pub struct Begun {
     pub tag: Option<Tag>,
     /// i_size before it.
     isize: u64,
+    /// [`World::steps`] when it had begun.
+    before: u64,
 }
 
 impl Call<'_> {
@@ -119,6 +121,7 @@ impl Call<'_> {
     /// Ends a call that has begun.
     pub fn over(&self, begun: &Begun, result: i64) -> Result<Done, Fail> {
         self.end(begun, result)?;
+        self.world.step();
         self.world.untag_thread();
         if result == self.len as i64 && self.flags & self.world.params.flag != 0 {
             self.tell_edges()?;
@@ -133,7 +136,7 @@ impl Call<'_> {
     pub fn begin(&self) -> Result<Begun, Fail> {
         let world = self.world;
         let tag = world.tag_thread()?;
-        let call = world.next_call();
+        let (call, before) = (world.next_call(), world.steps());
         let isize = self.file.size().or_fail(|| "fstat".into())?;
         world.post(&Mark::Begin(CallBegin {
             call,
@@ -148,9 +151,23 @@ impl Call<'_> {
             bsize: world.bsize,
             tag: tag.map(Tag::number),
             pattern: Some(self.pattern),
-            extents: fiemap::extents(&self.file.file, self.off, self.len),
+            extents: self.extents(),
         }))?;
-        Ok(Begun { call, tag, isize })
+        Ok(Begun {
+            call,
+            tag,
+            isize,
+            before,
+        })
+    }
+
+    /// Where the file lies. With always_cow any write goes elsewhere, as it does where blocks are shared.
+    fn extents(&self) -> Option<Vec<Extent>> {
+        let mut list = fiemap::extents(&self.file.file, self.off, self.len)?;
+        if self.world.always_cow() {
+            list.iter_mut().for_each(|e| e.flags |= fiemap::SHARED);
+        }
+        Some(list)
     }
 
     fn end(&self, begun: &Begun, result: i64) -> Result<(), Fail> {
@@ -163,7 +180,11 @@ impl Call<'_> {
             call: begun.call,
             result,
             isize,
-            extents: fiemap::extents(&self.file.file, self.off, self.len),
+            // With always_cow the call's blocks have moved on where somebody else has written them meanwhile.
+            extents: match self.world.always_cow() && self.world.steps() != begun.before {
+                true => None,
+                false => self.extents(),
+            },
         }))
     }
 

@@ -144,6 +144,7 @@ impl OpenFile {
         world.post(&Mark::File(FileMark::ChangeBegin(begin)))?;
         let done = work(&self.file);
         let result = result(&done);
+        world.step();
         world.post(&Mark::File(FileMark::ChangeEnd { change, result }))?;
         Ok(done)
     }
@@ -154,7 +155,7 @@ impl OpenFile {
         self.change(world, kind, off, len, |file| {
             sys::fallocate(file, mode, off, len)
         })?
-        .or_fail(|| "fallocate".into())
+        .map_err(|e| world.no_blocks(&e))
     }
 
     /// Tells what a reader sees in a range of whole sectors.

@@ -195,7 +195,7 @@ impl Subject {
     ) -> Result<(), Fail> {
         self.open()
             .change(t.world, "extend", 0, end, how)?
-            .or_fail(|| "fallocate".into())?;
+            .map_err(|e| t.world.no_blocks(&e))?;
         if self.expect.len() < end as usize {
             self.expect.resize(end as usize, 0);
         }

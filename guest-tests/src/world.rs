@@ -56,6 +56,7 @@ pub struct Counters {
     open: AtomicU64,
     sync: AtomicU64,
     change: AtomicU64,
+    over: AtomicU64,
     tag: AtomicU64,
     file: AtomicU64,
 }
@@ -65,6 +66,20 @@ fn next(counter: &AtomicU64) -> u64 {
 }
 
 impl World {
+    /// Whether every write goes to new blocks (`/sys/fs/xfs/debug/always_cow`).
+    pub fn always_cow(&self) -> bool {
+        self.fact("always_cow") == "on"
+    }
+
+    /// What it means that fallocate(2) failed: with always_cow XFS gives no blocks before they are written
+    /// (`xfs_file_fallocate`), which is no fault.
+    pub fn no_blocks(&self, e: &std::io::Error) -> Fail {
+        if e.raw_os_error() == Some(libc::EOPNOTSUPP) && self.always_cow() {
+            return Fail::Skip("with always_cow there is no fallocate".into());
+        }
+        Fail::Error(format!("fallocate: {e}"))
+    }
+
     /// Bytes that are in one folio and one block at the least: a page, or a block where that is larger.
     pub fn unit(&self) -> u64 {
         self.bsize.max(4096)
@@ -103,6 +118,17 @@ impl World {
     /// The next number of an fsync.
     pub fn next_sync(&self) -> u64 {
         next(&self.counters.sync)
+    }
+
+    /// How many calls and changes have begun or ended so far: two looks alike, and none was under way beside.
+    pub fn steps(&self) -> u64 {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Acquire);
+        of(&self.counters.call) + of(&self.counters.change) + of(&self.counters.over)
+    }
+
+    /// A call or a change is over.
+    pub fn step(&self) {
+        next(&self.counters.over);
     }
 
     /// The next change's number.

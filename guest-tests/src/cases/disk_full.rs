@@ -84,7 +84,7 @@ fn fill(t: &Test) -> Result<File, Fail> {
         match sys::fallocate(&file, 0, at, piece) {
             Ok(()) => at += piece,
             Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => piece /= 2,
-            Err(e) => return Err(Fail::Error(format!("filling the disk: {e}"))),
+            Err(e) => return Err(t.world.no_blocks(&e)),
         }
     }
     t.note(format!("the disk is full with {at} bytes more"));

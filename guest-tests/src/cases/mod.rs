@@ -95,7 +95,7 @@ pub const ALL: &[Case] = &[
     Case { name: "fails-unwritten", needs: &[Need::Flag], run: fails_unwritten::run },
     Case { name: "bad-buffer", needs: &[Need::Flag], run: bad_buffer::run },
     Case { name: "disk-full", needs: &[Need::Flag], run: disk_full::run },
-    Case { name: "quota", needs: &[Need::Flag], run: quota::run },
+    Case { name: "quota", needs: &[Need::Flag, Need::InPlace], run: quota::run },
     Case { name: "multi-extent-async", needs: &[Need::Flag, Need::Aio], run: multi_extent::run_async },
     Case { name: "async-stop-after-error", needs: &[Need::Flag, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: stop_after_error::run_async },
     Case { name: "async-error-mid-call", needs: &[Need::Flag, Need::Tags, Need::Aio, Need::Cachestat, Need::Userfaultfd], run: async_error_mid_call::run },
@@ -118,8 +118,8 @@ pub const ALL: &[Case] = &[
     Case { name: "across-2g", needs: &[Need::Flag], run: across_2g::run },
     Case { name: "iovecs", needs: &[Need::Flag], run: iovecs::run },
     Case { name: "source-mapped", needs: &[Need::Flag], run: source_mapped::run },
-    Case { name: "over-delalloc", needs: &[Need::Flag], run: over_delalloc::run },
-    Case { name: "behind-writeback", needs: &[Need::Flag], run: behind_writeback::run },
+    Case { name: "over-delalloc", needs: &[Need::Flag, Need::InPlace], run: over_delalloc::run },
+    Case { name: "behind-writeback", needs: &[Need::Flag, Need::InPlace], run: behind_writeback::run },
     Case { name: "racing-writers", needs: &[Need::Flag], run: racing_writers::run },
     Case { name: "synchronous-calls", needs: &[Need::Flag], run: synchronous_calls::run },
     Case { name: "read-only-in-flight", needs: &[Need::Flag, Need::Aio], run: read_only_in_flight::run },
@@ -179,7 +179,7 @@ pub fn limits(case: &Case, params: &Params, bsize: u64) -> u32 {
         name if name.starts_with("waits-beside-") => 6,
         // Each part of them once more for every error point, or beside a write that fails.
         "async-error-points" | "blocks-in-flight" | "clone-in-flight" | "concurrent-calls"
-        | "long-extent" => 3,
+        | "long-extent" | "synchronous-calls" => 3,
         _ => 1,
     };
     parts * larger
@@ -210,6 +210,9 @@ pub enum Need {
     Tags,
     /// Files that can share blocks.
     Reflink,
+    /// Overwrites that go where the data was: with always_cow other room is set aside for them, and FIEMAP does not
+    /// tell what is to be written there.
+    InPlace,
     /// A kernel with our switch that takes the memory for bios away.
     BioReserve,
     /// With the defect `misaligned`: a logical block smaller than the file
@@ -239,6 +242,9 @@ impl Need {
             Need::Userfaultfd => fact("userfaultfd", "userfaultfd(2)"),
             Need::Aio => fact("aio", "io_submit(2)"),
             Need::Reflink => fact("reflink", "sharing blocks (FICLONERANGE)"),
+            Need::InPlace => world
+                .always_cow()
+                .then(|| "with always_cow every write goes to new blocks".to_owned()),
             Need::Uring => fact("io_uring", "io_uring"),
             Need::Tags => (!world.params.tags).then(|| {
                 "calls carry no tag, and no rule finds one by its place that has none yet"

@@ -72,7 +72,8 @@ pub struct Model {
     /// Where the last dirty byte since the last sync ends.
     dirty_end: u64,
     /// More may be dirty than the blocks say: somebody stored through a mapping, which dirties the
-    /// whole folio, whatever that is; or a request failed, which may leave its pages dirty.
+    /// whole folio, whatever that is; or a request failed, which may leave its pages dirty; or dirty blocks were taken
+    /// away: a dirty folio that has others besides is not split (`iomap_release_folio`), and stays dirty with them.
     unclear: bool,
 }
 
@@ -197,7 +198,9 @@ impl Model {
 
     fn cut(&mut self, size: u64) {
         self.size = size;
-        self.blocks.truncate((size as usize).div_ceil(self.bsize));
+        let left = (size as usize).div_ceil(self.bsize);
+        self.unclear |= self.blocks.iter().skip(left).any(|b| b.dirty);
+        self.blocks.truncate(left);
         let from = size as usize % self.bsize;
         if from > 0
             && let Some(tail) = self.blocks.last_mut()
@@ -225,6 +228,7 @@ impl Model {
         for number in self.numbers(off, end - off) {
             let (from, to) = self.part(number, off, end - off);
             if (from, to) == (0, self.bsize) {
+                self.unclear |= self.blocks[number].dirty;
                 self.blocks[number] = Block::zeros(self.bsize);
             } else {
                 self.blocks[number].change(from, &zeros[from..to]);

@@ -217,3 +217,26 @@ fn dirty_data_that_a_failed_call_has_lost_moves_no_size() {
     assert_eq!(m.clone().mounted(4 * B), Ok(()));
     assert_eq!(m.mounted(5 * B + 4), Ok(()));
 }
+
+/// A dirty folio of several blocks is not split where a part of it goes: what is left may stay dirty with it.
+#[test]
+fn dirty_blocks_that_are_taken_away_may_leave_others_dirty() {
+    let written = |through: u64| {
+        let mut m = Model::new(B);
+        m.write(0, &[1; 4 * B as usize]);
+        m.pin(0, &vec![1; (through * B) as usize]);
+        m
+    };
+    for dirty in [false, true] {
+        // All is clean, or the last block is dirty.
+        let clean = written(if dirty { 3 } else { 4 });
+        for take in [Model::truncate as fn(&mut Model, u64), |m, at| {
+            m.punch(at, B)
+        }] {
+            let mut m = clean.clone();
+            assert_eq!(m.is_dirty(), dirty);
+            take(&mut m, 3 * B);
+            assert_eq!(m.is_dirty(), dirty);
+        }
+    }
+}
