@@ -171,7 +171,7 @@ impl Row {
 /// Runs all rows and prints them; the exit status. Rows that lie in the folder from an
 /// interrupted run with the same command and seed are taken as they are. `command` is what was
 /// typed, without seed and folder: printed with both where the matrix does not come to its end.
-/// The page goes to the folder; see [`is_whole`] for when it goes to the docs, too.
+/// The page goes to the folder; see `is_whole` for when it goes to the docs, too.
 pub fn run(mut options: Options, command: &str, print: &mut impl Write) -> Result<u8> {
     let defects: Vec<Defect> = catalog::defects()?
         .into_iter()
