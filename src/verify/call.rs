@@ -301,6 +301,18 @@ impl EndedCall {
             .filter(|r| matches!(r.class, Class::Data(_)))
     }
 
+    /// The blocks from the old end of the file's to the call's first, where the call begins beyond that end: they are
+    /// zeroed first, and flushed if they are dirty or unwritten (`iomap_zero_range`), by the caller and so with its tag.
+    pub fn zeroed_first(&self) -> Range<u64> {
+        let begin = &self.begin;
+        if begin.isize >= begin.off {
+            return 0..0;
+        }
+        let block = begin.bsize.max(1);
+        let end = begin.off.checked_next_multiple_of(block);
+        begin.isize - begin.isize % block..end.unwrap_or(u64::MAX)
+    }
+
     /// Whether the begin mark names this flag.
     pub fn is(&self, flag: &str) -> bool {
         has_flag(&self.begin, flag)

@@ -149,19 +149,14 @@ fn obstacle(
     if !missing.is_empty() {
         return None;
     }
-    // An extension past an unaligned end of the file zeroes and flushes that block first.
-    let block = call.begin.bsize.max(1);
-    let old_end = call.begin.isize - call.begin.isize % block;
-    let head_end = call.begin.off.checked_next_multiple_of(block);
-    let head = old_end..head_end.unwrap_or(u64::MAX);
+    let head = call.zeroed_first();
     if call.is("short-copy") {
         Some("a block may be sent twice after a short copy")
     } else if call.concurrent {
         Some("a block may be sent twice: another marked call wrote to the same folios")
-    } else if call.begin.isize < call.begin.off
-        && twice
-            .iter()
-            .all(|t| head.start <= t.start && t.end <= head.end)
+    } else if twice
+        .iter()
+        .all(|t| head.start <= t.start && t.end <= head.end)
     {
         Some("the block of the old end of the file may be zeroed and sent before")
     } else {

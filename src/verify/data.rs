@@ -37,7 +37,8 @@ pub static ABOUT: About = About {
                   last block that is not is another one than in the page cache; a read of a file shows \
                   sectors that nobody has written since mkfs (mark stale)",
     not_checked_when: "the call names no pattern; a request's digests are not there; the call failed after a \
-                       short copy, or counts no whole sector of what it sent; the guest does not tell who changes its files (files=marked), or \
+                       short copy, or counts no whole sector of what it sent; of a sector between the old end of the file and the call's first block, sent twice, the last \
+                       one only is compared (it is zeroed and flushed first); the guest does not tell who changes its files (files=marked), or \
                        somebody changed the sector meanwhile whose pattern is not known; no report of the page cache followed for \
                        head and tail. Poison counts as an observation once a fault has touched data",
     comes_from: "rounding out to blocks must not invent bytes: iomap reads the rest of a block that is not \
@@ -251,6 +252,7 @@ impl Promise for Data {
         let (mut bad, mut edges) = (Vec::new(), BTreeMap::new());
         let mut unclear = None;
         let mut compared = false;
+        let zeroed = call.zeroed_first();
         for r in call.data() {
             let Some(list) = digests
                 .get(&r.id)
@@ -260,6 +262,16 @@ impl Promise for Data {
                 continue;
             };
             for (at, disk, digest) in sectors(r, list) {
+                // What was flushed before the call's own data is the file's: that comes in a later request.
+                let later = |o: &CallRequest| {
+                    o.id > r.id
+                        && o.fragments()
+                            .iter()
+                            .any(|f| (f.file..f.file + f.len).contains(&at))
+                };
+                if zeroed.contains(&at) && call.data().any(later) {
+                    continue;
+                }
                 let want = want(call, &written, at);
                 compared |= matches!(want, Want::Pattern);
                 match want {
