@@ -180,7 +180,12 @@ impl Long {
     /// Boots and follows to the end: every one of the tests says ok.
     fn tests(&mut self, kind: &Kind, tests: &[String], more: &[String]) {
         self.lay(kind);
-        let words = [&[format!("wtblk_tests={}", tests.join(","))], more].concat();
+        // Who shares two cores with others for hours comes late now and then; a hang stays one.
+        let own = [
+            format!("wtblk_tests={}", tests.join(",")),
+            "wtblk_test_ms=60000".to_owned(),
+        ];
+        let words = [&own, more].concat();
         let guest = self.boot(kind, &words);
         let mut all = Vec::new();
         let mut fine = 0;

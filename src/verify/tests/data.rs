@@ -10,10 +10,10 @@ use super::builder::*;
 use super::world::Dice;
 use crate::trace::event::{Body, DataEvent, DataKind, Decide, DeviceKind, RequestId};
 
-const P: &str = "data";
+pub(super) const P: &str = "data";
 const FILE: u32 = 7;
 /// Bytes of the file that the streams are about.
-const LEN: usize = 64 * B as usize;
+pub(super) const LEN: usize = 64 * B as usize;
 
 /// What a file holds: version 1 everywhere.
 fn old() -> Vec<u8> {
@@ -23,7 +23,7 @@ fn old() -> Vec<u8> {
 }
 
 /// A call of version 2.
-fn write_2(number: u64, off: u64, len: u64) -> CallBegin {
+pub(super) fn write_2(number: u64, off: u64, len: u64) -> CallBegin {
     CallBegin {
         pattern: Some((FILE, 2)),
         ..call(number, off, len)
@@ -31,7 +31,7 @@ fn write_2(number: u64, off: u64, len: u64) -> CallBegin {
 }
 
 /// The file after the call.
-fn after(c: &CallBegin) -> Vec<u8> {
+pub(super) fn after(c: &CallBegin) -> Vec<u8> {
     let mut bytes = old();
     let (file, version) = c.pattern.unwrap();
     let (from, to) = (c.off as usize, (c.off + c.len) as usize);
@@ -44,7 +44,7 @@ fn digests(bytes: &[u8]) -> Vec<u64> {
 }
 
 impl Stream {
-    fn told() -> Stream {
+    pub(super) fn told() -> Stream {
         let mut s = Stream::booted();
         s.env(&[("files", "marked")]);
         s
@@ -64,13 +64,13 @@ impl Stream {
     }
 
     /// A write of these bytes of the file.
-    fn sends(&mut self, tag: u16, from: u64, to: u64, file: &[u8]) -> RequestId {
+    pub(super) fn sends(&mut self, tag: u16, from: u64, to: u64, file: &[u8]) -> RequestId {
         let id = self.write(tag, DISK + from, to - from);
         self.say(id, (DISK + from) / 512, &file[from as usize..to as usize]);
         id
     }
 
-    fn contents(&mut self, off: u64, len: u64, file: &[u8]) -> u64 {
+    pub(super) fn contents(&mut self, off: u64, len: u64, file: &[u8]) -> u64 {
         self.mark(Mark::File(FileMark::Contents(FileContents {
             dev: 8,
             ino: 1,
@@ -562,47 +562,6 @@ fn digests_are_bounded_and_given_back() {
 }
 
 /// A call that ended before its requests is judged when they are over.
-#[test]
-fn what_is_flushed_before_a_call_beyond_the_end_is_not_the_calls() {
-    // It begins in the block of the old end of the file: that is zeroed, and flushed.
-    let c = CallBegin {
-        isize: 3 * B + 100,
-        ..write_2(1, 3 * B + 512, 2 * B)
-    };
-    let good = after(&c);
-    let zeroed = vec![0; LEN];
-    let stream = |c: &CallBegin, first: &[u8], last: &[u8]| {
-        let mut s = Stream::told();
-        s.begin(c);
-        let flushed = s.sends(1, 3 * B, 4 * B, first);
-        s.ok(flushed);
-        s.sends(1, 3 * B, 6 * B, last);
-        s.all_ok();
-        s.end(c, 2 * B as i64);
-        s.contents(3 * B, B, &good);
-        s.contents(5 * B, B, &good);
-        s
-    };
-    stream(&c, &zeroed, &good).held(P, 1);
-    // The last word counts; and behind that block, or inside of the file, every word.
-    stream(&c, &good, &zeroed).broken(P, &[]);
-    for isize in [3 * B + 512, 9 * B] {
-        let c = CallBegin { isize, ..c.clone() };
-        stream(&c, &zeroed, &good).broken(P, &["cover"]);
-    }
-    let beyond = |first: &[u8]| {
-        let mut s = Stream::told();
-        s.begin(&c);
-        let flushed = s.sends(1, 4 * B, 5 * B, first);
-        s.ok(flushed);
-        s.sends(1, 3 * B, 6 * B, &good);
-        s.all_ok();
-        s.end(&c, 2 * B as i64);
-        s
-    };
-    beyond(&zeroed).broken(P, &["cover", "order"]);
-}
-
 #[test]
 fn digests_of_a_call_that_ended_early_are_kept() {
     let c = write_2(1, 3 * B, 2 * B);

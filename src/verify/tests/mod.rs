@@ -8,6 +8,7 @@ mod between_boots;
 mod boots;
 mod builder;
 mod data;
+mod data_flushed;
 mod disturbances;
 mod durable;
 mod edges;
