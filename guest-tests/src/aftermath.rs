@@ -272,7 +272,7 @@ fn settled(t: &Test, what: &str, stage: &Stage, done: &Done) -> Result<(), Fail>
         return Ok(());
     }
     let file = &stage.subject.open().file;
-    let (from, to) = rounded(t.world.bsize.max(4096), stage.off, stage.len);
+    let (from, to) = rounded(t.world.unit(), stage.off, stage.len);
     let len = to - from;
     pages::settle(file, from, len, t.world.params.probe / 4)?;
     let state = pages::report_twice(t.world, done.call, "after-call", file, from, len)?;

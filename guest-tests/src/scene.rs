@@ -287,7 +287,7 @@ pub fn check_done(t: &Test, stage: &Stage, what: &str, done: &Done) -> Result<()
         return s.check_call(t, done, stage.off, stage.len);
     }
     if t.world.fact("cachestat") == "yes" {
-        let (from, to) = rounded(t.world.bsize.max(4096), stage.off, stage.len);
+        let (from, to) = rounded(t.world.unit(), stage.off, stage.len);
         let file = &s.open().file;
         pages::report_twice(t.world, done.call, "after-call", file, from, to - from)?;
         let after = pages::state(file, 0, s.end())?;

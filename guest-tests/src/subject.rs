@@ -390,7 +390,7 @@ impl Subject {
         if t.world.fact("cachestat") != "yes" {
             return Ok(());
         }
-        let (from, to) = rounded(t.world.bsize.max(4096), off, len);
+        let (from, to) = rounded(t.world.unit(), off, len);
         let s = pages::report(
             t.world,
             call,

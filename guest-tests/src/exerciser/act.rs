@@ -228,7 +228,7 @@ impl<'a> Actor<'a> {
         })?;
         self.model.pin(from, &seen);
         if world.fact("cachestat") == "yes" {
-            let (from, to) = rounded(world.bsize.max(4096), at.off, at.len);
+            let (from, to) = rounded(world.unit(), at.off, at.len);
             let file = self.file();
             let state = pages::report(world, done.call, "after-call", &file.file, from, to - from)?;
             let dirty = if self.model.is_dirty() {
@@ -254,7 +254,7 @@ impl<'a> Actor<'a> {
             done.call,
             result_text(done.result)
         );
-        let (from, to) = rounded(world.bsize.max(4096), at.off, at.len);
+        let (from, to) = rounded(world.unit(), at.off, at.len);
         self.settled(&what, done.call, from, to)?;
         let size = self.file().size().or_fail(|| "fstat".into())?;
         let (from, to) = rounded(world.bsize, at.off, at.len);

@@ -163,7 +163,7 @@ fn look_at_pages(t: &Test, file: &OpenFile, call: u64, off: u64, len: u64) -> Re
     if world.fact("cachestat") != "yes" {
         return Ok(());
     }
-    let (from, to) = rounded(world.bsize.max(4096), off, len);
+    let (from, to) = rounded(world.unit(), off, len);
     pages::settle(&file.file, from, to - from, world.params.probe / 4)?;
     let mut now = pages::report(world, call, "after-call", &file.file, from, to - from)?;
     if now.writeback > 0 {
