@@ -145,6 +145,65 @@ fn a_device_that_is_killed_again_and_again_loses_nothing() {
 }
 
 #[test]
+fn a_mark_waits_for_the_disk_that_was_killed() {
+    for round in 0..4 {
+        let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
+        let mut data = Driver::connect_tracked(serve.data(), 2);
+        let mut mark = Driver::connect_tracked(serve.mark(), 1);
+        assert_eq!(mark.mark("note text=before"), 0);
+        let dir = serve.kill();
+        // What the guest does while nobody serves it: requests on both queues, then the mark.
+        let heads = [0, 1].map(|queue| {
+            let head = data.submit(queue, 5, OUT, 10_000 + 10 * queue as u64, 512);
+            data.kick(queue);
+            head
+        });
+        let serve = Serve::start_in(dir, "", &ARGS);
+        // The mark disk is back first.
+        mark.reconnect(serve.mark());
+        let late = mark.post_mark(2, "note text=after");
+        // Served after it: the device has looked at the mark, and keeps it.
+        assert!(mark.state().contains("inflight=0"));
+        assert!(!mark.is_done(0, late), "round {round}");
+        data.reconnect(serve.data());
+        assert_eq!(mark.finish(0, 2, late), 0);
+        for (queue, head) in heads.into_iter().enumerate() {
+            assert_eq!(data.finish(queue, 5, head), 0);
+        }
+        // From now on none waits.
+        let begun = std::time::Instant::now();
+        assert_eq!(mark.mark("note text=later"), 0);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(4));
+        drop((data, mark));
+        let trace = serve.end();
+        trace.assert_paired();
+        let marks: Vec<u64> = trace.marks().iter().map(|m| m.0).collect();
+        assert_eq!(marks.len(), 3);
+        let submits = trace.submits();
+        let submits: Vec<u64> = submits.iter().map(|s| s.0).collect();
+        assert_eq!(submits.len(), 2, "round {round}");
+        assert!(submits.iter().all(|&s| marks[0] < s && s < marks[1]));
+    }
+}
+
+#[test]
+fn a_mark_does_not_wait_for_ever_for_the_disk_that_was_killed() {
+    let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
+    let mut mark = Driver::connect_tracked(serve.mark(), 1);
+    assert_eq!(mark.mark("note text=before"), 0);
+    let serve = Serve::start_in(serve.kill(), "", &ARGS);
+    mark.reconnect(serve.mark());
+    assert_eq!(mark.mark("note text=after"), 0);
+    assert_eq!(mark.mark("note text=later"), 0);
+    drop(mark);
+    let trace = serve.end();
+    let limits = trace.device(DeviceKind::Limit);
+    let said = limits.iter().filter(|l| l.2.contains("does not run again"));
+    assert_eq!(said.count(), 1, "{limits:?}");
+    assert_eq!(trace.marks().len(), 3);
+}
+
+#[test]
 fn an_area_that_cannot_be_is_refused_or_stops_its_ring() {
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::FileExt;

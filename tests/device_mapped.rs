@@ -41,6 +41,49 @@ fn an_image_that_is_cut_short_fails_requests_and_nothing_else() {
     assert_eq!(trace.device(DeviceKind::StoreError).len(), 2);
 }
 
+/// What a mapping takes behind the new end, to the end of the page, never comes into the file; what
+/// lay there is gone. So nothing of a cut image is said to be durable or to be zeros.
+#[test]
+fn of_an_image_that_is_cut_short_nothing_is_durable() {
+    let elsewhere = || tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (dir, aio) in [
+        (in_memory(), "auto"),
+        (elsewhere(), "auto"),
+        (elsewhere(), "threads"),
+    ] {
+        let words = ["--image", "img", "--size", "16MiB", "--aio", aio];
+        let serve = Serve::start_in(dir, "", &words);
+        let mut d = Driver::connect(serve.data(), 1);
+        let flush = |d: &mut Driver| {
+            let head = d.submit(0, 9, FLUSH, 0, 0);
+            d.kick(0);
+            d.finish(0, 9, head)
+        };
+        assert_eq!(d.write(0, &[7; 4096]), 0);
+        assert_eq!(flush(&mut d), 0);
+        let image = OpenOptions::new().write(true).open(serve.path("img"));
+        let image = image.unwrap();
+        image.set_len(2048).unwrap();
+        // Whether the write is taken is the file system's to say; a flush must not call it durable.
+        d.write(4, &[8; 512]);
+        assert_eq!(flush(&mut d), 1, "{aio}");
+        assert_eq!(d.zero(DISCARD, &[(800, 8, 0)]), 1, "{aio}");
+        assert_eq!(d.zero(WRITE_ZEROES, &[(800, 8, 1)]), 1, "{aio}");
+        assert_eq!(d.zero(WRITE_ZEROES, &[(800, 8, 0)]), 1, "{aio}");
+        // Whoever makes it whole again may go on.
+        image.set_len(16 << 20).unwrap();
+        assert_eq!(d.write(4, &[9; 512]), 0);
+        assert_eq!(flush(&mut d), 0, "{aio}");
+        assert_eq!(d.read(4, 512), (0, vec![9; 512]));
+        drop(d);
+        let trace = serve.end();
+        trace.assert_paired();
+        let told = trace.device(DeviceKind::StoreError);
+        assert!(told.iter().all(|t| t.2.contains("cut")), "{told:?}");
+        assert_eq!(told.len(), 4, "{aio}: {told:?}");
+    }
+}
+
 #[test]
 fn reading_a_sparse_image_leaves_it_sparse() {
     let serve = Serve::start_in(in_memory(), "", &["--image", "img", "--size", "16MiB"]);

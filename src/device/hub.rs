@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,8 @@ pub(super) struct Hub {
     calls: Mutex<OpenCalls>,
     /// By worker, each written by its own alone.
     in_flight: Box<[Count]>,
+    /// False while the disk under test has not begun anew what it had before its device was killed.
+    returned: AtomicBool,
     /// Readable when what a mark may wait for has changed.
     changed: Wake,
     /// The same for threads.
@@ -69,6 +71,7 @@ impl Hub {
         recording: &Recording,
     ) -> io::Result<Hub> {
         Ok(Hub {
+            returned: AtomicBool::new(!trace.goes_on()),
             trace,
             engines: engines
                 .into_iter()
@@ -322,6 +325,19 @@ impl Hub {
         // A request is counted up and down by the same worker: no sum of theirs is below zero.
         let counts = self.in_flight.iter();
         counts.map(|c| c.0.load(Ordering::Acquire)).sum()
+    }
+
+    /// Whether marks are in order against requests: of a trace that goes on, only when the rings
+    /// of the disk under test run again, as the guest may have made requests before the mark.
+    pub fn returned(&self) -> bool {
+        self.returned.load(Ordering::Acquire)
+    }
+
+    /// The rings of the disk under test run again, or nobody waits for them any more.
+    pub fn set_returned(&self) {
+        if !self.returned.swap(true, Ordering::AcqRel) {
+            self.tell();
+        }
     }
 
     /// The event behind waits; its reader drains it.

@@ -130,6 +130,12 @@ impl Area {
         })
     }
 
+    /// Whether a ring was begun on this queue's part, by this life of the device or an earlier one.
+    pub fn begun(&self, index: u32) -> bool {
+        let version = || self.word::<AtomicU16>(self.each * index as usize + VERSION);
+        index < u32::from(self.queues) && version().load(Ordering::Acquire) != 0
+    }
+
     fn word<T: Word>(&self, at: usize) -> &T {
         assert!(at + size_of::<T>() <= self.map.len(), "outside");
         let address = self.map.as_mut_ptr().wrapping_add(at).cast::<T>();

@@ -25,6 +25,9 @@ use crate::trace::event::{Body, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
 
 /// How long a `wait` keeps its mark: short of what the kernel takes for a hung task.
 const WAIT_LIMIT: Duration = Duration::from_secs(5);
+/// So long marks wait for the disk under test to run again after its device was killed: QEMU
+/// connects anew once a second.
+const RETURN_LIMIT: Duration = Duration::from_secs(5);
 /// Most waits at once; the next ones are answered "not yet" at once.
 const WAITS: usize = 64;
 
@@ -42,8 +45,10 @@ pub(super) struct MarkQueue {
     waits: Vec<Wait>,
     over: Vec<Done>,
     rate: Rate,
-    /// Marks that came too fast; the ring's size is their bound.
+    /// Marks that came too fast, or too early; the ring's size is their bound.
     late: VecDeque<(u64, Taken)>,
+    /// Until when they wait for the disk under test; set by the first that does.
+    return_by: Option<Instant>,
     /// Number of the last mark.
     last: u64,
     /// What the last wait that ended came to.
@@ -60,6 +65,7 @@ impl MarkQueue {
             over: Vec::new(),
             rate: Rate::new(per_second, Instant::now()),
             late: VecDeque::new(),
+            return_by: None,
             last: 0,
             wait: "none",
         }
@@ -85,8 +91,30 @@ impl MarkQueue {
         self.finish(token, Status::IOERR, 0);
     }
 
-    /// Takes a write, unless there were too many of late: then it waits, and so do those behind it.
+    /// The device was killed, and the disk under test does not run again yet: what the guest made
+    /// available there before the mark could be numbered after it.
+    fn early(&mut self) -> bool {
+        if self.hub.returned() {
+            return false;
+        }
+        let now = Instant::now();
+        if now < *self.return_by.get_or_insert(now + RETURN_LIMIT) {
+            return true;
+        }
+        let text = "the disk under test does not run again: marks go ahead of its requests";
+        tracing::warn!("{text}");
+        self.event(DeviceKind::Limit, RETURN_LIMIT.as_secs(), 0, text);
+        self.hub.set_returned();
+        false
+    }
+
+    /// Takes a write, unless it is early or there were too many of late: then it waits, and so do
+    /// those behind it.
     fn write(&mut self, token: u64, taken: Taken) -> Option<u64> {
+        if self.early() {
+            self.late.push_back((token, taken));
+            return None;
+        }
         if self.late.is_empty() && self.rate.takes(Instant::now()) {
             return self.serve(token, &taken);
         }
@@ -103,6 +131,9 @@ impl MarkQueue {
 
     /// Those whose turn has come; with `all` all of them: the ring stops.
     fn serve_late(&mut self, all: bool) {
+        if !all && !self.late.is_empty() && self.early() {
+            return;
+        }
         while !self.late.is_empty() && (all || self.rate.takes(Instant::now())) {
             if let Some((token, taken)) = self.late.pop_front() {
                 self.serve(token, &taken);
@@ -302,7 +333,9 @@ impl QueueDevice for MarkQueue {
         if !self.over.is_empty() {
             return Some(Instant::now());
         }
-        let next = (!self.late.is_empty()).then(|| self.rate.next(Instant::now()));
+        let early = self.return_by.filter(|_| !self.hub.returned());
+        let next = || early.unwrap_or_else(|| self.rate.next(Instant::now()));
+        let next = (!self.late.is_empty()).then(next);
         let waits = self.waits.iter().map(|w| w.until);
         waits.chain(next).min()
     }

@@ -25,7 +25,7 @@ use super::disk::Disk;
 use super::inflight::Area;
 use super::memory::{GuestMap, MAX_REGIONS, RegionInfo};
 use super::ring::{MAX_SIZE, RingPlace};
-use crate::trace::event::DeviceKind;
+use crate::trace::event::{DATA_DISK, DeviceKind};
 
 /// A stop answers when the host kernel's I/O is over or given up.
 const STOP_ANSWER: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(1));
@@ -240,7 +240,23 @@ impl Handler {
         vring.running = true;
         self.order(index, STOP_ANSWER, |tell| {
             Command::Start(Box::new(start), tell)
-        })
+        })?;
+        self.note_return();
+        Ok(())
+    }
+
+    /// A ring is served; where that is so of all that an earlier life of the device had begun,
+    /// marks need not wait any more.
+    fn note_return(&self) {
+        let begun = |index| self.area.as_ref().is_some_and(|area| area.begun(index));
+        let enabled = |v: &Vring| v.enabled || self.features & F_PROTOCOL == 0;
+        let all = (0..)
+            .zip(&self.vrings)
+            .all(|(index, v)| v.running && enabled(v) || !begun(index));
+        let any = self.vrings.iter().any(|v| v.running && enabled(v));
+        if any && all && self.disk.number == DATA_DISK {
+            self.disk.hub.set_returned();
+        }
     }
 }
 
@@ -444,6 +460,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         vring.enabled = enable;
         if vring.running {
             self.order(index, ANSWER_LIMIT, |tell| Command::Enable(enable, tell))?;
+            self.note_return();
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::unistd::{AccessFlags, access};
 
 use super::Buffers;
-use super::transfer::{Way, transfer};
+use super::transfer::{Way, transfer, whole};
 use super::zeroing::Zeroing;
 use crate::sigbus;
 
@@ -89,6 +89,7 @@ impl Mapped {
 
     /// A range that is to become zeros; with `unmap` its pages go.
     pub fn zeroing(&self, offset: u64, len: u64, unmap: bool) -> io::Result<Zeroing> {
+        whole(self.file.as_fd(), self.capacity)?;
         Zeroing::new(self.capacity, offset, len, unmap)
     }
 
@@ -102,8 +103,9 @@ impl Mapped {
         zeroing.step(self.file.as_fd())
     }
 
-    /// As `fdatasync(2)`.
+    /// As `fdatasync(2)`; an error where the file was cut short.
     pub fn sync_data(&self) -> io::Result<()> {
+        whole(self.file.as_fd(), self.capacity)?;
         self.file.sync_data()
     }
 }

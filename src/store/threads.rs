@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use super::done::Done;
-use super::transfer::{Way, transfer};
+use super::transfer::{Way, transfer, whole};
 use super::zeroing::Zeroing;
 use super::{Completion, Op, StoreQueue, given_up};
 
@@ -28,6 +28,7 @@ struct Job {
 impl Job {
     /// Ends before the last piece where it is given up.
     fn zero(&self, pool: &Pool, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        whole(pool.file.as_fd(), pool.capacity)?;
         let mut zeroing = Zeroing::new(pool.capacity, offset, len, unmap)?;
         while !zeroing.step(pool.file.as_fd())? {
             if self.given_up.load(Ordering::Acquire) {
@@ -128,7 +129,9 @@ fn work(pool: &Pool) {
             Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
             Op::Discard { offset, len } => job.zero(pool, *offset, *len, true),
             Op::WriteZeroes { offset, len, unmap } => job.zero(pool, *offset, *len, *unmap),
-            Op::Flush | Op::FlushFirst(_) => pool.file.sync_data(),
+            Op::Flush | Op::FlushFirst(_) => {
+                whole(file, pool.capacity).and_then(|()| pool.file.sync_data())
+            }
         };
         // The buffers go before the completion is told: after it nobody holds the guest's memory.
         let Job {

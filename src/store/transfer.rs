@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
 
 use super::Buffers;
 
@@ -89,6 +90,19 @@ fn transfer_all(
         }
         offset += done as u64;
         first = advance(rest, first, done);
+    }
+    Ok(())
+}
+
+/// An error where somebody has cut the file short: what was written to it is gone, and what a
+/// mapping takes beyond its end (to the end of a page) never was in it. So a flush must not say
+/// that all is durable, nor a discard that the range reads as zeros.
+pub(super) fn whole(file: BorrowedFd<'_>, capacity: u64) -> io::Result<()> {
+    let now = u64::try_from(fstat(file)?.st_size).unwrap_or(0);
+    if now < capacity {
+        return Err(io::Error::other(format!(
+            "somebody has cut the file to {now} bytes, it had {capacity}"
+        )));
     }
     Ok(())
 }

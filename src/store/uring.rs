@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use io_uring::register::Restriction;
@@ -17,7 +17,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
 
 use super::aligned::Aligned;
-use super::transfer::{IOV_MAX, advance};
+use super::transfer::{IOV_MAX, advance, whole};
 use super::{Buffers, Completion, Op, StoreQueue, given_up};
 
 /// Operations that can be submitted at once; more are handed over in between.
@@ -43,6 +43,13 @@ pub(super) struct Target {
     pub capacity: u64,
     /// The open file that has the image's lock.
     pub _locked: File,
+}
+
+impl Target {
+    /// An error where somebody has cut it short.
+    fn whole(&self) -> io::Result<()> {
+        whole(self.file.as_fd(), self.capacity)
+    }
 }
 
 /// What is asked for.
@@ -487,7 +494,10 @@ impl StoreQueue for UringQueue {
             Op::Write { offset, buffers } => {
                 return self.begin(token, offset, Work::Write(buffers));
             }
-            Op::Flush | Op::FlushFirst(_) => return self.begin(token, 0, Work::Sync),
+            Op::Flush | Op::FlushFirst(_) => match self.target.whole() {
+                Ok(()) => return self.begin(token, 0, Work::Sync),
+                result => return self.over.push(Completion { token, result }),
+            },
             Op::Discard { offset, len }
             | Op::WriteZeroes {
                 offset,
@@ -501,10 +511,13 @@ impl StoreQueue for UringQueue {
         let result = match end.is_some_and(|end| end <= self.target.capacity) {
             false => Err(io::ErrorKind::UnexpectedEof.into()),
             true if len == 0 => Ok(()),
-            true => {
-                let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
-                return self.begin(token, offset, Work::Allocate { len, mode });
-            }
+            true => match self.target.whole() {
+                Ok(()) => {
+                    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
+                    return self.begin(token, offset, Work::Allocate { len, mode });
+                }
+                cut => cut,
+            },
         };
         self.over.push(Completion { token, result });
     }
