@@ -242,7 +242,7 @@ fn no_descriptor_for_a_connection() {
 /// At the start it is one sentence.
 #[test]
 fn out_of_descriptors_at_the_start() {
-    for few in [6, 12, 20] {
+    for few in 5..=26 {
         let dir = tempfile::tempdir().unwrap();
         let mut command = wtblk();
         command.current_dir(dir.path());
@@ -265,6 +265,7 @@ fn out_of_descriptors_at_the_start() {
         assert!(said.contains("Too many open files"), "{few}: {said}");
         let lines = said.lines().filter(|l| !l.trim().is_empty()).count();
         assert_eq!(lines, 1, "{few}: {said}");
+        assert!(!said.contains("wtblk: Too many"), "for what? {few}: {said}");
         assert!(!dir.path().join("s").exists(), "{few}");
     }
 }
@@ -486,4 +487,40 @@ fn a_request_that_is_too_long_to_be_looked_at_is_told_once() {
     assert_eq!(said[0].1, trace.submits()[1].0);
     assert_ne!(trace.submits()[0].1.digest, 0);
     assert_eq!(trace.submits()[1].1.digest, 0);
+}
+
+/// `ulimit -f`: what does not fit fails, and the process is there for the rest.
+#[test]
+fn a_limit_of_file_sizes_is_the_error_of_a_request() {
+    for aio in ["threads", "auto"] {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let image = File::create(dir.path().join("img")).unwrap();
+        image.set_len(64 << 20).unwrap();
+        let words = ["--image", "img", "--aio", aio];
+        let serve = Serve::start_with(dir, "", &words, |command| {
+            let few = || setrlimit(Resource::RLIMIT_FSIZE, 20 << 20, 20 << 20).map_err(Into::into);
+            // SAFETY: between fork and exec only a system call is made.
+            unsafe { command.pre_exec(few) };
+        });
+        let mut d = Driver::connect(serve.data(), 1);
+        assert_eq!(d.write(0, &[1; 4096]), 0);
+        assert_eq!(d.write((30 << 20) / 512, &[2; 4096]), 1, "{aio}");
+        assert_eq!(d.read(0, 4096), (0, vec![1; 4096]));
+        drop(d);
+        let trace = serve.end();
+        trace.assert_paired();
+        assert_eq!(trace.device(DeviceKind::StoreError).len(), 1, "{aio}");
+    }
+    // No more so where it is in the way of the start.
+    let mut command = wtblk_ending();
+    let dir = tempfile::tempdir().unwrap();
+    command.current_dir(dir.path());
+    command.args(["serve", "--socket", "s", "--memory", "64MiB"]);
+    let few = || setrlimit(Resource::RLIMIT_FSIZE, 20 << 20, 20 << 20).map_err(Into::into);
+    // SAFETY: as above.
+    unsafe { command.pre_exec(few) };
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("File too large"), "{said}");
 }

@@ -287,6 +287,16 @@ fn messages_that_cannot_be_obeyed_end_their_connection() {
     let ends = ends(serve);
     let bad = ends.iter().filter(|e| e.starts_with("bad message")).count();
     assert_eq!(bad, attempts.len() + 3, "{ends:?}");
+    // Each says which message that was.
+    for name in [
+        "SET_INFLIGHT_FD",
+        "SET_LOG_BASE",
+        "SET_LOG_FD",
+        "SET_VRING_KICK",
+    ] {
+        let named = |e: &&String| e.starts_with(&format!("bad message: {name}: "));
+        assert!(ends.iter().find(named).is_some(), "{name}: {ends:?}");
+    }
 }
 
 /// Its space has 256 bytes, of which the last are zeros. Beyond these the protocol has an answer: one

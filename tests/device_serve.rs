@@ -530,4 +530,31 @@ fn a_guest_that_makes_us_speak_fills_no_disk() {
     let refused = said.lines().filter(|l| l.contains("mark refused")).count();
     // Two windows, on a machine that is slow.
     assert!((1..=40).contains(&refused), "{refused} of 60:\n{said}");
+    // What nothing came after is told at the end.
+    let left = said.lines().filter_map(|l| l.split_once(" more messages"));
+    let left: usize = left.map(|(n, _)| n.parse::<usize>().unwrap()).sum();
+    assert_eq!(refused + left, 60, "{said}");
+}
+
+/// A terminal that is closed ends it in order, unless it was told not to care (nohup).
+#[test]
+fn a_hangup_ends_it_unless_it_is_ignored() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let mut serve = Serve::start("", &[]);
+    serve.signal(Signal::SIGHUP);
+    assert_eq!(serve.wait(), 0);
+    assert!(!serve.path("data").exists());
+    let dir = tempfile::tempdir().unwrap();
+    let serve = Serve::start_with(dir, "", &["--memory", "1MiB"], |command| {
+        // SAFETY: signal(2) is async-signal-safe, and no handler of ours is set.
+        let ignore = || unsafe { signal(Signal::SIGHUP, SigHandler::SigIgn) };
+        let ignore = move || ignore().map(drop).map_err(Into::into);
+        // SAFETY: between fork and exec only a system call is made.
+        unsafe { command.pre_exec(ignore) };
+    });
+    serve.signal(Signal::SIGHUP);
+    let mut d = Driver::connect(serve.data(), 1);
+    assert_eq!(d.write(0, &[1; 512]), 0);
+    drop(d);
+    serve.end();
 }

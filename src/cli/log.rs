@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
@@ -47,7 +47,7 @@ pub fn start(level: &str) -> Result<(), ParseError> {
         .with_ansi(std::io::stderr().is_terminal());
     tracing_subscriber::registry()
         .with(filter)
-        .with(layer.with_filter((!all).then(Limit::default)))
+        .with(layer.with_filter((!all).then_some(Limit)))
         .init();
     Ok(())
 }
@@ -56,10 +56,26 @@ pub fn start(level: &str) -> Result<(), ParseError> {
 struct Said {
     since: Instant,
     count: u32,
+    /// Where they come from.
+    of: &'static str,
 }
 
-#[derive(Default)]
-struct Limit(Mutex<HashMap<Identifier, Said>>);
+/// A filter over [`KINDS`].
+struct Limit;
+
+/// What was said so far.
+static KINDS: LazyLock<Mutex<HashMap<Identifier, Said>>> = LazyLock::new(Mutex::default);
+
+/// At the end: how many were left out that nothing came after.
+pub fn finish() {
+    let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
+    for said in kinds.values_mut() {
+        let left_out = std::mem::take(&mut said.count).saturating_sub(MOST);
+        if left_out > 0 {
+            eprintln!("{left_out} more messages of {} were left out", said.of);
+        }
+    }
+}
 
 /// Whether to say it, and how many were left out before it.
 fn pass(said: &mut Said, now: Instant) -> (bool, u32) {
@@ -69,6 +85,7 @@ fn pass(said: &mut Said, now: Instant) -> (bool, u32) {
         *said = Said {
             since: now,
             count: 0,
+            of: said.of,
         };
     }
     said.count = said.count.saturating_add(1);
@@ -82,10 +99,11 @@ impl<S: Subscriber> Filter<S> for Limit {
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         let place = event.metadata();
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
         let said = kinds.entry(place.callsite()).or_insert_with(|| Said {
             since: Instant::now(),
             count: 0,
+            of: place.target(),
         });
         let (pass, left_out) = pass(said, Instant::now());
         if left_out > 0 {
@@ -125,6 +143,7 @@ mod tests {
         let mut said = Said {
             since: begin,
             count: 0,
+            of: "here",
         };
         let passed = (0..1000).filter(|_| pass(&mut said, begin).0).count();
         assert_eq!(passed as u32, MOST);

@@ -119,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Ctl(args) => args.run(&mut std::io::stdout().lock()),
         Command::Kernel(args) => args.run(),
     };
+    log::finish();
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(status::HELD),

@@ -5,6 +5,7 @@ use std::io;
 use std::num::{IntErrorKind, ParseIntError};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -22,7 +23,7 @@ use crate::device::{Address, Backing, MARKS_PER_SECOND, ServeConfig, Settings, s
 use crate::harness::qemu::Qemu;
 use crate::sandbox::Sandbox;
 
-/// Serve a disk (and a mark disk) over vhost-user, until SIGINT or SIGTERM.
+/// Serve a disk (and a mark disk) over vhost-user, until SIGINT, SIGTERM or SIGHUP.
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     /// Socket to make for the front end of the disk under test
@@ -148,6 +149,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     if args.die_with_parent {
         follow_parent()?;
     }
+    // A file beyond `ulimit -f` is the error of a request then, and no end of the process.
+    let told = Arc::default();
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, told)
+        .context("cannot catch SIGXFSZ")?;
     let config = config(args)?;
     if args.print_qemu_args {
         print!("{}", qemu_args(&config)?);
@@ -240,6 +245,11 @@ fn qemu_args(config: &ServeConfig) -> Result<String> {
         more.push((name.clone(), absolute(address)?, disk.queues()));
     }
     let qemu = Qemu::find(None).ok();
+    if qemu.is_none() {
+        eprintln!(
+            "no QEMU was found: how its option to connect anew is spelt is not known, and a guest with these arguments does not outlive this process (reconnect-ms=100 since QEMU 9.2, reconnect=1 before)"
+        );
+    }
     Ok(qemu_args::text(&Disks {
         reconnect: qemu.as_ref().map(Qemu::reconnect),
         socket: &socket,
@@ -261,9 +271,9 @@ fn follow_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// A size: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB), always powers of 1024.
+/// A size: bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB; P and E too), always powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    let bad = || format!("'{text}' is no size, expected bytes or 64K, 512M, 1GiB");
+    let bad = || format!("'{text}' is no size, expected bytes (one or more) or 64K, 512M, 1GiB");
     let huge = || format!("'{text}' is too large, expected less than 16 EiB");
     let digits = text.find(|c: char| !c.is_ascii_digit());
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
@@ -273,6 +283,8 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "M" | "MiB" => 20,
         "G" | "GiB" => 30,
         "T" | "TiB" => 40,
+        "P" | "PiB" => 50,
+        "E" | "EiB" => 60,
         _ => return Err(bad()),
     };
     let number: u64 = number.parse().map_err(|e: ParseIntError| match e.kind() {
@@ -294,6 +306,7 @@ mod tests {
             ("64K", 65536),
             ("1GiB", 1 << 30),
             ("2T", 2 << 40),
+            ("1EiB", 1 << 60),
         ] {
             assert_eq!(size(text), Ok(bytes));
         }

@@ -58,6 +58,8 @@ pub(super) enum Command {
     Enable(bool, SyncSender<()>),
     /// Another fd to notify through.
     Call(Option<File>, SyncSender<()>),
+    /// Another fd to tell of errors.
+    Err(Option<File>, SyncSender<()>),
     /// Regions were added or removed.
     Memory(Arc<GuestMap>, SyncSender<()>),
     /// Take everything that the avail ring shows now.

@@ -215,7 +215,7 @@ pub(super) fn connection(
             Err(Error::Disconnected) if stopper.hung_up() => break "a rule".to_owned(),
             Err(Error::Disconnected) => break WENT.to_owned(),
             Err(Error::SocketBroken(e)) => break format!("{WENT}: {e}"),
-            Err(error) => break format!("bad message: {error}"),
+            Err(error) => break format!("bad message: {}: {error}", gate.name()),
         }
     };
     let why = catch_unwind(AssertUnwindSafe(&mut messages));

@@ -122,12 +122,15 @@ fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
     if shared.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS {
         shared.connections.fetch_sub(1, Ordering::SeqCst);
         if !shared.said.swap(true, Ordering::Relaxed) {
-            let text = "too many control connections: the next ones are refused";
+            let text = format!(
+                "too many control connections, there are {CONNECTIONS}: the next ones are refused"
+            );
             let kind = DeviceKind::Limit;
             let most = CONNECTIONS as u64;
-            shared.hub.event(DATA_DISK, 0, kind, most, 0, text);
+            shared.hub.event(DATA_DISK, 0, kind, most, 0, &text);
         }
-        return refuse(&mut stream, "too many control connections");
+        let why = format!("too many control connections, there are {CONNECTIONS}");
+        return refuse(&mut stream, &why);
     }
     let theirs = shared.clone();
     let spawned = thread::Builder::new()

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::close;
-use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
+use vhost::vhost_user::message::{FrontendReq, MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE};
 
 /// A message that has begun must be there so soon, room for its answer too.
 pub(super) const MESSAGE_LIMIT: Duration = Duration::from_secs(5);
@@ -33,6 +33,8 @@ pub(super) struct Gate {
     more: Epoll,
     /// No more will come.
     ended: bool,
+    /// What the header of the last message said that it is.
+    code: u32,
 }
 
 /// What waiting came to.
@@ -50,7 +52,16 @@ impl Gate {
             stream,
             more,
             ended: false,
+            code: 0,
         })
+    }
+
+    /// The last message, by the name that the protocol has for it.
+    pub fn name(&self) -> String {
+        match FrontendReq::try_from(self.code) {
+            Ok(known) => format!("{known:?}"),
+            Err(_) => format!("message {}", self.code),
+        }
     }
 
     /// Waits for the front end's first word, without a limit until somebody else waits at the
@@ -145,7 +156,7 @@ impl Gate {
 
     /// Looks at the header: the size of the body that it announces. The crate that reads messages
     /// takes 32 descriptors; with more it forgets the message and goes on with what follows it.
-    fn body(&self) -> Result<Option<usize>, String> {
+    fn body(&mut self) -> Result<Option<usize>, String> {
         let mut header = [0; HEADER];
         let mut iov = [IoSliceMut::new(&mut header)];
         let mut space = nix::cmsg_space!([RawFd; SCM_MAX_FD]);
@@ -181,6 +192,7 @@ impl Gate {
             // Descriptors end what is read at once: they come with the first byte of a message.
             return Err("bad message: descriptors in the middle of its header".into());
         }
+        self.code = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let size = [header[8], header[9], header[10], header[11]];
         Ok(Some(u32::from_le_bytes(size) as usize))
     }

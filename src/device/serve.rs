@@ -39,7 +39,7 @@ use crate::trace::{Left, TraceWriter};
 /// Beyond [`STOP_LIMIT`]: for threads to end.
 const MARGIN: Duration = Duration::from_millis(500);
 
-/// Serves until SIGINT, SIGTERM or, for a connected socket, until its peer has gone.
+/// Serves until SIGINT, SIGTERM, SIGHUP or, for a connected socket, until its peer has gone.
 pub fn serve(config: ServeConfig) -> Result<()> {
     // First of all: a signal during set-up must find its sockets removed again, too.
     let signals = signal_pipe().context("cannot catch signals")?;
@@ -78,14 +78,16 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let trace = Arc::new(trace);
     let rules = settings.scenario.rules.len() as u64;
     let plans = config.plans.clone();
-    let hub = Arc::new(Hub::new(trace.clone(), engines, plans, &config.recording)?);
+    let hub = Hub::new(trace.clone(), engines, plans, &config.recording);
+    let hub = Arc::new(hub.context("cannot set the device up")?);
     let sizes: Vec<u64> = opened.iter().map(|o| o.3.store.capacity()).collect();
-    let ended = Arc::new(Wake::new()?);
+    let ended = Arc::new(Wake::new().context("cannot set the device up")?);
     let mut made = Vec::new();
     let (mut states, mut workers) = (Vec::new(), Vec::new());
     for (number, name, settings, layers, socket) in opened {
         let first_worker = u16::try_from(workers.len()).unwrap_or(u16::MAX);
-        let disk = Made::new(&hub, (number, name), settings, layers, first_worker, &left)?;
+        let disk = Made::new(&hub, (number, name), settings, layers, first_worker, &left);
+        let disk = disk.with_context(|| format!("cannot set disk {name} up"))?;
         states.push(disk.state.clone());
         workers.extend(disk.disk.workers.iter().cloned());
         made.push((disk, settings, socket));
@@ -125,13 +127,18 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     let mut stores = Kept::new();
     for (disk, settings, socket) in made {
         stores.push(disk.store.clone());
-        running.push(disk.run(settings, socket, &ended, cpus)?);
+        let name = disk.disk.name.clone();
+        let disk = disk.run(settings, socket, &ended, cpus);
+        running.push(disk.with_context(|| format!("cannot start disk {name}"))?);
     }
     if let Some(socket) = mark_socket {
-        running.push(mark_disk(&hub, workers, config.marks_per_second, socket)?);
+        let disk = mark_disk(&hub, workers, config.marks_per_second, socket);
+        running.push(disk.context("cannot start the mark disk")?);
     }
     let control = control.map(|socket| ControlSocket::start(hub.clone(), socket));
-    let control = control.transpose()?;
+    let control = control
+        .transpose()
+        .context("cannot start the control socket")?;
     manager.tell("READY=1");
     let why = wait(&signals, config.end.as_deref().unwrap_or(&signals), &ended)?;
     manager.tell("STOPPING=1");
@@ -414,13 +421,24 @@ fn describe(
     what
 }
 
-/// Readable after SIGINT or SIGTERM.
+/// Readable after SIGINT, SIGTERM or, unless whoever started us wants it ignored (nohup), SIGHUP.
 fn signal_pipe() -> io::Result<UnixStream> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let (ours, handlers) = UnixStream::pair()?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        if signal != SIGHUP || !ignored(SIGHUP) {
+            signal_hook::low_level::pipe::register(signal, handlers.try_clone()?)?;
+        }
     }
     Ok(ours)
+}
+
+/// Whether the signal is ignored, as the kernel tells it (proc_pid_status(5)).
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0)
 }
 
 /// Waits for the end; says what it was.

@@ -262,7 +262,7 @@ impl Handler {
 
 /// Words for what a message about shared memory was refused for.
 fn refused(why: String) -> Error {
-    tracing::warn!("memory refused: {why}");
+    tracing::debug!("memory refused: {why}");
     Error::ReqHandlerError(io::Error::other(why))
 }
 
@@ -425,7 +425,13 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = u32::from(index);
         self.message("SET_VRING_ERR", index, u64::from(fd.is_some()), 0);
-        self.vring(index)?.err = eventfd(fd)?;
+        let fd = eventfd(fd)?;
+        let for_worker = share(&fd)?;
+        let vring = self.vring(index)?;
+        vring.err = fd;
+        if vring.running {
+            self.order(index, ANSWER_LIMIT, |tell| Command::Err(for_worker, tell))?;
+        }
         Ok(())
     }
 

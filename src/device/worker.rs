@@ -341,6 +341,12 @@ impl<D: QueueDevice> Worker<D> {
                 }
                 let _ = tell.send(());
             }
+            Command::Err(err, tell) => {
+                if let Some(active) = &mut self.active {
+                    active.err = err.map(Wake::from);
+                }
+                let _ = tell.send(());
+            }
             Command::Memory(map, tell) => {
                 let moved = self.active.as_mut().map(|active| active.ring.remap(&map));
                 if let Some(Err(error)) = moved {
@@ -392,7 +398,7 @@ impl<D: QueueDevice> Worker<D> {
             let text = "a ring is to start while requests of the one before are not over";
             self.hub
                 .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, text);
-            return tracing::error!(queue = self.queue, "{text}");
+            return tracing::error!(disk = self.disk, queue = self.queue, "{text}");
         }
         let (a, b) = (u64::from(start.size), u64::from(start.epoch));
         let event =
@@ -408,7 +414,7 @@ impl<D: QueueDevice> Worker<D> {
             }
             Err((RingError(text), err)) => {
                 event(DeviceKind::BadRing, 0, 0, &text);
-                tracing::warn!(queue = self.queue, "ring refused: {text}");
+                tracing::warn!(disk = self.disk, queue = self.queue, "ring refused: {text}");
                 err.iter().for_each(Wake::signal);
             }
         }
@@ -622,7 +628,12 @@ impl<D: QueueDevice> Worker<D> {
             active.err.iter().for_each(Wake::signal);
             self.hub
                 .event(self.disk, self.queue, DeviceKind::BadRing, 0, 0, &error.0);
-            tracing::warn!(queue = self.queue, "ring stopped: {}", error.0);
+            tracing::warn!(
+                disk = self.disk,
+                queue = self.queue,
+                "ring stopped: {}",
+                error.0
+            );
         }
     }
 }

@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::death;
+use super::{Missing, death};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -215,14 +215,17 @@ fn programs(arch: TargetArch) -> Result<[BpfProgram; 3], seccompiler::BackendErr
     ])
 }
 
-pub(super) fn forbid() -> Result<(), String> {
+pub(super) fn forbid() -> Result<(), Missing> {
     let arch = std::env::consts::ARCH;
     let arch = TargetArch::try_from(arch)
-        .map_err(|_| format!("no list of system calls is made for {arch}"))?;
-    let programs = programs(arch).map_err(|e| format!("seccomp: {e}"))?;
-    death::say_which().map_err(|e| format!("cannot catch SIGSYS: {e}"))?;
+        .map_err(|_| Missing::Lacks(format!("no list of system calls is made for {arch}")))?;
+    let programs = programs(arch).map_err(|e| Missing::Failed(format!("seccomp: {e}")))?;
+    let uncaught = |e| Missing::Failed(format!("cannot catch SIGSYS: {e}"));
+    death::say_which().map_err(uncaught)?;
     for program in &programs {
-        seccompiler::apply_filter(program).map_err(|e| format!("seccomp: {e}"))?;
+        // A kernel without seccomp says EINVAL, one whose container forbids it EPERM or EACCES.
+        let lacks = |e| Missing::Lacks(format!("seccomp: {e}"));
+        seccompiler::apply_filter(program).map_err(lacks)?;
     }
     Ok(())
 }

@@ -10,21 +10,25 @@ use landlock::{
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
+use super::Missing;
+
 /// The newest that is asked for; an older kernel forbids what it knows.
 const NEWEST: ABI = ABI::V6;
 
-pub(super) fn forbid(removes: &[PathBuf]) -> Result<(), String> {
+pub(super) fn forbid(removes: &[PathBuf]) -> Result<(), Missing> {
     let mut folders = Vec::new();
     for folder in removes {
-        let open = PathFd::new(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        let failed = |e| Missing::Failed(format!("{}: {e}", folder.display()));
+        let open = PathFd::new(folder).map_err(failed)?;
         folders.push(open);
     }
     match restrict(folders) {
-        Ok(RulesetStatus::NotEnforced) => {
-            Err("the kernel has no Landlock, or it is not enabled".into())
-        }
+        Ok(RulesetStatus::NotEnforced) => Err(Missing::Lacks(
+            "the kernel has no Landlock, or it is not enabled".into(),
+        )),
         Ok(_) => Ok(()),
-        Err(error) => Err(format!("Landlock: {error}")),
+        // A kernel that lacks something says `NotEnforced`, or does less.
+        Err(error) => Err(Missing::Failed(format!("Landlock: {error}"))),
     }
 }
 

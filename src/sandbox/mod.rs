@@ -37,10 +37,20 @@ pub struct Confined {
 
 /// A part of it that is not to be had.
 #[derive(Debug, thiserror::Error)]
-#[error("--sandbox require: {what} cannot be forbidden here: {why}")]
+#[error("{asked}: {what} cannot be forbidden here: {why}")]
 pub struct Lacking {
+    asked: &'static str,
     what: &'static str,
     why: String,
+}
+
+/// Why a part was not entered.
+enum Missing {
+    /// It is not to be had here.
+    Lacks(String),
+    /// It is, but something else went wrong (no descriptor, no memory): to go on without would be
+    /// to serve unconfined by accident.
+    Failed(String),
 }
 
 impl Sandbox {
@@ -60,12 +70,20 @@ impl Sandbox {
     fn part(
         self,
         what: &'static str,
-        result: Result<(), String>,
+        result: Result<(), Missing>,
     ) -> Result<Option<String>, Lacking> {
-        let Err(why) = result else { return Ok(None) };
-        if self == Sandbox::Require {
-            return Err(Lacking { what, why });
-        }
+        let why = match result {
+            Ok(()) => return Ok(None),
+            Err(Missing::Lacks(why)) if self == Sandbox::On => why,
+            Err(Missing::Lacks(why)) => {
+                let asked = "--sandbox require";
+                return Err(Lacking { asked, what, why });
+            }
+            Err(Missing::Failed(why)) => {
+                let asked = "the sandbox";
+                return Err(Lacking { asked, what, why });
+            }
+        };
         tracing::warn!("the sandbox goes without its part for {what}: {why}");
         Ok(Some(why))
     }

@@ -19,6 +19,14 @@ pub enum TraceError {
         /// Why.
         source: io::Error,
     },
+    /// What another process has left cannot be gone on with.
+    #[error("cannot go on with trace {path}: {source}", path = plain::path(path))]
+    GoOn {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// There is no room for its first chunk.
     #[error("cannot create trace {path}: no room for the {need} bytes it allocates in advance: {source}", path = plain::path(path))]
     NoRoom {

@@ -47,7 +47,7 @@ pub(super) struct Place {
 
 /// Reads all of the trace at PATH.
 pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
-    let failed = |source| TraceError::Create {
+    let failed = |source| TraceError::GoOn {
         path: path.to_owned(),
         source,
     };

@@ -56,6 +56,8 @@ enum Ahead {
 #[derive(Debug)]
 struct Files {
     header: HeaderWriter,
+    /// For people.
+    path: PathBuf,
     index: Chunks,
     data: Chunks,
     /// Next free byte after the header of PATH.data, a multiple of 8.
@@ -92,7 +94,7 @@ impl TraceWriter {
         let index = Fresh::create(path).map_err(failed)?;
         lock(&index.file, path)?;
         let data = Fresh::create(&data_path).map_err(failed)?;
-        let files = Files::begin(&index.file, &data.file).map_err(|source| {
+        let files = Files::begin(path, &index.file, &data.file).map_err(|source| {
             match source.raw_os_error() {
                 Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => TraceError::NoRoom {
                     path: path.to_owned(),
@@ -128,7 +130,7 @@ impl TraceWriter {
             );
             return Ok((TraceWriter::create(path)?, Left::default()));
         }
-        let failed = |source| TraceError::Create {
+        let failed = |source| TraceError::GoOn {
             path: path.to_owned(),
             source,
         };
@@ -137,7 +139,7 @@ impl TraceWriter {
             path: path.to_owned(),
             why,
         })?;
-        let files = Arc::new(Files::go_on(&place).map_err(failed)?);
+        let files = Arc::new(Files::go_on(path, &place).map_err(failed)?);
         let writer = TraceWriter {
             next: AtomicU64::new(place.next),
             began: Instant::now(),
@@ -362,7 +364,7 @@ impl Drop for Fresh {
 
 impl Files {
     /// Allocates headers and first chunks.
-    fn begin(index_file: &File, data_file: &File) -> io::Result<Files> {
+    fn begin(path: &Path, index_file: &File, data_file: &File) -> io::Result<Files> {
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
@@ -373,6 +375,7 @@ impl Files {
         let (ahead, wanted) = channel();
         let files = Files {
             header: HeaderWriter::begin(index_header, id, wall),
+            path: path.to_owned(),
             index: Chunks::new(index_file.try_clone()?),
             data: Chunks::new(data_file.try_clone()?),
             data_next: AtomicU64::new(0),
@@ -389,7 +392,7 @@ impl Files {
     }
 
     /// Over files that are there.
-    fn go_on(place: &Place) -> io::Result<Files> {
+    fn go_on(path: &Path, place: &Place) -> io::Result<Files> {
         let header = Words::allocate(&place.index, 0, HEADER_BYTES as usize)?;
         let (ahead, wanted) = channel();
         let header = HeaderWriter::go_on(header);
@@ -398,6 +401,7 @@ impl Files {
         }
         let files = Files {
             header,
+            path: path.to_owned(),
             index: Chunks::new(place.index.try_clone()?),
             data: Chunks::new(place.data.try_clone()?),
             data_next: AtomicU64::new(place.data_next),
@@ -487,7 +491,8 @@ impl Files {
     /// Once: whoever looks at the trace later finds the gaps in it.
     fn say(&self, why: &io::Error) {
         if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!("the trace has no room, events are lost from here on: {why}");
+            let path = self.path.display();
+            tracing::warn!("the trace {path} has no room, events are lost from here on: {why}");
         }
     }
 
