@@ -115,8 +115,28 @@ fn off_is_off() {
     let serve = Serve::start("", &["--sandbox", "off"]);
     let threads = confined(serve.pid());
     assert!(threads.iter().all(|t| t.2 == "0"), "{threads:?}");
+    let trace = serve.path("trace");
+    let shown = wtblk().args(["trace", "show"]).arg(trace).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("begin, sandbox off: {"), "{shown}");
     let begin = serve.end().device(DeviceKind::Begin).remove(0).2;
     assert!(begin.contains("\"sandbox\":\"off\""), "{begin}");
+}
+
+/// What is no lack of the kernel is no reason to serve unconfined.
+#[test]
+fn an_error_while_it_is_entered_ends_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = wtblk();
+    lacking(&mut command, libc::SYS_landlock_restrict_self, libc::ENOMEM);
+    command.args(["serve", "--memory", "1MiB"]);
+    let output = command.arg("--socket").arg(dir.path().join("s")).output();
+    let output = output.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let expected = "the sandbox: files cannot be forbidden here: Landlock: ";
+    assert!(said.contains(expected), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 /// A kernel in which a system call is not there, as far as the process and its children see.

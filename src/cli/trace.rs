@@ -369,7 +369,14 @@ fn device(d: &DeviceEvent) -> String {
             format_args!("store: {}", result(-i64::try_from(d.a).unwrap_or(i64::MAX))),
         ),
         DeviceKind::End => line.push_str("end"),
-        DeviceKind::Begin => line.push_str("begin"),
+        DeviceKind::Begin => {
+            line.push_str("begin");
+            // Far behind in a text that is cut.
+            let what: Option<serde_json::Value> = serde_json::from_str(&d.text).ok();
+            if let Some(word) = what.as_ref().and_then(|what| what["sandbox"].as_str()) {
+                push(&mut line, format_args!(", sandbox {}", clean(word)));
+            }
+        }
         DeviceKind::Limit => line.push_str("limit"),
         DeviceKind::Scenario => push(&mut line, format_args!("scenario of {} rules", d.a)),
     }
