@@ -5,8 +5,10 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
+
 use common::driver::*;
-use common::serve::Serve;
+use common::serve::{Serve, Trace};
 use wtblk::trace::event::{Body, DeviceKind, Op};
 
 const HELD: &str = r#"
@@ -189,6 +191,7 @@ fn a_mark_waits_for_the_disk_that_was_killed() {
 #[test]
 fn a_mark_does_not_wait_for_ever_for_the_disk_that_was_killed() {
     let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
+    let _data = Driver::connect_tracked(serve.data(), 2);
     let mut mark = Driver::connect_tracked(serve.mark(), 1);
     assert_eq!(mark.mark("note text=before"), 0);
     let serve = Serve::start_in(serve.kill(), "", &ARGS);
@@ -197,10 +200,113 @@ fn a_mark_does_not_wait_for_ever_for_the_disk_that_was_killed() {
     assert_eq!(mark.mark("note text=later"), 0);
     drop(mark);
     let trace = serve.end();
+    assert_eq!(gone_ahead(&trace), 1);
+    assert_eq!(trace.marks().len(), 3);
+}
+
+/// How often marks went ahead of a killed disk.
+fn gone_ahead(trace: &Trace) -> usize {
     let limits = trace.device(DeviceKind::Limit);
     let said = limits.iter().filter(|l| l.2.contains("does not run again"));
-    assert_eq!(said.count(), 1, "{limits:?}");
-    assert_eq!(trace.marks().len(), 3);
+    assert_eq!(said.clone().count(), limits.len(), "{limits:?}");
+    said.count()
+}
+
+/// Whose front end had gone by itself comes not again: nobody waits.
+#[test]
+fn a_mark_does_not_wait_for_a_disk_without_a_guest() {
+    let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
+    let data = Driver::connect_tracked(serve.data(), 2);
+    let mut mark = Driver::connect_tracked(serve.mark(), 1);
+    drop(data);
+    common::until("its end", || {
+        (!serve.trace().device(DeviceKind::Disconnected).is_empty()).then_some(())
+    });
+    // Killed twice: what the second life says of the first is no front end that has gone.
+    let serve = Serve::start_in(serve.kill(), "", &ARGS);
+    let serve = Serve::start_in(serve.kill(), "", &ARGS);
+    mark.reconnect(serve.mark());
+    assert_eq!(mark.mark("note text=after"), 0);
+    drop(mark);
+    assert_eq!(gone_ahead(&serve.end()), 0);
+}
+
+/// Killed twice, several disks, and marks posted while they come back: those are in order, after what
+/// was requested from any disk before, and no limit is said to be reached.
+#[test]
+fn marks_wait_for_all_disks_that_were_killed() {
+    let words = ["--disk", "name=log,image=log.img,size=1MiB,socket=log"];
+    let args = [&ARGS[..], &words].concat();
+    for round in 0..6 {
+        let log = |serve: &Serve| {
+            let path = serve.path("log");
+            common::until("its socket", || UnixStream::connect(&path).ok())
+        };
+        let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &args);
+        let mut data = Driver::connect_tracked(serve.data(), 2);
+        let mut more = Driver::connect_tracked(log(&serve), 1);
+        let mut mark = Driver::connect_tracked(serve.mark(), 1);
+        assert_eq!(mark.mark("note text=before"), 0);
+        let dir = serve.kill();
+        let head = more.submit(0, 5, OUT, 100, 512);
+        more.kick(0);
+        let serve = Serve::start_in(Serve::start_in(dir, "", &args).kill(), "", &args);
+        mark.reconnect(serve.mark());
+        data.reconnect(serve.data());
+        let mut posted = vec![mark.post_mark(2, "note text=m0")];
+        assert!(mark.state().contains("inflight=0"));
+        assert!(!mark.is_done(0, posted[0]), "round {round}");
+        let stream = log(&serve);
+        let back = std::thread::spawn(move || {
+            more.reconnect(stream);
+            more
+        });
+        for n in 1..39 {
+            posted.push(mark.post_mark(2 + n, &format!("note text=m{n}")));
+            mark.force_kick(0);
+        }
+        for head in posted {
+            mark.wait(0, head);
+        }
+        let mut more = back.join().unwrap();
+        assert_eq!(more.finish(0, 5, head), 0);
+        drop((data, more, mark));
+        let trace = serve.end();
+        trace.assert_paired();
+        assert_eq!(gone_ahead(&trace), 0);
+        let marks = trace.marks();
+        let lines: Vec<&str> = marks.iter().map(|m| m.1.as_str()).collect();
+        let wanted = (0..39).map(|n| format!("wtblk/1 note text=m{n}"));
+        let wanted: Vec<String> = ["wtblk/1 note text=before".into()]
+            .into_iter()
+            .chain(wanted)
+            .collect();
+        assert_eq!(lines, wanted);
+        let submits = trace.submits();
+        assert!(
+            marks[0].0 < submits[0].0 && submits[0].0 < marks[1].0,
+            "round {round}"
+        );
+    }
+}
+
+/// A stop does not keep marks back, and says that it did not wait.
+#[test]
+fn a_stop_lets_waiting_marks_go_ahead_and_says_so() {
+    let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
+    let _data = Driver::connect_tracked(serve.data(), 2);
+    let mut mark = Driver::connect_tracked(serve.mark(), 1);
+    assert_eq!(mark.mark("note text=before"), 0);
+    let serve = Serve::start_in(serve.kill(), "", &ARGS);
+    mark.reconnect(serve.mark());
+    let late = mark.post_mark(2, "note text=after");
+    assert!(mark.state().contains("inflight=0"));
+    assert!(!mark.is_done(0, late));
+    mark.stop(0);
+    assert_eq!(mark.finish(0, 2, late), 0);
+    drop(mark);
+    let trace = serve.end();
+    assert_eq!((gone_ahead(&trace), trace.marks().len()), (1, 2));
 }
 
 #[test]

@@ -524,3 +524,61 @@ fn a_limit_of_file_sizes_is_the_error_of_a_request() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("File too large"), "{said}");
 }
+
+/// A ring full of marks that came too fast: a stop takes all of them at once.
+#[test]
+fn a_stop_takes_thousands_of_waiting_marks_at_once() {
+    const ENTRIES: u16 = 32768;
+    let (desc, avail, used) = (0x80_0000u64, 0x90_0000u64, 0xa0_0000u64);
+    let words = ["--queues", "16", "--marks-per-second", "10"];
+    let serve = Serve::start("", &words);
+    let mut mark = Driver::negotiate(serve.mark(), 1, u64::MAX);
+    // All are the same chain.
+    let (header, status, data, table) = (0x20_0000, 0x20_0020, 0x20_1000, 0x20_4000);
+    mark.header(header, OUT, 0, 0);
+    let mut block = b"wtblk/1 note text=x\n".to_vec();
+    block.resize(512, 0);
+    mark.poke(data, &block);
+    mark.put_desc(table, 0, header, 16, NEXT, 1);
+    mark.put_desc(table, 1, data, 512, NEXT, 2);
+    mark.put_desc(table, 2, status, 1, WRITE, 0);
+    for n in 0..ENTRIES {
+        mark.put_desc(desc, u64::from(n), table, 48, INDIRECT, 0);
+        mark.poke(avail + 4 + 2 * u64::from(n), &n.to_le_bytes());
+    }
+    mark.poke(avail + 2, &ENTRIES.to_le_bytes());
+    let host = mark.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
+    let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+    let f = &mut mark.frontend;
+    f.set_vring_num(0, ENTRIES).unwrap();
+    f.set_vring_base(0, 0).unwrap();
+    let config = VringConfigData {
+        queue_max_size: ENTRIES,
+        queue_size: ENTRIES,
+        flags: 0,
+        desc_table_addr: host + desc,
+        avail_ring_addr: host + avail,
+        used_ring_addr: host + used,
+        log_addr: None,
+    };
+    f.set_vring_addr(0, &config).unwrap();
+    f.set_vring_call(0, &call).unwrap();
+    f.set_vring_kick(0, &kick).unwrap();
+    f.set_vring_enable(0, true).unwrap();
+    kick.write(1).unwrap();
+    until("the limit", || {
+        (!limits(&serve.trace(), "marks in a second").is_empty()).then_some(())
+    });
+    // Whatever of them it has taken by then.
+    let base = mark.frontend.get_vring_base(0).unwrap();
+    assert!(base > 1000, "{base}");
+    let told: u16 = mark.memory.read_obj(GuestAddress(used + 2)).unwrap();
+    assert_eq!(u32::from(told), base);
+    drop(mark);
+    let mut mark = Driver::connect(serve.mark(), 1);
+    assert_eq!(mark.mark("note text=next"), 0);
+    drop(mark);
+    let trace = serve.end();
+    assert_eq!(trace.marks().len() as u32, base + 1);
+    assert_eq!(trace.device(DeviceKind::Limit).len(), 1);
+}

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use common::driver::Driver;
 use common::hostile::{ends, goes_on, memfd, message, region, send};
 use common::serve::Serve;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
@@ -192,6 +193,7 @@ fn messages_that_cannot_be_obeyed_end_their_connection() {
     let serve = Serve::start("", &[]);
     let file = memfd(1 << 20);
     let null = File::open("/dev/zero").unwrap();
+    let called = memfd_create(c"[eventfd]", MFdFlags::empty()).unwrap();
     let pair = UnixStream::pair().unwrap();
     let event = EventFd::new(0).unwrap();
     type Attempt<'a> = Box<dyn Fn(&mut Driver) -> bool + 'a>;
@@ -205,6 +207,14 @@ fn messages_that_cannot_be_obeyed_end_their_connection() {
         (
             "a kick that is a file",
             Box::new(|d| d.frontend.set_vring_kick(0, &raw(file_fd)).is_ok()),
+        ),
+        (
+            "a kick that is only called an eventfd",
+            Box::new(|d| {
+                d.frontend
+                    .set_vring_kick(0, &raw(called.as_raw_fd()))
+                    .is_ok()
+            }),
         ),
         (
             "a kick that is a socket",

@@ -268,6 +268,7 @@ fn a_hole_of_a_killed_writer_is_no_damage_and_one_of_a_closed_trace_is() {
     let (writer, _) = TraceWriter::go_on(&path, |_| Ok(())).unwrap();
     writer.record(&submit(3));
     writer.close();
+    drop(writer);
     let read = || {
         let mut reader = TraceReader::open(&path).unwrap();
         let events = read_all(&mut reader);
@@ -281,6 +282,16 @@ fn a_hole_of_a_killed_writer_is_no_damage_and_one_of_a_closed_trace_is() {
     };
     assert_eq!((events.len(), gap.missing), (4, 1));
     assert!(gap.why.contains("killed"), "{}", gap.why);
+    // Noted once, however often it goes on.
+    let header = || fs::read(&path).unwrap()[..HEADER as usize].to_vec();
+    let before = header();
+    for _ in 0..5 {
+        let (writer, left) = TraceWriter::go_on(&path, |_| Ok(())).unwrap();
+        assert!(left.open.len() == 3);
+        writer.close();
+        drop(writer);
+    }
+    assert!(header() == before);
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     file.write_all_at(&[0; 64], HEADER + 2 * 64).unwrap();
     let (events, damage) = read();

@@ -3,6 +3,7 @@
 //! The writer is a child process, because limits and signals hit a whole process.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -208,6 +209,40 @@ fn tmpfs(path: &Path) {
     };
     assert_eq!(gap.missing, 10);
     assert!(gap.why.contains("No space left"), "{}", gap.why);
+
+    // It cannot be gone on with, and stays what it was.
+    drop(writer);
+    let filler = path.with_extension("filler");
+    while fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(&filler)
+        .unwrap()
+        .write_all(&[1; 4096])
+        .is_ok()
+    {}
+    let error = TraceWriter::go_on(path, |_| Ok(())).err().expect("no room");
+    assert!(error.to_string().contains("No space left"), "{error}");
+    let mut reader = TraceReader::open(path).unwrap();
+    assert_eq!(read_all(&mut reader), events);
+    assert!(reader.closed());
+    drop(reader);
+    fs::remove_file(filler).unwrap();
+    fs::remove_file(path).unwrap();
+    fs::remove_file(path.with_extension("data")).unwrap();
+
+    // Where only a text finds no room, that text is lost.
+    let writer = TraceWriter::create(path).unwrap();
+    writer.record(&submit(0));
+    drop(writer);
+    let (writer, _) = TraceWriter::go_on(path, |_| Ok(())).unwrap();
+    writer.record(&note("no room"));
+    writer.record(&submit(2));
+    writer.close();
+    let events = read_all(&mut TraceReader::open(path).unwrap());
+    assert_eq!(events.len(), 3);
+    assert!(matches!(events[1].body, Body::Gap(Gap { missing: 1, .. })));
+    assert_eq!(events[2].body, submit(2));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,8 +51,8 @@ pub(super) struct Hub {
     calls: Mutex<OpenCalls>,
     /// By worker, each written by its own alone.
     in_flight: Box<[Count]>,
-    /// False while the disk under test has not begun anew what it had before its device was killed.
-    returned: AtomicBool,
+    /// A bit for each disk that had a guest when an earlier device ended, and does not run again yet.
+    missing: AtomicU64,
     /// Readable when what a mark may wait for has changed.
     changed: Wake,
     /// The same for threads.
@@ -63,6 +63,11 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// There are at most 17 disks (`settings.rs`).
+fn bit(disk: u8) -> u64 {
+    1u64.checked_shl(u32::from(disk)).unwrap_or(0)
+}
+
 impl Hub {
     pub fn new(
         trace: Arc<TraceWriter>,
@@ -71,7 +76,7 @@ impl Hub {
         recording: &Recording,
     ) -> io::Result<Hub> {
         Ok(Hub {
-            returned: AtomicBool::new(!trace.goes_on()),
+            missing: AtomicU64::new(0),
             trace,
             engines: engines
                 .into_iter()
@@ -327,15 +332,22 @@ impl Hub {
         counts.map(|c| c.0.load(Ordering::Acquire)).sum()
     }
 
-    /// Whether marks are in order against requests: of a trace that goes on, only when the rings
-    /// of the disk under test run again, as the guest may have made requests before the mark.
-    pub fn returned(&self) -> bool {
-        self.returned.load(Ordering::Acquire)
+    /// Marks wait for these disks, as their guest may have made requests before the mark.
+    pub fn await_disks(&self, disks: impl IntoIterator<Item = u8>) {
+        let bits = disks.into_iter().map(bit).fold(0, |all, bit| all | bit);
+        self.missing.store(bits, Ordering::Release);
     }
 
-    /// The rings of the disk under test run again, or nobody waits for them any more.
-    pub fn set_returned(&self) {
-        if !self.returned.swap(true, Ordering::AcqRel) {
+    /// Whether marks are in order against requests: all disks run again that an earlier device had
+    /// served.
+    pub fn returned(&self) -> bool {
+        self.missing.load(Ordering::Acquire) == 0
+    }
+
+    /// The rings of a disk run again (`None`: nobody waits for any disk any more).
+    pub fn set_returned(&self, disk: Option<u8>) {
+        let bits = disk.map_or(u64::MAX, bit);
+        if self.missing.fetch_and(!bits, Ordering::AcqRel) & bits != 0 {
             self.tell();
         }
     }

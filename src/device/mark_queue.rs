@@ -25,8 +25,8 @@ use crate::trace::event::{Body, DeviceKind, MARK_DISK, MarkEvent, Op, Status};
 
 /// How long a `wait` keeps its mark: short of what the kernel takes for a hung task.
 const WAIT_LIMIT: Duration = Duration::from_secs(5);
-/// So long marks wait for the disk under test to run again after its device was killed: QEMU
-/// connects anew once a second.
+/// So long marks wait for disks to run again after their device was killed: QEMU connects anew once
+/// a second.
 const RETURN_LIMIT: Duration = Duration::from_secs(5);
 /// Most waits at once; the next ones are answered "not yet" at once.
 const WAITS: usize = 64;
@@ -47,8 +47,10 @@ pub(super) struct MarkQueue {
     rate: Rate,
     /// Marks that came too fast, or too early; the ring's size is their bound.
     late: VecDeque<(u64, Taken)>,
-    /// Until when they wait for the disk under test; set by the first that does.
+    /// Until when they wait for disks that were killed; set by the first that does.
     return_by: Option<Instant>,
+    /// One barrier was for all marks that are served now.
+    passed: bool,
     /// Number of the last mark.
     last: u64,
     /// What the last wait that ended came to.
@@ -66,6 +68,7 @@ impl MarkQueue {
             rate: Rate::new(per_second, Instant::now()),
             late: VecDeque::new(),
             return_by: None,
+            passed: false,
             last: 0,
             wait: "none",
         }
@@ -91,8 +94,8 @@ impl MarkQueue {
         self.finish(token, Status::IOERR, 0);
     }
 
-    /// The device was killed, and the disk under test does not run again yet: what the guest made
-    /// available there before the mark could be numbered after it.
+    /// The device was killed, and not all disks run again yet: what the guest made available there
+    /// before the mark could be numbered after it.
     fn early(&mut self) -> bool {
         if self.hub.returned() {
             return false;
@@ -101,11 +104,16 @@ impl MarkQueue {
         if now < *self.return_by.get_or_insert(now + RETURN_LIMIT) {
             return true;
         }
-        let text = "the disk under test does not run again: marks go ahead of its requests";
+        self.go_ahead();
+        false
+    }
+
+    /// Marks wait no longer.
+    fn go_ahead(&self) {
+        let text = "a disk that was killed does not run again: marks go ahead of its requests";
         tracing::warn!("{text}");
         self.event(DeviceKind::Limit, RETURN_LIMIT.as_secs(), 0, text);
-        self.hub.set_returned();
-        false
+        self.hub.set_returned(None);
     }
 
     /// Takes a write, unless it is early or there were too many of late: then it waits, and so do
@@ -115,6 +123,8 @@ impl MarkQueue {
             self.late.push_back((token, taken));
             return None;
         }
+        // Those that were early have their turn first.
+        self.serve_late(false);
         if self.late.is_empty() && self.rate.takes(Instant::now()) {
             return self.serve(token, &taken);
         }
@@ -131,14 +141,23 @@ impl MarkQueue {
 
     /// Those whose turn has come; with `all` all of them: the ring stops.
     fn serve_late(&mut self, all: bool) {
-        if !all && !self.late.is_empty() && self.early() {
+        if self.late.is_empty() || !all && self.early() {
             return;
+        }
+        if all {
+            if !self.hub.returned() {
+                self.go_ahead();
+            }
+            // What was requested before the last of them was before the others, too, or beside them.
+            self.barrier();
+            self.passed = true;
         }
         while !self.late.is_empty() && (all || self.rate.takes(Instant::now())) {
             if let Some((token, taken)) = self.late.pop_front() {
                 self.serve(token, &taken);
             }
         }
+        self.passed = false;
     }
 
     /// The number of the mark that it is.
@@ -167,7 +186,9 @@ impl MarkQueue {
     }
 
     fn mark(&mut self, token: u64, mark: Mark, event: MarkEvent, again: Option<u32>) -> u64 {
-        self.barrier();
+        if !self.passed {
+            self.barrier();
+        }
         self.hub.mark(&mark);
         // A mark that a device recorded which was killed before the guest heard of it is in the
         // trace already, where that goes on.
@@ -207,9 +228,15 @@ impl MarkQueue {
     fn barrier(&self) {
         let until = Instant::now() + ANSWER_LIMIT;
         let asked: Vec<_> = self.data.iter().map(|w| w.post(Command::Sync)).collect();
-        for pending in asked {
+        for (worker, pending) in asked.into_iter().enumerate() {
             if let Err(error) = pending.wait(until) {
-                self.event(DeviceKind::Limit, 0, 0, &format!("mark barrier: {error}"));
+                let disks = self.hub.disks().iter();
+                let of = disks
+                    .filter(|d| usize::from(d.first_worker) <= worker)
+                    .next_back();
+                let disk = of.map_or(0, |d| d.number);
+                let text = format!("mark barrier: disk {disk}: {error}");
+                self.event(DeviceKind::Limit, 0, 0, &text);
             }
         }
     }

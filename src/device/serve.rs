@@ -105,6 +105,8 @@ pub fn serve(config: ServeConfig) -> Result<()> {
     tracing::info!("sandbox: {confined}");
 
     bury(&hub, &left);
+    let numbers = (DATA_DISK..).zip(&states).map(|(number, _)| number);
+    hub.await_disks(numbers.filter(|number| left.served.contains(number)));
     let mut begin = describe(&config, &settings, &sizes, mark_socket.is_some());
     begin["sandbox"] = confined.into();
     let begin = begin.to_string();

@@ -25,7 +25,7 @@ use super::disk::Disk;
 use super::inflight::Area;
 use super::memory::{GuestMap, MAX_REGIONS, RegionInfo};
 use super::ring::{MAX_SIZE, RingPlace};
-use crate::trace::event::{DATA_DISK, DeviceKind};
+use crate::trace::event::DeviceKind;
 
 /// A stop answers when the host kernel's I/O is over or given up.
 const STOP_ANSWER: Duration = STOP_LIMIT.saturating_add(Duration::from_secs(1));
@@ -221,7 +221,9 @@ impl Handler {
         self.unsettled = false;
         let (map, event_idx) = (self.map.clone(), self.features & F_EVENT_IDX != 0);
         let without_enable = self.features & F_PROTOCOL == 0;
-        let epoch = self.disk.epochs.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = self.disk.epochs.fetch_add(1, Ordering::Relaxed);
+        // A trace that goes on says how high it begins.
+        let epoch = before.wrapping_add(1);
         let tracked = self.area.as_ref().and_then(|area| area.queue(index));
         let vring = self.vring(index)?;
         let start = Start {
@@ -254,8 +256,8 @@ impl Handler {
             .zip(&self.vrings)
             .all(|(index, v)| v.running && enabled(v) || !begun(index));
         let any = self.vrings.iter().any(|v| v.running && enabled(v));
-        if any && all && self.disk.number == DATA_DISK {
-            self.disk.hub.set_returned();
+        if any && all {
+            self.disk.hub.set_returned(Some(self.disk.number));
         }
     }
 }
@@ -286,7 +288,8 @@ fn eventfd(fd: Option<File>) -> Result<Option<File>> {
     let Some(fd) = fd else { return Ok(None) };
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
     let target = std::fs::read_link(link).map_err(Error::ReqHandlerError)?;
-    if !target.to_string_lossy().contains("[eventfd]") {
+    // Exactly: any file may be called so.
+    if target.as_os_str() != "anon_inode:[eventfd]" {
         return Err(Error::InvalidOperation("the fd is no eventfd"));
     }
     let failed = |e: nix::Error| Error::ReqHandlerError(e.into());

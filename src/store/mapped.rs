@@ -20,7 +20,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::unistd::{AccessFlags, access};
 
 use super::Buffers;
-use super::transfer::{Way, transfer, whole};
+use super::transfer::{Way, last, transfer, whole};
 use super::zeroing::Zeroing;
 use crate::sigbus;
 
@@ -75,6 +75,9 @@ impl Mapped {
         let (Some(view), Some(end)) = (&self.view, inside) else {
             return transfer(self.file.as_fd(), way, offset, buffers);
         };
+        if way == Way::Out {
+            last(self.file.as_fd(), self.capacity, offset, buffers.len())?;
+        }
         let range = offset..end;
         let may = way == Way::In || view.writable;
         if may && view.is_there(&range) && view.copy(way, offset, buffers) {

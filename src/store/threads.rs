@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use super::done::Done;
-use super::transfer::{Way, transfer, whole};
+use super::transfer::{Way, last, transfer, whole};
 use super::zeroing::Zeroing;
 use super::{Completion, Op, StoreQueue, given_up};
 
@@ -126,7 +126,8 @@ fn work(pool: &Pool) {
             Op::Read { offset, buffers } | Op::ReadOld { offset, buffers } => {
                 transfer(file, Way::In, *offset, buffers)
             }
-            Op::Write { offset, buffers } => transfer(file, Way::Out, *offset, buffers),
+            Op::Write { offset, buffers } => last(file, pool.capacity, *offset, buffers.len())
+                .and_then(|()| transfer(file, Way::Out, *offset, buffers)),
             Op::Discard { offset, len } => job.zero(pool, *offset, *len, true),
             Op::WriteZeroes { offset, len, unmap } => job.zero(pool, *offset, *len, *unmap),
             Op::Flush | Op::FlushFirst(_) => {

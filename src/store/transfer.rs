@@ -107,6 +107,15 @@ pub(super) fn whole(file: BorrowedFd<'_>, capacity: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// The same before a write to the end of the disk: it alone would make a file that was cut as long
+/// as before, and nobody would find out.
+pub(super) fn last(file: BorrowedFd<'_>, capacity: u64, offset: u64, len: u64) -> io::Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end < capacity => Ok(()),
+        _ => whole(file, capacity),
+    }
+}
+
 /// Fills the buffers with zeros: by a system call, as their memory is never touched by us.
 pub(super) fn fill_zeros(buffers: &Buffers) -> io::Result<()> {
     static ZEROS: OnceLock<File> = OnceLock::new();

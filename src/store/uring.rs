@@ -17,7 +17,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::{IoUring, opcode, types};
 
 use super::aligned::Aligned;
-use super::transfer::{IOV_MAX, advance, whole};
+use super::transfer::{IOV_MAX, advance, last, whole};
 use super::{Buffers, Completion, Op, StoreQueue, given_up};
 
 /// Operations that can be submitted at once; more are handed over in between.
@@ -492,7 +492,11 @@ impl StoreQueue for UringQueue {
                 return self.begin(token, offset, Work::Read(buffers));
             }
             Op::Write { offset, buffers } => {
-                return self.begin(token, offset, Work::Write(buffers));
+                let target = &self.target;
+                match last(target.file.as_fd(), target.capacity, offset, buffers.len()) {
+                    Ok(()) => return self.begin(token, offset, Work::Write(buffers)),
+                    result => return self.over.push(Completion { token, result }),
+                }
             }
             Op::Flush | Op::FlushFirst(_) => match self.target.whole() {
                 Ok(()) => return self.begin(token, 0, Work::Sync),

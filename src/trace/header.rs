@@ -23,12 +23,15 @@ impl HeaderWriter {
         header
     }
 
-    /// The header of a trace that goes on: it is not closed any more.
-    pub(super) fn go_on(words: Words) -> HeaderWriter {
-        let header = HeaderWriter { words };
-        header.set(head::FLAGS, 0);
-        header.set(head::END, 0);
-        header
+    /// The header of a trace that is there, as it is.
+    pub(super) fn of(words: Words) -> HeaderWriter {
+        HeaderWriter { words }
+    }
+
+    /// The trace goes on: it is not closed any more.
+    pub(super) fn open_again(&self) {
+        self.set(head::FLAGS, 0);
+        self.set(head::END, 0);
     }
 
     /// Fills in the header of PATH.data.
@@ -47,7 +50,8 @@ impl HeaderWriter {
         if let Some(last) = entries.checked_sub(1) {
             let entry = &header[head::GAP_TABLE + last * head::GAP_WORDS..];
             let last_count = load(&entry[1]);
-            if load(&entry[0]).checked_add(last_count) == Some(first) {
+            let follows = load(&entry[0]).checked_add(last_count) == Some(first);
+            if follows && load(&entry[2]) == errno {
                 store(&entry[1], last_count.saturating_add(count));
                 return true;
             }
@@ -65,9 +69,10 @@ impl HeaderWriter {
     }
 
     /// Notes numbers that a killed writer took and never wrote: once the trace is closed they would
-    /// look like damage. Where there is no room for that, they do.
+    /// look like damage. Where there is no room for that, they do: half of the table is left to gaps
+    /// of a full disk, of which the last entry ends the trace.
     pub(super) fn note_killed(&self, first: u64, count: u64) {
-        if load(&self.words.get()[head::GAPS]) + 1 < head::MAX_GAPS as u64 {
+        if load(&self.words.get()[head::GAPS]) < head::MAX_GAPS as u64 / 2 {
             self.note_gap(first, count, head::KILLED);
         }
     }

@@ -207,6 +207,11 @@ impl TraceReader {
         self.seq
     }
 
+    /// Whether the gap table of the file knows that this number is lost.
+    pub(super) fn notes_gap(&self, seq: u64) -> bool {
+        self.header.gap_at(seq).is_some()
+    }
+
     fn gap(&mut self, end: u64, why: String) -> Event {
         let seq = self.seq;
         self.seq = end;

@@ -2,7 +2,7 @@
 //! A trace that goes on where another process left it, killed or closed: the
 //! numbers go on, and what was in flight is known.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
@@ -25,6 +25,8 @@ const MAX_KILLED: usize = 1024;
 pub struct Left {
     /// Requests that were not completed, ascending, with their disk.
     pub open: Vec<(RequestId, u8)>,
+    /// Disks whose front end has started a ring and has not gone by itself since: it may come again.
+    pub served: BTreeSet<u8>,
     /// The highest epoch of a ring, by disk.
     pub epochs: BTreeMap<u8, u32>,
     /// The text of the first begin: what the disk was like, as JSON. Empty where there is none.
@@ -73,8 +75,21 @@ pub(super) fn look(path: &Path) -> Result<(Place, Left), TraceError> {
             Body::Complete(c) => {
                 open.remove(&c.request);
             }
-            Body::Gap(gap) if gap.why == KILLED && killed.len() < MAX_KILLED => {
+            // What an earlier life has noted stays noted.
+            Body::Gap(gap)
+                if gap.why == KILLED
+                    && killed.len() < MAX_KILLED
+                    && !reader.notes_gap(event.seq) =>
+            {
                 killed.push((event.seq, gap.missing));
+            }
+            Body::Device(d) if d.kind == DeviceKind::QueueStart => {
+                let epoch = left.epochs.entry(d.disk).or_default();
+                *epoch = u32::try_from(d.b).unwrap_or(u32::MAX).max(*epoch);
+                left.served.insert(d.disk);
+            }
+            Body::Device(d) if d.front_end_went() => {
+                left.served.remove(&d.disk);
             }
             Body::Device(d) if d.kind == DeviceKind::Begin && left.begin.is_empty() => {
                 left.begin = d.text;

@@ -395,12 +395,8 @@ impl Files {
     fn go_on(path: &Path, place: &Place) -> io::Result<Files> {
         let header = Words::allocate(&place.index, 0, HEADER_BYTES as usize)?;
         let (ahead, wanted) = channel();
-        let header = HeaderWriter::go_on(header);
-        for &(first, count) in &place.killed {
-            header.note_killed(first, count);
-        }
         let files = Files {
-            header,
+            header: HeaderWriter::of(header),
             path: path.to_owned(),
             index: Chunks::new(place.index.try_clone()?),
             data: Chunks::new(place.data.try_clone()?),
@@ -416,7 +412,19 @@ impl Files {
         let chunk = place.next / CHUNK_RECORDS;
         files.index.make(&files.index.lock(), chunk)?;
         let chunk = place.data_next / CHUNK_BYTES;
-        files.data.make(&files.data.lock(), chunk)?;
+        if let Err(error) = files.data.make(&files.data.lock(), chunk) {
+            match error.raw_os_error() {
+                // As in a trace that is being written: it is tried again with each text. A guest that
+                // waits for its disk is not to lose it for that.
+                Some(libc::ENOSPC | libc::EDQUOT) => {}
+                _ => return Err(error),
+            }
+        }
+        // Last: a trace that cannot be gone on with is left as it is.
+        files.header.open_again();
+        for &(first, count) in &place.killed {
+            files.header.note_killed(first, count);
+        }
         Ok(files)
     }
 
