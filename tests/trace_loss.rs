@@ -221,7 +221,9 @@ fn tmpfs(path: &Path) {
         .write_all(&[1; 4096])
         .is_ok()
     {}
-    let error = TraceWriter::go_on(path, |_| Ok(())).err().expect("no room");
+    let error = TraceWriter::go_on(path, |_| Ok(()))
+        .map(drop)
+        .expect_err("no room");
     assert!(error.to_string().contains("No space left"), "{error}");
     let mut reader = TraceReader::open(path).unwrap();
     assert_eq!(read_all(&mut reader), events);

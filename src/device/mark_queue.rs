@@ -230,10 +230,8 @@ impl MarkQueue {
         let asked: Vec<_> = self.data.iter().map(|w| w.post(Command::Sync)).collect();
         for (worker, pending) in asked.into_iter().enumerate() {
             if let Err(error) = pending.wait(until) {
-                let disks = self.hub.disks().iter();
-                let of = disks
-                    .filter(|d| usize::from(d.first_worker) <= worker)
-                    .next_back();
+                let mut disks = self.hub.disks().iter();
+                let of = disks.rfind(|d| usize::from(d.first_worker) <= worker);
                 let disk = of.map_or(0, |d| d.number);
                 let text = format!("mark barrier: disk {disk}: {error}");
                 self.event(DeviceKind::Limit, 0, 0, &text);
