@@ -115,6 +115,9 @@ fn off_is_off() {
     let serve = Serve::start("", &["--sandbox", "off"]);
     let threads = confined(serve.pid());
     assert!(threads.iter().all(|t| t.2 == "0"), "{threads:?}");
+    until("the begin", || {
+        serve.trace().device(DeviceKind::Begin).pop()
+    });
     let trace = serve.path("trace");
     let shown = wtblk().args(["trace", "show"]).arg(trace).output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();

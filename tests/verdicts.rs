@@ -394,7 +394,7 @@ fn a_guest_at_its_limit_is_ended_and_judged_and_our_own_doing_is_no_finding() {
         "--test",
         "overwrite-aligned",
         "--limit",
-        "8",
+        "15",
     ]);
     assert_eq!(run.status, 1, "{}", run.said());
     let how = run.results["tests"][0]["unfinished"]
