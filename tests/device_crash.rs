@@ -188,14 +188,20 @@ fn a_mark_waits_for_the_disk_that_was_killed() {
     }
 }
 
-#[test]
-fn a_mark_does_not_wait_for_ever_for_the_disk_that_was_killed() {
+/// A device that was killed after a mark, and started again: only its mark disk is connected.
+fn killed_and_marks_back() -> (Serve, Driver, Driver) {
     let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
-    let _data = Driver::connect_tracked(serve.data(), 2);
+    let data = Driver::connect_tracked(serve.data(), 2);
     let mut mark = Driver::connect_tracked(serve.mark(), 1);
     assert_eq!(mark.mark("note text=before"), 0);
     let serve = Serve::start_in(serve.kill(), "", &ARGS);
     mark.reconnect(serve.mark());
+    (serve, data, mark)
+}
+
+#[test]
+fn a_mark_does_not_wait_for_ever_for_the_disk_that_was_killed() {
+    let (serve, _data, mut mark) = killed_and_marks_back();
     assert_eq!(mark.mark("note text=after"), 0);
     assert_eq!(mark.mark("note text=later"), 0);
     drop(mark);
@@ -293,12 +299,7 @@ fn marks_wait_for_all_disks_that_were_killed() {
 /// A stop does not keep marks back, and says that it did not wait.
 #[test]
 fn a_stop_lets_waiting_marks_go_ahead_and_says_so() {
-    let serve = Serve::start_in(tempfile::tempdir().unwrap(), "", &ARGS);
-    let _data = Driver::connect_tracked(serve.data(), 2);
-    let mut mark = Driver::connect_tracked(serve.mark(), 1);
-    assert_eq!(mark.mark("note text=before"), 0);
-    let serve = Serve::start_in(serve.kill(), "", &ARGS);
-    mark.reconnect(serve.mark());
+    let (serve, _data, mut mark) = killed_and_marks_back();
     let late = mark.post_mark(2, "note text=after");
     assert!(mark.state().contains("inflight=0"));
     assert!(!mark.is_done(0, late));

@@ -16,7 +16,6 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::{VhostBackend, VringConfigData};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
 use wtblk::trace::event::{Body, DATA_DISK, DeviceKind, Op};
 
 fn broken(serve: &Serve, word: &str) -> String {
@@ -29,28 +28,6 @@ fn broken(serve: &Serve, word: &str) -> String {
     })
 }
 
-/// A queue set up as told; its kick fd.
-fn set_up(d: &mut Driver, size: u16, desc: u64, avail: u64, used: u64) -> EventFd {
-    let host = d.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
-    let event = EventFd::new(0).unwrap();
-    let f = &mut d.frontend;
-    f.set_vring_num(0, size).unwrap();
-    f.set_vring_base(0, 0).unwrap();
-    let config = VringConfigData {
-        queue_max_size: size,
-        queue_size: size,
-        flags: 0,
-        desc_table_addr: host.wrapping_add(desc),
-        avail_ring_addr: host.wrapping_add(avail),
-        used_ring_addr: host.wrapping_add(used),
-        log_addr: None,
-    };
-    f.set_vring_addr(0, &config).unwrap();
-    f.set_vring_kick(0, &event).unwrap();
-    f.set_vring_enable(0, true).unwrap();
-    event
-}
-
 #[test]
 fn rings_that_are_not_in_memory_do_not_start() {
     let end = 32 << 20;
@@ -61,7 +38,7 @@ fn rings_that_are_not_in_memory_do_not_start() {
     ] {
         let serve = Serve::start("", &[]);
         let mut d = Driver::negotiate(serve.data(), 1, u64::MAX);
-        set_up(&mut d, QUEUE_SIZE, desc, avail, used);
+        d.set_up(QUEUE_SIZE, desc, avail, used);
         broken(&serve, word);
         drop(d);
         goes_on(&serve);
@@ -98,7 +75,7 @@ fn rings_that_are_not_in_memory_do_not_start() {
     d.frontend
         .add_mem_region(&region(end, 1 << 20, host + end, &file))
         .unwrap();
-    set_up(&mut d, QUEUE_SIZE, end - 64, 0x2000, 0x3000);
+    d.set_up(QUEUE_SIZE, end - 64, 0x2000, 0x3000);
     broken(&serve, "ends outside guest memory");
     drop(d);
     goes_on(&serve);
@@ -150,7 +127,7 @@ fn a_ring_over_itself_is_the_guests_own_loss() {
         // What is read goes over the descriptors.
         d.put_desc(0x1000, 1, 0x1000, 4096, WRITE | NEXT, 2);
         d.put_desc(0x1000, 2, slot + 0x20, 1, WRITE, 0);
-        let kick = set_up(&mut d, 16, desc, avail, used);
+        let kick = d.set_up(16, desc, avail, used);
         d.poke(avail + 4, &[0, 0]);
         d.poke(avail + 2, &1u16.to_le_bytes());
         kick.write(1).unwrap();

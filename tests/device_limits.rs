@@ -15,10 +15,9 @@ use common::inside::Inside;
 use common::serve::{Serve, wtblk, wtblk_ending};
 use common::until;
 use nix::sys::resource::{Resource, setrlimit};
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::{VhostBackend, VringConfigData};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
+use vm_memory::{Bytes, GuestAddress};
 use wtblk::control::Line;
 use wtblk::control::client::Client;
 use wtblk::fault::request::{OrderBy, OrderSlot, Plan, Request};
@@ -116,24 +115,7 @@ fn requests_of_many_pieces_wait_in_the_ring() {
     }
     let total = 1200u16;
     d.poke(avail + 2, &total.to_le_bytes());
-    let host = d.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
-    let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
-    let f = &mut d.frontend;
-    f.set_vring_num(0, ENTRIES).unwrap();
-    f.set_vring_base(0, 0).unwrap();
-    let config = VringConfigData {
-        queue_max_size: ENTRIES,
-        queue_size: ENTRIES,
-        flags: 0,
-        desc_table_addr: host + desc,
-        avail_ring_addr: host + avail,
-        used_ring_addr: host + used,
-        log_addr: None,
-    };
-    f.set_vring_addr(0, &config).unwrap();
-    f.set_vring_call(0, &call).unwrap();
-    f.set_vring_kick(0, &kick).unwrap();
-    f.set_vring_enable(0, true).unwrap();
+    let _kick = d.set_up(ENTRIES, desc, avail, used);
     until("the event", || {
         let trace = serve.trace();
         (!limits(&trace, "too many pieces").is_empty()).then_some(())
@@ -547,24 +529,7 @@ fn a_stop_takes_thousands_of_waiting_marks_at_once() {
         mark.poke(avail + 4 + 2 * u64::from(n), &n.to_le_bytes());
     }
     mark.poke(avail + 2, &ENTRIES.to_le_bytes());
-    let host = mark.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
-    let (kick, call) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
-    let f = &mut mark.frontend;
-    f.set_vring_num(0, ENTRIES).unwrap();
-    f.set_vring_base(0, 0).unwrap();
-    let config = VringConfigData {
-        queue_max_size: ENTRIES,
-        queue_size: ENTRIES,
-        flags: 0,
-        desc_table_addr: host + desc,
-        avail_ring_addr: host + avail,
-        used_ring_addr: host + used,
-        log_addr: None,
-    };
-    f.set_vring_addr(0, &config).unwrap();
-    f.set_vring_call(0, &call).unwrap();
-    f.set_vring_kick(0, &kick).unwrap();
-    f.set_vring_enable(0, true).unwrap();
+    let kick = mark.set_up(ENTRIES, desc, avail, used);
     kick.write(1).unwrap();
     until("the limit", || {
         (!limits(&serve.trace(), "marks in a second").is_empty()).then_some(())

@@ -121,15 +121,13 @@ fn admit(shared: &Arc<Shared>, mut stream: UnixStream) {
     }
     if shared.connections.fetch_add(1, Ordering::SeqCst) >= CONNECTIONS {
         shared.connections.fetch_sub(1, Ordering::SeqCst);
+        let why = format!("too many control connections, there are {CONNECTIONS}");
         if !shared.said.swap(true, Ordering::Relaxed) {
-            let text = format!(
-                "too many control connections, there are {CONNECTIONS}: the next ones are refused"
-            );
+            let text = format!("{why}: the next ones are refused");
             let kind = DeviceKind::Limit;
             let most = CONNECTIONS as u64;
             shared.hub.event(DATA_DISK, 0, kind, most, 0, &text);
         }
-        let why = format!("too many control connections, there are {CONNECTIONS}");
         return refuse(&mut stream, &why);
     }
     let theirs = shared.clone();

@@ -195,6 +195,28 @@ impl Driver {
         f.set_vring_enable(index, true).unwrap();
     }
 
+    /// Queue 0 of this size and at these places, started; its kick fd.
+    pub fn set_up(&mut self, size: u16, desc: u64, avail: u64, used: u64) -> EventFd {
+        let host = self.memory.get_host_address(GuestAddress(0)).unwrap() as u64;
+        let kick = EventFd::new(0).unwrap();
+        let f = &mut self.frontend;
+        f.set_vring_num(0, size).unwrap();
+        f.set_vring_base(0, 0).unwrap();
+        let config = VringConfigData {
+            queue_max_size: size,
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: host.wrapping_add(desc),
+            avail_ring_addr: host.wrapping_add(avail),
+            used_ring_addr: host.wrapping_add(used),
+            log_addr: None,
+        };
+        f.set_vring_addr(0, &config).unwrap();
+        f.set_vring_kick(0, &kick).unwrap();
+        f.set_vring_enable(0, true).unwrap();
+        kick
+    }
+
     /// Stops a ring; the base that the device gives.
     pub fn stop(&mut self, index: usize) -> u16 {
         self.frontend.set_vring_enable(index, false).unwrap();
