@@ -512,7 +512,7 @@ fn a_limit_of_file_sizes_is_the_error_of_a_request() {
 fn a_stop_takes_thousands_of_waiting_marks_at_once() {
     const ENTRIES: u16 = 32768;
     let (desc, avail, used) = (0x80_0000u64, 0x90_0000u64, 0xa0_0000u64);
-    let words = ["--queues", "16", "--marks-per-second", "10"];
+    let words = ["--queues", "64", "--marks-per-second", "10"];
     let serve = Serve::start("", &words);
     let mut mark = Driver::negotiate(serve.mark(), 1, u64::MAX);
     // All are the same chain.

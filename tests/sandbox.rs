@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::driver::{DISCARD, Driver, FLUSH, WRITE_ZEROES};
-use common::serve::{Serve, wtblk};
+use common::serve::{Serve, wtblk, wtblk_ending};
 use common::until;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use wtblk::sandbox::Sandbox;
@@ -130,7 +130,7 @@ fn off_is_off() {
 #[test]
 fn an_error_while_it_is_entered_ends_the_start() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = wtblk();
+    let mut command = wtblk_ending();
     lacking(&mut command, libc::SYS_landlock_restrict_self, libc::ENOMEM);
     command.args(["serve", "--memory", "1MiB"]);
     let output = command.arg("--socket").arg(dir.path().join("s")).output();
